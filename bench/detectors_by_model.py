@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.detectors import REPLIES, Counts, counts_of, interval, objections
 from bench.real_models import model_folder
 from engine.core.config import load_config
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.demo.preset import ASSETS
 from engine.models.chat import Conversation
 from engine.models.local_backend import LocalBackend
@@ -210,7 +210,7 @@ def cost(data: Path, cache: Path) -> str:
     asked = [before_the_answer(transcript_turns(text)) for text in hh_rows(data)[:COST_PROMPTS]]
     prompts = [Prompt(str(number), messages) for number, messages in enumerate(asked)]
     started = time.process_time()
-    records = returned(make_records(prompts, backend, settings))
+    records = drain(make_records(prompts, backend, settings))
     generated = time.process_time() - started
     meter = RelevanceMeter(model, tokenizer)
     started = time.process_time()

@@ -72,7 +72,7 @@ def measure(source: Path, processes: int, threads: int) -> tuple[float, float, b
     from engine.run.context import Context
     from engine.run.folder import Run
     from engine.stages.load_judge import judge_loader
-    from engine.stages.pair_processes import evaluating
+    from engine.stages.pair_processes import evaluation_workers
 
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(max(threads // processes, 1))
@@ -83,7 +83,7 @@ def measure(source: Path, processes: int, threads: int) -> tuple[float, float, b
         context = Context(Stage3Config(**given), run)
         rows, held_out = load_rows(run / layout.TRAIN_JSONL), load_rows(run / layout.EVAL_JSONL)
         trained = to_the_end(train(context.config, run, rows, stop=context.stop))
-        elsewhere = partial(evaluating, context, trained) if processes > 1 else None
+        elsewhere = partial(evaluation_workers, context, trained) if processes > 1 else None
         started, cpu = time.monotonic(), cpu_seconds()
         load_judge = judge_loader(context)
         to_the_end(evaluate(context.config, run, trained, held_out, load_judge, context.stop, elsewhere))

@@ -78,7 +78,7 @@ def questions(number: int, tokens: int) -> list[ChatRequest]:
 
 def client_of(servers: Sequence[Served], model: str, concurrency: int, told: list[Event]) -> ServerClient:
     addresses = [server_address(served.proxy.url, {}) for served in servers]
-    return ServerClient(addresses, model, StopToken(), concurrency=concurrency, timeout_seconds=300, tell=told.append)
+    return ServerClient(addresses, model, StopToken(), concurrency=concurrency, timeout_seconds=300, emit=told.append)
 
 
 def timed(servers: Sequence[Served], model: str, concurrency: int, asked: Sequence[ChatRequest]) -> dict[str, Any]:

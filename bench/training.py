@@ -32,7 +32,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait would spin, and be counted
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.core.layout import CHECKPOINTS_DIR
 from engine.process.environment import quiet_libraries
 
@@ -359,7 +359,7 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
                 policy, pairs, trainer.data_collator, batch_size=1 if way.by_length else 0, dtype=torch.float32,
                 cache=KeyedCache(folder / "logps.jsonl"), policy="bench", stop=context.stop,
             )  # fmt: skip
-            trainer.use_reference_logps(returned(working))
+            trainer.use_reference_logps(drain(working))
 
     return trainer, before
 

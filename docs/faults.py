@@ -1,9 +1,9 @@
-"""Write docs/faults.md: every row of tests/faults/catalogue.toml with the tests that provoke it.
+"""Generate docs/faults.md: every row of tests/faults/catalogue.toml with the tests that provoke it.
 
     python docs/faults.py [--check]
 
-A test names its rows with `@pytest.mark.fault("C12", "F2-1")`. With `--check` nothing is written, and the exit code is 1 if
-the page differs. The tests are read and not imported, so this takes a second.
+A test is marked with its rows: `@pytest.mark.fault("C12", "F2-1")`. `--check` writes nothing, and exits with 1 if the page is
+out of date. The tests are parsed and not imported, so this takes a second.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ KINDS = {
     "F": "Network, Hub, git, uv",
     "G": "Terminal and screens",
     "H": "Packaging",
-    "F2-": "Found by provoking them",
+    "F2-": "Found while testing",
 }
-"""First letters of an id → the heading over its rows."""
+"""First letters of an id → the heading above its rows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Provoked:
-    """A test, and one row that it provokes."""
+    """A test and one of the rows that it provokes."""
 
     id: str
     test: str
@@ -61,7 +61,7 @@ def catalogue() -> list[Fault]:
 
 
 def provoked() -> list[Provoked]:
-    """Every mark in every test file, in the order of the files."""
+    """Every mark in every test file, in file order."""
     return [found for path in sorted((ROOT / "tests").rglob("test_*.py")) for found in marks_in(path)]
 
 
@@ -77,7 +77,7 @@ def marks_in(path: Path) -> Iterator[Provoked]:
 
 
 def ids_in(decorator: ast.AST) -> Iterator[str]:
-    """The ids of `pytest.mark.fault(…)`, also of one in the `marks=` of a parameter."""
+    """The ids of `pytest.mark.fault(…)`, including those in the `marks=` of a parameter."""
     for call in ast.walk(decorator):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "fault":
             yield from (str(word.value) for word in call.args if isinstance(word, ast.Constant))
@@ -97,8 +97,8 @@ def page() -> str:
 
 HEAD = """# Faults
 
-What breaks in the field, what the program does then, and the test that provokes it. `python docs/faults.py` writes this page
-from `tests/faults/catalogue.toml` and the marks of the tests; do not edit it."""
+What can go wrong in practice, what the program does then, and the test that provokes it. `python docs/faults.py` generates this
+page from `tests/faults/catalogue.toml` and the marks of the tests; do not edit it."""
 
 
 def counts(faults: list[Fault], tests: dict[str, list[str]]) -> str:
@@ -106,14 +106,14 @@ def counts(faults: list[Fault], tests: dict[str, list[str]]) -> str:
     impossible = sum(bool(fault.untested) and not tests[fault.id] for fault in faults)
     sentences = [
         f"**{proven} of {len(faults)} faults are provoked by a test.**",
-        f"{impossible} cannot be provoked by one and say why." if impossible else "",
+        f"{impossible} cannot be provoked by a test, and give the reason." if impossible else "",
         f"{len(faults) - proven - impossible} have no test yet." if proven + impossible < len(faults) else "",
     ]
     return " ".join(filter(None, sentences))
 
 
 def entry(fault: Fault, tests: list[str]) -> str:
-    """A paragraph with a blank line round each test, so that two branches that add tests rarely touch one line."""
+    """A paragraph, then its tests, one per line, so that branches that add tests rarely conflict."""
     lines = [f"**{fault.id}** {fault.fault} → {fault.happens}"]
     lines += [f"- `{test}`" for test in tests]
     if fault.untested:

@@ -1,9 +1,9 @@
-"""Write the tables of the documentation from the program's own: stages, keys, commands, options, forms of rows, forecasts.
+"""Generate the tables in the documentation from the code: stages, keys, commands, options, forms of rows, forecasts.
 
     python docs/tables.py [--check]
 
-A table stands between `<!-- NAME -->` and `<!-- end NAME -->` on its page. With `--check` nothing is written, and the exit
-code is 1 if a page differs.
+A table is between `<!-- NAME -->` and `<!-- end NAME -->` on its page. `--check` writes nothing, and exits with 1 if a page is
+out of date.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def option_row(option: Option) -> str:
 
 
 def form_table(forms: Sequence[Form[Any]]) -> str:
-    rows = [f"| `{form.name}` | {form.columns} | {form.who} |" for form in forms]
-    return "\n".join(["| form | columns that tell it | who has it |", "|---|---|---|", *rows])
+    rows = [f"| `{form.name}` | {form.columns} | {form.used_by} |" for form in forms]
+    return "\n".join(["| form | identifying columns | used by |", "|---|---|---|", *rows])
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
@@ -69,15 +69,15 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "prompt-forms": ("files-you-have.md", lambda: form_table(PROMPT_FORMS)),
     **SCALING_TABLES,
 }
-"""Name of a table → its page, and what writes it."""
+"""Name of a table → its page, and the function that generates it."""
 
 
 def filled(name: str, page: str, table: Callable[[], str]) -> tuple[str, str]:
-    """(the page as it is, the page with its table as the program has it now)."""
+    """(the current page, the page with its table regenerated)."""
     text = (FOLDER / page).read_text(encoding="utf-8")
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"docs/{page} has no place for the table {name!r}")
+        raise SystemExit(f"docs/{page} has no markers for the table {name!r}")
     return text, pattern.sub(lambda match: f"{match[1]}{table().strip()}\n{match[2]}", text)
 
 

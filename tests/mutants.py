@@ -57,11 +57,11 @@ RECORD, SMALL_FILE, CHECKPOINT, FOLDER, ARCHIVE = (
     f"{ORDER}::test_all_of_a_folder_is_synced_before_it_has_its_name",
     f"{ORDER}::test_the_archive_is_synced_before_it_has_its_name",
 )
-FILES, BODIES = "tests/faults/test_files.py", "tests/faults/test_bodies.py"
+FILES, LIMITS = "tests/faults/test_files.py", "tests/faults/test_response_limits.py"
 FOREIGN = "tests/faults/test_foreign_files.py"
 ARCHIVES = "tests/packaging/test_archive.py"
 TRAINING = "tests/dpo/test_training.py"
-CONVERSATION = "tests/process/test_conversation.py"
+CONVERSATION = "tests/process/test_interactive_child.py"
 SYNC = """            failpoint("sync")
             os.fsync(file.fileno())
 """
@@ -116,14 +116,14 @@ MUTANTS = (
     Mutant(
         "sanitiser",
         "engine/security/sanitize.py",
-        '_UNSAFE.sub(_spelt_out, text.replace("\\r\\n", "\\n").replace("\\r", "\\n"))',
+        '_UNSAFE.sub(_escaped, text.replace("\\r\\n", "\\n").replace("\\r", "\\n"))',
         "text",
         ("tests/security/test_sanitize.py",),
     ),
     Mutant(
         "sanitiser of one line",
         "engine/security/sanitize.py",
-        '_UNSAFE.sub(_spelt_out, re.sub(r"\\s+", " ", text).strip())',
+        '_UNSAFE.sub(_escaped, re.sub(r"\\s+", " ", text).strip())',
         "text",
         ("tests/security/test_sanitize.py",),
     ),
@@ -158,8 +158,8 @@ MUTANTS = (
     ),
     Mutant(
         "signals of a whole job are held back from processes that train",
-        "engine/process/conversation.py",
-        "        with held_back():",
+        "engine/process/interactive_child.py",
+        "        with job_signals_blocked():",
         "        if True:",
         (f"{CONVERSATION}::test_a_signal_that_all_processes_of_a_job_get_does_not_end_the_child",),
     ),
@@ -226,29 +226,29 @@ MUTANTS = (
     ),
     Mutant(
         "limit on the bytes of an answer, ten times as high",
-        "engine/core/bodies.py",
-        "LARGEST_ANSWER = 64 << 20",
-        "LARGEST_ANSWER = 640 << 20",
-        (f"{BODIES}::test_f2_06_a_server_that_sends_without_end_is_no_server[endless]",),
+        "engine/core/response_limits.py",
+        "MAX_RESPONSE_BYTES = 64 << 20",
+        "MAX_RESPONSE_BYTES = 640 << 20",
+        (f"{LIMITS}::test_f2_06_a_server_that_sends_without_end_is_no_server[endless]",),
     ),
     Mutant(
         "limit on what an archive expands to",
         "engine/packaging/verify.py",
-        "if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MAX_EXPANSION * size):",
+        "if sum(entry.file_size for entry in entries) > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * size):",
         "if False:",
-        (f"{BODIES}::test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked",),
+        (f"{LIMITS}::test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked",),
     ),
     Mutant(
         "limit on headers that drip",
         "engine/hub/client.py",
         "    limit_read_rate(client)\n",
         "",
-        (f"{BODIES}::test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too",),
+        (f"{LIMITS}::test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too",),
     ),
     Mutant(
-        "first look at a stranger's file in a child",
-        "engine/process/first_look.py",
-        "if looked.timed_out or looked.killed_by:",
+        "crash check of an untrusted file in a child process",
+        "engine/process/crash_check.py",
+        "if result.timed_out or result.killed_by:",
         "if False:",
         (
             f"{FOREIGN}::test_a_file_that_crashes_its_library_is_refused_with_the_signal",

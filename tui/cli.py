@@ -27,18 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, is_report = _run(arguments)
         lost = lost_output() if is_report and code == ExitCode.DONE else None
     except Stage3Error as error:
-        return _told(error)
+        return _report(error)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
     except Exception as error:
         known = system_error(error)
         if known is None:
             raise
-        return _told(known)
+        return _report(known)
     if lost is None:
         return code
     what = "What was printed did not all arrive."
-    return _told(system_error(lost, what) or DiskError(what, str(lost), "Send standard output somewhere else."))
+    return _report(system_error(lost, what) or DiskError(what, str(lost), "Send standard output somewhere else."))
 
 
 def _run(arguments: list[str]) -> tuple[int, bool]:
@@ -58,7 +58,7 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
     return code, name in COMMANDS and COMMANDS[name].is_report
 
 
-def _told(error: Stage3Error) -> int:
+def _report(error: Stage3Error) -> int:
     print_error(error)
     return int(error.exit_code)
 

@@ -124,7 +124,7 @@ class UnsafeError(Stage3Error):
     exit_code = ExitCode.UNSAFE
 
 
-def error_with(exit_code: object, what: str, why: str, what_to_do: str) -> Stage3Error:
+def error_from_exit_code(exit_code: object, what: str, why: str, what_to_do: str) -> Stage3Error:
     """An error that another process told, of its own class where the exit code tells it."""
     kinds = (kind for kind in Stage3Error.__subclasses__() if int(kind.exit_code) == exit_code != ExitCode.BUG)
     return next(kinds, Stage3Error)(what, why, what_to_do)

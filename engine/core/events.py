@@ -303,12 +303,12 @@ class RunFinished(Event):
     summary: str = ""
 
 
-Tell = Callable[[Event], None]
-"""Reports an event from where nothing can be yielded."""
+EventSink = Callable[[Event], None]
+"""Takes an event from code that cannot yield it."""
 
 
-def nobody(event: Event) -> None:
-    """Reports to nobody."""
+def discard_event(event: Event) -> None:
+    """An `EventSink` that drops every event."""
 
 
 KINDS: dict[str, type[Event]] = {cls.kind(): cls for cls in Event.__subclasses__()}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 Returned = TypeVar("Returned")
 
 
-def returned(running: Generator[Any, None, Returned]) -> Returned:
+def drain(running: Generator[Any, None, Returned]) -> Returned:
     """Run to the end, ignore what it yields, and return what it returns."""
     while True:
         try:

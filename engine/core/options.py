@@ -13,7 +13,7 @@ from pathlib import Path
 
 CONFIG_FILE = Path(__file__).with_name("config.py")
 
-HOME_OF_GROUP = {
+STAGE_OF_GROUP = {
     "The run": "workspace",
     "Workspace": "workspace",
     "Hugging Face": "credentials",
@@ -52,7 +52,7 @@ class Option:
     """The heading under which forms show it."""
 
     @property
-    def may_be_none(self) -> bool:
+    def is_optional(self) -> bool:
         """Whether the program may choose the value."""
         return self.annotation.endswith("| None")
 
@@ -63,14 +63,14 @@ class Option:
             return f"one of {', '.join(self.choices)}"
         kind = _KINDS.get(self.annotation.removesuffix(" | None"), "text")
         kind = f"{kind}, {self.bounds}" if self.bounds else kind
-        return f"{kind}, or empty" if self.may_be_none else kind
+        return f"{kind}, or empty" if self.is_optional else kind
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
     @property
-    def may_be_repeated(self) -> bool:
+    def is_repeatable(self) -> bool:
         """Whether the flag may be given several times."""
         return self.annotation.startswith("Addresses")
 
@@ -115,7 +115,7 @@ def _options_of(node: ast.ClassDef) -> list[Option]:
                 _common(field.value),
             )
             label, unit, topic = (_word(field.value, key) for key in ("label", "unit", "topic"))
-            found.append(Option(name, group, annotation, *written, HOME_OF_GROUP[group], label, unit, topic or group))
+            found.append(Option(name, group, annotation, *written, STAGE_OF_GROUP[group], label, unit, topic or group))
     return found
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.errors import UnsafeError
-from engine.core.nesting import TOO_DEEP, refuse_nesting
-from engine.core.sizes import size_in_words
+from engine.core.nesting import TOO_DEEP, check_nesting
+from engine.core.sizes import format_size
 from engine.security.sanitize import visible_line
 
 _KINDS = {
@@ -28,13 +28,13 @@ _KINDS = {
 }
 
 
-LARGEST_CONFIG = 4 << 20
+MAX_CONFIG_BYTES = 4 << 20
 """Bytes of a configuration, a constitution or worked examples; people write a few thousand."""
 
 
-UNFOLDS_FREELY = 256 << 20
+ALWAYS_ALLOWED_BYTES = 256 << 20
 """Bytes that compressed data may always decompress to, however small it is."""
-MAX_UNFOLDING = 200
+MAX_DECOMPRESSION_RATIO = 200
 """Beyond that, times its own size. Texts decompress to three to ten times theirs, columns of one value to fifty."""
 
 
@@ -54,7 +54,7 @@ def open_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
         file = os.open(path, flags)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link that is not to be followed; a socket
-            refuse_odd(path, path.lstat().st_mode)
+            refuse_special_file(path, path.lstat().st_mode)
         raise
     mode = os.fstat(file).st_mode
     if stat.S_ISREG(mode) or (follow_links and stat.S_ISFIFO(mode) and _is_open_here(path)):
@@ -63,7 +63,7 @@ def open_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
     os.close(file)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise _odd(path, mode)
+    raise _special_file_error(path, mode)
 
 
 def read_file(path: Path, most: int, *, follow_links: bool = False) -> bytes:
@@ -71,17 +71,17 @@ def read_file(path: Path, most: int, *, follow_links: bool = False) -> bytes:
     with open_file(path, follow_links=follow_links) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise TooLarge(f"it has more than {size_in_words(most)}")
+        raise TooLarge(f"it has more than {format_size(most)}")
     return data
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A configuration file given by a person. Raises ValueError, UnsafeError, OSError."""
     try:
-        found = tomllib.loads(read_file(path, LARGEST_CONFIG, follow_links=True).decode("utf-8"))
+        found = tomllib.loads(read_file(path, MAX_CONFIG_BYTES, follow_links=True).decode("utf-8"))
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    refuse_nesting(found)
+    check_nesting(found)
     return found
 
 
@@ -90,19 +90,19 @@ def read_yaml(path: Path) -> Any:
     import yaml  # takes a while, and few need it
 
     try:
-        found = yaml.safe_load(read_file(path, LARGEST_CONFIG, follow_links=True).decode("utf-8"))
+        found = yaml.safe_load(read_file(path, MAX_CONFIG_BYTES, follow_links=True).decode("utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    refuse_nesting([found])
+    check_nesting([found])
     return found
 
 
-def refuse_odd(path: Path, mode: int) -> None:
+def refuse_special_file(path: Path, mode: int) -> None:
     """Raises UnsafeError if a file of this mode is neither a regular file nor a folder."""
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise _odd(path, mode)
+        raise _special_file_error(path, mode)
 
 
 def _is_open_here(path: Path) -> bool:
@@ -110,7 +110,7 @@ def _is_open_here(path: Path) -> bool:
     return path.parent.resolve() == Path(f"/proc/{os.getpid()}/fd")
 
 
-def _odd(path: Path, mode: int) -> UnsafeError:
+def _special_file_error(path: Path, mode: int) -> UnsafeError:
     kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
     return UnsafeError(
         f"{visible_line(str(path))} is {kind}, not a regular file.",

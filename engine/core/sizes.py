@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def size_in_words(size: int) -> str:
+def format_size(size: int) -> str:
     if size >= 1 << 30:
         return f"{size / (1 << 30):.1f} GiB"
     if size >= 1 << 20:

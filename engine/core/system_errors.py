@@ -16,8 +16,8 @@ from engine.core.errors import ConfigError, DiskError, MemoryExhausted, Precondi
 from engine.core.users import owner_of
 from engine.security.sanitize import visible_line
 
-GOES_ON = "then run the same command again: everything acknowledged so far is kept"
-LONGEST_REASON = 400
+THEN_RERUN = "then run the same command again: everything acknowledged so far is kept"
+MAX_REASON_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,28 @@ class Meaning:
 
 MEANINGS: dict[int, Meaning] = {
     errno.ENOSPC: Meaning(
-        DiskError, "Writing to disk failed.", "No space is left on the disk.", f"Free some space (`df -h`), {GOES_ON}."
+        DiskError,
+        "Writing to disk failed.",
+        "No space is left on the disk.",
+        f"Free some space (`df -h`), {THEN_RERUN}.",
     ),
     errno.EDQUOT: Meaning(
         DiskError,
         "Writing to disk failed.",
         "Your quota on this disk is used up, whatever room the disk itself has.",
-        f"Remove files of yours, or ask for more (`quota -s`), {GOES_ON}.",
+        f"Remove files of yours, or ask for more (`quota -s`), {THEN_RERUN}.",
     ),
     errno.EFBIG: Meaning(
         DiskError,
         "Writing to disk failed.",
         "A file would become larger than this process, or this file system, may have.",
-        f"Raise the limit (`ulimit -f unlimited`), or give an --output-dir on a file system with larger files, {GOES_ON}.",
+        f"Raise the limit (`ulimit -f unlimited`), or give an --output-dir on a file system with larger files, {THEN_RERUN}.",
     ),
     errno.EROFS: Meaning(
         DiskError,
         "Writing to disk failed.",
         "The file system is read-only. The kernel makes it so after an error of the disk.",
-        f"See `dmesg` for the reason and mount it for writing, or give another --output-dir, {GOES_ON}.",
+        f"See `dmesg` for the reason and mount it for writing, or give another --output-dir, {THEN_RERUN}.",
     ),
     errno.EIO: Meaning(
         DiskError,
@@ -63,25 +66,25 @@ MEANINGS: dict[int, Meaning] = {
         DiskError,
         "The disk reports an error.",
         "The network file system has lost the file (stale handle).",
-        f"Mount it again, {GOES_ON}.",
+        f"Mount it again, {THEN_RERUN}.",
     ),
     errno.EMFILE: Meaning(
         PreconditionError,
         "No more files can be opened.",
         "This process has as many open as its limit allows.",
-        f"Raise the limit (`ulimit -n 4096`), {GOES_ON}.",
+        f"Raise the limit (`ulimit -n 4096`), {THEN_RERUN}.",
     ),
     errno.ENFILE: Meaning(
         PreconditionError,
         "No more files can be opened.",
         "The whole system has as many open as it allows.",
-        f"End programs that hold many, or raise fs.file-max, {GOES_ON}.",
+        f"End programs that hold many, or raise fs.file-max, {THEN_RERUN}.",
     ),
     errno.ENOMEM: Meaning(
         MemoryExhausted,
         "Memory ran out.",
         "The system gives this process no more memory.",
-        f"Close other programs, or raise the limit (`ulimit -v unlimited`, or the container's), {GOES_ON}.",
+        f"Close other programs, or raise the limit (`ulimit -v unlimited`, or the container's), {THEN_RERUN}.",
     ),
     errno.ENAMETOOLONG: Meaning(
         ConfigError,
@@ -103,18 +106,18 @@ MEANINGS: dict[int, Meaning] = {
     ),
 }
 MEANINGS[errno.EPERM] = MEANINGS[errno.EACCES]
-OF_OWNERS = frozenset({errno.EACCES, errno.EPERM})
-OF_A_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+PERMISSION_ERRNOS = frozenset({errno.EACCES, errno.EPERM})
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 NO_INODES = (
     "The disk has room, but no inodes left: it holds as many files as it can.",
-    f"Remove files, however small (`df -i`), {GOES_ON}.",
+    f"Remove files, however small (`df -i`), {THEN_RERUN}.",
 )
 
-_RUSTS_NUMBER = re.compile(r"\(?os error (\d+)\)?|Errno (\d+)", re.IGNORECASE)
+_ERRNO_IN_TEXT = re.compile(r"\(?os error (\d+)\)?|Errno (\d+)", re.IGNORECASE)
 # Without EACCES: ssh, the Hub and servers say "Permission denied" as well.
-_SYSTEMS_WORDS = {os.strerror(number): number for number in MEANINGS if number not in OF_OWNERS}
-_WORDS: tuple[tuple[re.Pattern[str], int], ...] = (
+_ERRNO_BY_MESSAGE = {os.strerror(number): number for number in MEANINGS if number not in PERMISSION_ERRNOS}
+_ERRNO_BY_PATTERN: tuple[tuple[re.Pattern[str], int], ...] = (
     # torch, safetensors and git report a full disk in their own words.
     (
         re.compile(r"iostream error|unexpected pos \d+ vs|StorageFull|PytorchStreamWriter|Out of diskspace"),
@@ -138,23 +141,23 @@ def error_of_errno(number: int, doing: str = "", said: str = "", file: Path | No
     """The error of a number in the table. `said`: whoever reported it, in its words; `file`: where."""
     meaning = MEANINGS[number]
     why, what_to_do = meaning.why, meaning.what_to_do
-    if number in OF_A_FULL_DISK and file is not None and _lacks_inodes(file):
+    if number in DISK_FULL_ERRNOS and file is not None and _lacks_inodes(file):
         why, what_to_do = NO_INODES
-    if number in OF_OWNERS and file is not None:
-        why = f"{why} {_whose(file)}".rstrip()
-    said = visible_line(said, LONGEST_REASON)
+    if number in PERMISSION_ERRNOS and file is not None:
+        why = f"{why} {_owner_sentence(file)}".rstrip()
+    said = visible_line(said, MAX_REASON_CHARACTERS)
     return meaning.error(doing or meaning.what, f"{why} ({said})" if said else why, what_to_do)
 
 
 def errno_of(error: BaseException) -> int | None:
     """The errno from the table that an exception or one of its causes carries or mentions; None if there is none."""
-    number = numbered(error)
+    number = carried_errno(error)
     if number is not None:
         return number
     return next((found for link in chain_of(error) if (found := errno_in(str(link))) is not None), None)
 
 
-def numbered(error: BaseException) -> int | None:
+def carried_errno(error: BaseException) -> int | None:
     """The errno from the table that an exception or one of its causes carries; None if none does."""
     for link in chain_of(error):
         if isinstance(link, OSError) and link.errno in MEANINGS:
@@ -166,13 +169,13 @@ def numbered(error: BaseException) -> int | None:
 
 def errno_in(text: str) -> int | None:
     """The errno from the table that a text mentions, as Rust, git, uv and C libraries write it; None if there is none."""
-    for match in _RUSTS_NUMBER.finditer(text):
+    for match in _ERRNO_IN_TEXT.finditer(text):
         if (number := int(match[1] or match[2])) in MEANINGS:
             return number
-    for words, number in _SYSTEMS_WORDS.items():
+    for words, number in _ERRNO_BY_MESSAGE.items():
         if words in text:
             return number
-    return next((number for pattern, number in _WORDS if pattern.search(text)), None)
+    return next((number for pattern, number in _ERRNO_BY_PATTERN if pattern.search(text)), None)
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
@@ -191,7 +194,7 @@ def _file_of(error: BaseException) -> Path | None:
     return None if name is None else Path(name)
 
 
-def _whose(file: Path) -> str:
+def _owner_sentence(file: Path) -> str:
     """A sentence that names the owner of the file, or of the folder it would be in."""
     there = next((place for place in (file, *file.parents) if os.access(place, os.F_OK)), None)
     return "" if there is None else f"{visible_line(str(there))} belongs to {owner_of(there)}."

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.core.bodies import LARGEST_ANSWER, bound
 from engine.core.failpoints import failpoint
+from engine.core.response_limits import MAX_RESPONSE_BYTES, limit_response
 from engine.hub.responses import BUSY, retry_after
 from engine.hub.slow_responses import limit_read_rate
 from engine.hub.urls import endpoint
@@ -82,7 +82,7 @@ def _limit_time(request: Request) -> None:
 
 def _limit_size(response: Response) -> None:
     """Limit what the library holds in memory; files go to disk and may be of any size."""
-    bound(response, None if response.request.extensions.get(_IS_FILE) else LARGEST_ANSWER)
+    limit_response(response, None if response.request.extensions.get(_IS_FILE) else MAX_RESPONSE_BYTES)
 
 
 def _refuse_long_wait(response: Response) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from engine.core.bodies import is_refusal
 from engine.core.errors import AccessError, ConfigError, NetworkError, PreconditionError, Stage3Error
+from engine.core.response_limits import is_rejected_response
 from engine.hub.client import timeout_seconds
 from engine.hub.responses import BUSY, is_html, message_of, retry_after
 from engine.hub.urls import GATED_TOKEN_PAGE, STATUS_PAGE, TOKENS_PAGE, RepoType, page_of, shown_endpoint
@@ -177,7 +177,7 @@ def unreachable(error: BaseException) -> NetworkError:
     import httpx2
 
     where, why = f"The Hub at {shown_endpoint()}", visible_line(str(error), 300) or type(error).__name__
-    if is_refusal(error):
+    if is_rejected_response(error):
         return NetworkError(
             f"{where} returned an invalid response.", f"{why}.", "Check HF_ENDPOINT and the proxy, then try again."
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine import __version__
-from engine.core.nesting import foreign_json
+from engine.core.nesting import parse_untrusted_json
 from engine.hub.client import MAX_WAIT_SECONDS, limit_requests
 from engine.hub.errors import not_a_hub_response, offline, unreachable
 from engine.hub.responses import BUSY, is_html, retry_after
@@ -60,7 +60,7 @@ def send(method: str, path: str, token: Secret | None = None, form: Mapping[str,
 def json_of(response: Response) -> dict[str, Any]:
     """The JSON object of a response. Raises NetworkError if it is not one: something else responded."""
     try:
-        payload = foreign_json(response.content)
+        payload = parse_untrusted_json(response.content)
     except ValueError:
         raise not_a_hub_response(response) from None
     if not isinstance(payload, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from engine.core.nesting import foreign_json
+from engine.core.nesting import parse_untrusted_json
 from engine.security.redaction import redact
 from engine.security.sanitize import visible_line
 
@@ -24,7 +24,7 @@ def message_of(response: Response) -> str:
 
 def _error_in(response: Response) -> object:
     try:
-        payload = foreign_json(response.content)
+        payload = parse_untrusted_json(response.content)
     except Exception:  # unread, missing or not JSON: no message
         return ""
     return (payload.get("error") if isinstance(payload, dict) else None) or ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from engine.core.bodies import Budget
+from engine.core.response_limits import ResponseBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
 
 def limit_read_rate(client: Client) -> None:
-    """Watch all connections that this client opens, also through a proxy. Slow ones raise as `engine.core.bodies.refused`."""
+    """Watch all connections that this client opens, also through a proxy. Slow ones raise as `response_limits.rejected`."""
     for transport in (client._transport, *client._mounts.values()):
-        pool = getattr(
-            transport, "_pool", None
-        )  # httpcore's pool takes a network backend, but httpx has no option for it
+        # httpcore's pool takes a network backend, but httpx has no option for it.
+        pool = getattr(transport, "_pool", None)
         if pool is not None:
             pool._network_backend = _backend()(pool._network_backend)
 
@@ -57,11 +56,11 @@ def _stream() -> Callable[[NetworkStream], NetworkStream]:
 
         def __init__(self, inner: NetworkStream) -> None:
             self._inner = inner
-            self._budget: Budget | None = None
+            self._budget: ResponseBudget | None = None
 
         def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
             data = self._inner.read(max_bytes, timeout)
-            self._budget = self._budget or Budget(None)
+            self._budget = self._budget or ResponseBudget(None)
             self._budget.received(len(data))
             return data
 

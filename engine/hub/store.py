@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.core.errors import DiskError, Stage3Error, UnsafeError
-from engine.core.system_errors import MEANINGS, OF_OWNERS, error_of_errno, numbered
+from engine.core.system_errors import MEANINGS, PERMISSION_ERRNOS, carried_errno, error_of_errno
 from engine.hub.exception_mapping import as_hub_error
 from engine.hub.tokens import store_path
 from engine.security.sanitize import visible_line
@@ -68,8 +68,8 @@ def _not_stored(error: Exception, path: Path) -> Stage3Error:
     # Not `str(error)` of every exception: the library's message may quote a file that holds tokens.
     reason = visible_line(str(error), 200) if isinstance(error, OSError) else type(error).__name__
     what = f"Cannot store the token in {visible_line(str(path), 200)}."
-    number = numbered(error)
-    if number is not None and number not in OF_OWNERS and MEANINGS[number].error is DiskError:
+    number = carried_errno(error)
+    if number is not None and number not in PERMISSION_ERRNOS and MEANINGS[number].error is DiskError:
         return error_of_errno(number, what, reason)
     return DiskError(
         what,

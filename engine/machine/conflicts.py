@@ -8,9 +8,9 @@ from importlib import metadata
 from packaging.requirements import InvalidRequirement, Requirement
 
 from engine import DISTRIBUTION
-from engine.machine.requirements import canonical, fits
+from engine.machine.requirements import canonical_name, fits
 
-NAMED = 5
+MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Conflicts:
     of_others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        more = f"; and {len(self.of_the_run) - NAMED} more" if len(self.of_the_run) > NAMED else ""
-        told = "; ".join(self.of_the_run[:NAMED]) + more or "none between the packages of the run"
+        more = f"; and {len(self.of_the_run) - MAX_LISTED} more" if len(self.of_the_run) > MAX_LISTED else ""
+        told = "; ".join(self.of_the_run[:MAX_LISTED]) + more or "none between the packages of the run"
         return told + (f"; {len(self.of_others)} between other packages here" if self.of_others else "")
 
 
@@ -32,9 +32,9 @@ def find_conflicts(needed: tuple[str, ...] = (DISTRIBUTION,)) -> Conflicts:
     distributions: dict[str, metadata.Distribution] = {}
     for distribution in metadata.distributions():
         if distribution.name:  # the first on the path is imported
-            distributions.setdefault(canonical(distribution.name), distribution)
+            distributions.setdefault(canonical_name(distribution.name), distribution)
     wants = {name: _requirements(distribution) for name, distribution in distributions.items()}
-    of_the_run = _closure({canonical(name) for name in needed}, wants)
+    of_the_run = _closure({canonical_name(name) for name in needed}, wants)
     found: dict[bool, list[str]] = {True: [], False: []}
     for name, lines in wants.items():
         for line in lines:
@@ -61,7 +61,7 @@ def _closure(names: set[str], wants: dict[str, list[Requirement | str]]) -> set[
     waiting, closed = list(names), set(names)
     while waiting:
         for item in wants.get(waiting.pop(), ()):
-            if isinstance(item, Requirement) and (name := canonical(item.name)) not in closed:
+            if isinstance(item, Requirement) and (name := canonical_name(item.name)) not in closed:
                 closed.add(name)
                 waiting.append(name)
     return closed
@@ -72,7 +72,7 @@ def _conflict(
 ) -> str:
     if isinstance(item, str):
         return f"{distribution.name} has an unreadable requirement: {item}"
-    other = distributions.get(canonical(item.name))
+    other = distributions.get(canonical_name(item.name))
     version = other.version if other is not None else None
     if version and fits(item, version):
         return ""

@@ -6,7 +6,7 @@ import errno
 import sys
 
 from engine.core.errors import MemoryExhausted, PreconditionError, Stage3Error
-from engine.core.system_errors import numbered, system_error
+from engine.core.system_errors import carried_errno, system_error
 from engine.machine.device_errors import is_broken_device, is_out_of_memory
 from engine.security.sanitize import visible_line
 
@@ -15,7 +15,7 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
     """The fixable error behind `error`, or None: then it is a bug."""
     if isinstance(error, Stage3Error):
         return error
-    if numbered(error) not in (None, errno.ENOMEM):
+    if carried_errno(error) not in (None, errno.ENOMEM):
         return system_error(error)
     of_the_hub = _hub_failure(error)
     if of_the_hub is not None:

@@ -24,31 +24,31 @@ from engine.machine.nvml import WITH_HOLDERS
 from engine.process.children import clean_environment
 from engine.security.sanitize import visible_line
 
-FIRST_SECONDS = 20.0
+FIRST_TIMEOUT_SECONDS = 20.0
 """For the first answer: without persistence mode the driver sets up each of eight GPUs first."""
-LATER_SECONDS = 3.0
-STARTS = 3
+TIMEOUT_SECONDS = 3.0
+MAX_STARTS = 3
 """How often a child that hung or died is replaced, the first one counted."""
 POLL_SECONDS = 0.1
 PYTHON = sys.executable
-LONGEST_ANSWER = 1 << 20
+MAX_RESPONSE_BYTES = 1 << 20
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Holder:
+class MemoryHolder:
     """A process that holds GPU memory."""
 
     pid: int
-    whose: str
+    owner: str
     """Owner and program, or why they are unknown. Never the command line, which may contain tokens."""
     bytes: int | None
     """None if the driver does not report it (WSL, MIG)."""
 
     def __str__(self) -> str:
         held = f", {self.bytes / (1 << 30):.1f} GiB" if self.bytes is not None else ""
-        return f"process {self.pid} ({self.whose}{held})"
+        return f"process {self.pid} ({self.owner}{held})"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class GpuReport:
 
     driver: str | None = None
     gpus: tuple[GpuReading, ...] = ()
-    holders: tuple[tuple[Holder, ...], ...] = ()
+    holders: tuple[tuple[MemoryHolder, ...], ...] = ()
     """By GPU, this process left out; empty if they were not asked for."""
     note: str = ""
     """Why there is no reading, in one line."""
@@ -72,14 +72,14 @@ class Gpus:
         self._last_word: GpuReport | None = None
         """The report for good, if there is no NVML, or none that lives."""
 
-    def read(self, *, with_holders: bool = False, gives_up: Callable[[], bool] = lambda: False) -> GpuReport:
-        """Ask once. Returns within the limit, or soon after `gives_up` says so, and raises nothing."""
+    def read(self, *, with_holders: bool = False, cancelled: Callable[[], bool] = lambda: False) -> GpuReport:
+        """Ask once. Returns within the limit, or soon after `cancelled` says so, and raises nothing."""
         if self._last_word is not None:
             return self._last_word
         is_first = self._child is None
         try:
             answer = self._ask(
-                WITH_HOLDERS if with_holders else "", FIRST_SECONDS if is_first else LATER_SECONDS, gives_up
+                WITH_HOLDERS if with_holders else "", FIRST_TIMEOUT_SECONDS if is_first else TIMEOUT_SECONDS, cancelled
             )
         except (OSError, ValueError) as error:  # no process to be had, or it died, hung or talked nonsense
             return self._failed(str(error))
@@ -111,30 +111,30 @@ class Gpus:
 
     def _failed(self, why: str) -> GpuReport:
         report = GpuReport(note=f"no NVIDIA GPU telemetry: {visible_line(why, 200)}")
-        log.warning("%s (start %d of %d)", report.note, self._starts, STARTS)
+        log.warning("%s (start %d of %d)", report.note, self._starts, MAX_STARTS)
         self.close()
-        if self._starts >= STARTS:
+        if self._starts >= MAX_STARTS:
             self._last_word = report
         return report
 
-    def _ask(self, question: str, seconds: float, gives_up: Callable[[], bool]) -> dict[str, Any]:
+    def _ask(self, question: str, seconds: float, cancelled: Callable[[], bool]) -> dict[str, Any]:
         if self._child is None:
             self._starts += 1
             self._child = _start()
         assert self._child.stdin is not None
         self._child.stdin.write(question.encode() + b"\n")
         self._child.stdin.flush()
-        answer = json.loads(_line_of(self._child, time.monotonic() + seconds, gives_up))
+        answer = json.loads(_line_of(self._child, time.monotonic() + seconds, cancelled))
         if not isinstance(answer, dict):
             raise ValueError("the answer is no object")
         return answer
 
 
-def read_gpus(*, with_holders: bool = False, gives_up: Callable[[], bool] = lambda: False) -> GpuReport:
+def read_gpus(*, with_holders: bool = False, cancelled: Callable[[], bool] = lambda: False) -> GpuReport:
     """Ask once, in a child for this alone. Raises nothing."""
     with Gpus() as gpus:
-        report = gpus.read(with_holders=with_holders, gives_up=gives_up)
-    if not gives_up():
+        report = gpus.read(with_holders=with_holders, cancelled=cancelled)
+    if not cancelled():
         DRIVER.append(report.driver)
     return report
 
@@ -143,10 +143,10 @@ DRIVER: list[str | None] = []
 """What was said of the driver's version in this process."""
 
 
-def driver_version(gives_up: Callable[[], bool] = lambda: False) -> str | None:
+def driver_version(cancelled: Callable[[], bool] = lambda: False) -> str | None:
     """Of the NVIDIA driver; None without one that answers. A process asks once: one that hung is not waited for again."""
     if not DRIVER:
-        read_gpus(gives_up=gives_up)
+        read_gpus(cancelled=cancelled)
     return DRIVER[-1] if DRIVER else None
 
 
@@ -163,12 +163,12 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def _line_of(child: subprocess.Popen[bytes], deadline: float, gives_up: Callable[[], bool]) -> bytes:
+def _line_of(child: subprocess.Popen[bytes], deadline: float, cancelled: Callable[[], bool]) -> bytes:
     """The next line that the child says. Raises ValueError if there is none in time."""
     assert child.stdout is not None
     line = b""
     while not line.endswith(b"\n"):
-        if gives_up():
+        if cancelled():
             raise ValueError("not waited for")
         if time.monotonic() > deadline:
             raise ValueError("the driver does not answer")
@@ -178,7 +178,7 @@ def _line_of(child: subprocess.Popen[bytes], deadline: float, gives_up: Callable
         line += data
         if not data:
             raise ValueError(f"asking the driver ended the process that asked ({_ending(child)})")
-        if len(line) > LONGEST_ANSWER:
+        if len(line) > MAX_RESPONSE_BYTES:
             raise ValueError("the answer has no end")
     return line
 
@@ -201,13 +201,15 @@ def _close(pipe: Any) -> None:
 def _report(answer: dict[str, Any]) -> GpuReport:
     gpus = tuple(GpuReading(index=number, **gpu) for number, gpu in enumerate(answer.get("gpus", ())))
     holders = tuple(
-        tuple(Holder(one["pid"], _whose(one["pid"]), one["bytes"]) for one in of_gpu if one["pid"] != os.getpid())
+        tuple(
+            MemoryHolder(one["pid"], _owner_of(one["pid"]), one["bytes"]) for one in of_gpu if one["pid"] != os.getpid()
+        )
         for of_gpu in answer.get("holders", ())
     )
     return GpuReport(answer.get("driver"), gpus, holders, str(answer.get("note", "")))
 
 
-def _whose(pid: int) -> str:
+def _owner_of(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         ended = (

@@ -17,7 +17,7 @@ from pathlib import Path
 from engine.core.errors import NetworkError, PreconditionError, Stage3Error
 from engine.core.events import Event, Message
 from engine.core.layout import RUN_LOG
-from engine.core.system_errors import OF_OWNERS, errno_in, error_of_errno
+from engine.core.system_errors import PERMISSION_ERRNOS, errno_in, error_of_errno
 from engine.machine.programs import ASK_SECONDS, UV, find_uv
 from engine.machine.requirements import PackageStatus
 from engine.process.children import ChildResult, installer_settings, run_child, stream_child_as_messages
@@ -28,7 +28,7 @@ INSTALL_SECONDS = 3600.0
 INSTALL_UV_SECONDS = 600.0
 FOR_TORCH = "--torch-backend=auto"
 """Make uv choose torch's build for this driver."""
-NOWHERE = Path("/")
+ROOT_FOLDER = Path("/")
 
 # On many connections torch's wheel pauses for longer than uv's 30 s timeout, which uv reports as a bad archive.
 _PATIENCE = {"UV_HTTP_TIMEOUT": "300", "UV_NO_PROGRESS": "1"}
@@ -50,7 +50,9 @@ _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
 
 def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
     """The install command; for torch, with the build that fits the driver if uv supports that."""
-    torch = [FOR_TORCH] if any(item.requirement.name == "torch" for item in items) and _knows_torch(uv) else []
+    torch = (
+        [FOR_TORCH] if any(item.requirement.name == "torch" for item in items) and _supports_torch_backend(uv) else []
+    )
     return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.wanted for item in items)]
 
 
@@ -58,16 +60,16 @@ def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event,
     """Install them. Raises the matching error; retrying is safe, because uv replaces whole packages."""
     uv = find_uv()
     if uv is None:
-        raise missing_tool(items, f"Installing them needs uv, which is missing: {UV.get}.")
+        raise packages_error(items, f"Installing them needs uv, which is missing: {UV.get}.")
     command = install_command(uv, items)
     if FOR_TORCH not in command and any(item.requirement.name == "torch" for item in items):
         yield Message("warning", f"This uv does not know {FOR_TORCH}: installing the index's default build of torch.")
     yield Message("info", f"Installing: {visible_line(shlex.join(command))}")
     result = yield from stream_child_as_messages(
         command,
-        speaker="uv",
+        prefix="uv",
         limit_seconds=INSTALL_SECONDS,
-        cwd=NOWHERE,
+        cwd=ROOT_FOLDER,
         extra={**installer_settings(), **_PATIENCE},
         stop=stop,
     )
@@ -86,9 +88,9 @@ def install_uv(stop: StopToken) -> Generator[Event, None, str]:
         yield Message("info", f"Installing uv: {visible_line(shlex.join(argv))}")
         result = yield from stream_child_as_messages(
             argv,
-            speaker="pip",
+            prefix="pip",
             limit_seconds=INSTALL_UV_SECONDS,
-            cwd=NOWHERE,
+            cwd=ROOT_FOLDER,
             extra=installer_settings(),
             stop=stop,
         )
@@ -103,11 +105,11 @@ def install_failure(result: ChildResult, command: str) -> Stage3Error:
     what = "uv could not install the missing packages."
     why = f"uv: {visible_line(result.ending, 800).rstrip('.')}. The full output is in {RUN_LOG}."
     number = errno_in(" ".join(result.tail))
-    if number is not None and number not in OF_OWNERS:  # a full disk ends a download, too
+    if number is not None and number not in PERMISSION_ERRNOS:  # a full disk ends a download, too
         error = error_of_errno(number, what, why)
         error.what_to_do += f" `uv cache clean` empties uv's cache. By hand: `{command}`"
         return error
-    kind, what_to_do = _told_apart(result)
+    kind, what_to_do = _classify(result)
     return kind(
         what,
         why,
@@ -115,7 +117,7 @@ def install_failure(result: ChildResult, command: str) -> Stage3Error:
     )
 
 
-def _told_apart(result: ChildResult) -> tuple[type[Stage3Error], str]:
+def _classify(result: ChildResult) -> tuple[type[Stage3Error], str]:
     if result.timed_out:
         return NetworkError, "Check the network and the proxy."
     if result.killed_by:
@@ -127,14 +129,14 @@ def _told_apart(result: ChildResult) -> tuple[type[Stage3Error], str]:
     return PreconditionError, "Fix what uv reports."
 
 
-def missing_tool(items: Sequence[PackageStatus], why: str) -> PreconditionError:
+def packages_error(items: Sequence[PackageStatus], why: str) -> PreconditionError:
     names = ", ".join(f"{item.requirement.name} ({item.version or 'missing'})" for item in items)
     uv = find_uv()
     command = shlex.join(install_command(uv or "uv", items))
     return PreconditionError(f"The run needs other package versions: {names}.", why, f"`{command}`, or add --install.")
 
 
-def _knows_torch(uv: str) -> bool:
+def _supports_torch_backend(uv: str) -> bool:
     try:
         answer = run_child([uv, "pip", "install", "--help"], limit_seconds=ASK_SECONDS)
     except PreconditionError:

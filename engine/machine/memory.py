@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 __all__ = [
     "MemoryPeak",
     "free_memory",
-    "give_back_memory",
-    "in_halves",
+    "freeze_libraries",
+    "halve_on_oom",
     "is_broken_device",
     "is_out_of_memory",
     "no_garbage_collection",
-    "set_libraries_aside",
+    "trim_memory",
 ]
 
 T = TypeVar("T")
 
 
-def in_halves(work: Callable[[Sequence[int]], list[T]], rows: Sequence[int], free: Callable[[], None]) -> list[T]:
+def halve_on_oom(work: Callable[[Sequence[int]], list[T]], rows: Sequence[int], free: Callable[[], None]) -> list[T]:
     """`work` on all rows at once, or on halves if memory runs out. Raises the error for a single row.
 
     The error is dropped before the retry: its traceback holds the tensors that filled the memory.
@@ -43,7 +43,7 @@ def in_halves(work: Callable[[Sequence[int]], list[T]], rows: Sequence[int], fre
             raise
     free()
     middle = len(rows) // 2
-    return in_halves(work, rows[:middle], free) + in_halves(work, rows[middle:], free)
+    return halve_on_oom(work, rows[:middle], free) + halve_on_oom(work, rows[middle:], free)
 
 
 class MemoryPeak:
@@ -78,7 +78,7 @@ class MemoryPeak:
 
 
 @cache
-def set_libraries_aside() -> None:
+def freeze_libraries() -> None:
     """Take the 370,000 objects of torch, transformers and PEFT out of the garbage collector's sight: looking through them takes a
     quarter of a second each time that memory is freed. Call it while there is no model, because what it sets aside is not
     collected.
@@ -113,7 +113,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def give_back_memory() -> None:
+def trim_memory() -> None:
     """As `free_memory`; what the C library keeps of freed memory for itself goes back to the system, too: others need it now."""
     free_memory()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc

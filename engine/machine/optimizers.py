@@ -12,13 +12,13 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.machine.device import resolve_device
 
-OF_TORCH: str = Stage3Config.model_fields["optim"].default
+TORCH_ADAMW: str = Stage3Config.model_fields["optim"].default
 BLOCK = 256
 """Numbers in 8 bits that share a scale of 4 bytes."""
 
 
-def is_of_bitsandbytes(config: Stage3Config) -> bool:
-    return config.optim != OF_TORCH
+def uses_bitsandbytes(config: Stage3Config) -> bool:
+    return config.optim != TORCH_ADAMW
 
 
 def moment_bytes(optim: str) -> float:
@@ -31,14 +31,14 @@ def moment_bytes(optim: str) -> float:
 
 def require_optimizer(config: Stage3Config) -> None:
     """Raises PreconditionError if the optimizer is not installed, or does not run on this device."""
-    if not is_of_bitsandbytes(config):
+    if not uses_bitsandbytes(config):
         return
     device = resolve_device(config)
     if "paged" in config.optim and device.type != "cuda":
         raise PreconditionError(
             f"--optim {config.optim}: the device is {device}.",
             "A paged optimizer moves its state between the memory of a CUDA GPU and the host's.",
-            f"Use --optim {'adamw_8bit' if '8bit' in config.optim else OF_TORCH}, or --device cuda if there is a GPU.",
+            f"Use --optim {'adamw_8bit' if '8bit' in config.optim else TORCH_ADAMW}, or --device cuda if there is a GPU.",
         )
     if find_spec("bitsandbytes") is None:
         raise PreconditionError(

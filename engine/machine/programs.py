@@ -48,7 +48,7 @@ class FoundProgram:
     def ok(self) -> bool:
         return not self.fault
 
-    def refusal(self, why: str) -> PreconditionError:
+    def as_error(self, why: str) -> PreconditionError:
         """The error for a run that needs it. `why` says what for."""
         return PreconditionError(f"{self.program.name}: {self.fault}.", why, f"Install it with {self.program.get}.")
 
@@ -119,7 +119,7 @@ def require(program: Program, why: str) -> FoundProgram:
     """The program. Raises PreconditionError if it is unusable; `why` says what it is needed for."""
     found = find_program(program)
     if not found.ok:
-        raise found.refusal(why)
+        raise found.as_error(why)
     return found
 
 

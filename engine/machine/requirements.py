@@ -13,7 +13,7 @@ from packaging.version import InvalidVersion
 
 from engine import DISTRIBUTION
 from engine.core.config import Stage3Config
-from engine.machine.optimizers import is_of_bitsandbytes
+from engine.machine.optimizers import uses_bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Extra:
 
     name: str
     option: str
-    is_asked_for: Callable[[Stage3Config], bool]
+    is_requested: Callable[[Stage3Config], bool]
     imports: tuple[str, str]
     """A module, and a name in it, that the run uses."""
 
 
 EXTRAS = (
     Extra("bitsandbytes", "--load-in-4bit", lambda config: config.load_in_4bit, ("bitsandbytes.nn", "Linear4bit")),
-    Extra("bitsandbytes", "--optim", is_of_bitsandbytes, ("bitsandbytes.optim", "AdamW")),
+    Extra("bitsandbytes", "--optim", uses_bitsandbytes, ("bitsandbytes.optim", "AdamW")),
     Extra(
         "tensorboard",
         "--report-to tensorboard",
@@ -39,9 +39,9 @@ EXTRAS = (
 )
 
 
-def extras_of(config: Stage3Config) -> list[Extra]:
+def required_extras(config: Stage3Config) -> list[Extra]:
     """Those that the configuration needs."""
-    return [extra for extra in EXTRAS if extra.is_asked_for(config)]
+    return [extra for extra in EXTRAS if extra.is_requested(config)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def required(config: Stage3Config) -> list[PackageStatus] | None:
     except metadata.PackageNotFoundError:
         return None
     found = [PackageStatus(item, installed_version(item.name)) for item in needed]
-    for extra in extras_of(config):
+    for extra in required_extras(config):
         known = [status.requirement for status in found]
         more = [item for item in requirements_of(DISTRIBUTION, extra.name) if item not in known]
         found += [PackageStatus(item, installed_version(item.name), extra.option) for item in more]
@@ -99,7 +99,7 @@ def requirements_of(distribution: str, extra: str) -> list[Requirement]:
     return found
 
 
-def python_needed() -> SpecifierSet | None:
+def supported_python() -> SpecifierSet | None:
     """The Python versions that stage3-tui's metadata allows; None if it does not say."""
     try:
         fields = metadata.metadata(DISTRIBUTION)
@@ -123,5 +123,5 @@ def fits(requirement: Requirement, version: str) -> bool:
         return False
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -50,7 +50,7 @@ class Sampler:
         with Gpus() as gpus:
             while not self._done.wait(INTERVAL_SECONDS):
                 try:
-                    self._emit(read_host(gpus.read(gives_up=self._done.is_set), process))
+                    self._emit(read_host(gpus.read(cancelled=self._done.is_set), process))
                 except Exception as error:  # nothing that happens here is worth a run; the next reading may go well
                     if told != repr(error):
                         log.exception("a reading of the machine failed; the run goes on")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.core.config import Stage3Config
-from engine.core.events import Tell, nobody
+from engine.core.events import EventSink, discard_event
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import Reply, SamplingSettings
 from engine.models.server.roles import ServerRole, critic_server, policy_server
@@ -59,31 +59,33 @@ class Backend(ModelSizes, Protocol):
 
 
 def load_backend(
-    config: Stage3Config, adapter: Path, stop: StopToken, token: str | None, tell: Tell = nobody
+    config: Stage3Config, adapter: Path, stop: StopToken, token: str | None, emit: EventSink = discard_event
 ) -> Backend:
     """The policy on the server of `--server-url`, or the local base model with the Stage 2 adapter; plus the critic of
     `--critic-url`, if given.
 
-    tell   is told what happens to servers while a reply is awaited
+    emit   receives events about what happens to servers while a reply is awaited
     """
     critic = critic_server(config)  # first, so that incomplete options are reported before a model is loaded
-    policy = _load_policy(config, adapter, stop, token, tell)
-    return policy if critic is None else PolicyAndCritic(policy, _on_server(config, critic, stop, token, tell))
+    policy = _load_policy(config, adapter, stop, token, emit)
+    return policy if critic is None else PolicyAndCritic(policy, _on_server(config, critic, stop, token, emit))
 
 
-def _load_policy(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None, tell: Tell) -> Backend:
+def _load_policy(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None, emit: EventSink) -> Backend:
     server = policy_server(config)
     if server is not None:
-        return _on_server(config, server, stop, token, tell)
+        return _on_server(config, server, stop, token, emit)
     from engine.models.local_backend import load_stage2_backend
 
     return load_stage2_backend(config, adapter, stop, token)
 
 
-def _on_server(config: Stage3Config, server: ServerRole, stop: StopToken, token: str | None, tell: Tell) -> Backend:
+def _on_server(
+    config: Stage3Config, server: ServerRole, stop: StopToken, token: str | None, emit: EventSink
+) -> Backend:
     from engine.models.server.backend import load_server_backend
 
-    return load_server_backend(config, server, stop, token, tell)
+    return load_server_backend(config, server, stop, token, emit)
 
 
 class PolicyAndCritic:

@@ -12,7 +12,7 @@ from engine.core.config import Stage3Config
 from engine.core.reading import open_file
 from engine.hub import cached_snapshot
 from engine.hub.references import is_local
-from engine.storage.files import begun_git_hash
+from engine.storage.files import new_git_blob_hash
 
 _BLOCK = 1 << 22
 
@@ -46,7 +46,7 @@ def _is_as_named(blob: Path) -> bool:
     if len(blob.name) == 64:
         digest = hashlib.sha256()
     elif len(blob.name) == 40:
-        digest = begun_git_hash(blob.stat().st_size)
+        digest = new_git_blob_hash(blob.stat().st_size)
     else:
         return True
     with open_file(blob, follow_links=True) as file:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.machine.memory import free_memory, in_halves
+from engine.machine.memory import free_memory, halve_on_oom
 from engine.models.generation.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, PrefixMatch, common_prefix
 from engine.models.length_groups import TOKENS_PER_FORWARD, group_by_length
 
@@ -44,7 +44,7 @@ def reply_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> 
         step = max(1, LOGITS_PER_FORWARD // (vocabulary * max(len(rows[row][1]) for row in group)))
         for start in range(0, len(group), step):
             batch = group[start : start + step]
-            read = in_halves(
+            read = halve_on_oom(
                 lambda part: _likelihoods(model, [rows[row] for row in part], [prefixes[row] for row in part], pad),
                 batch,
                 free_memory,

@@ -13,7 +13,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
-from engine.machine.memory import set_libraries_aside
+from engine.machine.memory import freeze_libraries
 from engine.models.placement import gpus_of_base, require_on_gpus
 from engine.models.templates.option import default_template, missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, own_template, writes_date
@@ -91,7 +91,7 @@ def load_base(
 
     Raises PreconditionError if 4 bits are not possible, or no GPUs have room.
     """
-    set_libraries_aside()
+    freeze_libraries()
     from transformers import AutoModelForCausalLM
 
     dtype = resolve_dtype(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
-from engine.machine.memory import free_memory, in_halves
+from engine.machine.memory import free_memory, halve_on_oom
 from engine.models.chat import Conversation
 from engine.models.generation.batch_size import fitting_batch_size
 from engine.models.generation.prefix_cache import PrefixCache
@@ -58,7 +58,7 @@ class LocalBackend:
         while len(replies) < len(conversations):
             step = self._fits or len(conversations)
             rows = range(len(conversations))[len(replies) : len(replies) + step]
-            replies += in_halves(work, rows, self._free_memory_for)
+            replies += halve_on_oom(work, rows, self._free_memory_for)
         self._stop.raise_if_requested()
         self.tokens += sum(reply.tokens for reply in replies)
         return replies

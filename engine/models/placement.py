@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.machine.device import resolve_device
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def require_on_gpus(model: PreTrainedModel, gpus: int) -> None:
     if elsewhere:
         size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
         raise PreconditionError(
-            f"The {gpus} GPUs of this machine have no room for the base model's {size_in_words(size)}.",
+            f"The {gpus} GPUs of this machine have no room for the base model's {format_size(size)}.",
             f"{len(elsewhere)} parts of it are left over ({elsewhere[0]}, …).",
             "Free their memory (`nvidia-smi` lists who uses it), or use more GPUs or a smaller --base-model-id.",
         )

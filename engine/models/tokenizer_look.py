@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.core.reading import open_file
 from engine.hub.references import is_local, local_path
-from engine.process.first_look import first_look, given_file
+from engine.process.crash_check import check_in_child, checked_file
 from engine.run.stop import StopToken
 
 TOKENIZER = "tokenizer.json"
@@ -31,12 +31,12 @@ def look_at_tokenizer(
     if path is None:
         return
     with open_file(path, follow_links=True) as file:
-        first_look(
+        check_in_child(
             __name__,
             "tokenizers",
             file,
             str(path),
-            mend=f"Give another {option}, or take the file from where the model was first published.",
+            remedy=f"Give another {option}, or take the file from where the model was first published.",
             stop=stop,
         )
 
@@ -54,10 +54,10 @@ def _file_of(model: str, revision: str | None, token: str | None) -> Path | None
         return None
 
 
-def look() -> None:
+def crash_check() -> None:
     """In the child: a line of text there and back."""
     from tokenizers import Tokenizer
 
-    with given_file() as file:
+    with checked_file() as file:
         tokenizer = Tokenizer.from_buffer(file.read())
     tokenizer.decode(tokenizer.encode(LINE).ids)

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.core.errors import DamagedState
-from engine.core.reading import UNFOLDS_FREELY, open_file
-from engine.core.sizes import size_in_words
+from engine.core.reading import ALWAYS_ALLOWED_BYTES, open_file
+from engine.core.sizes import format_size
 from engine.packaging.contents import LISTED
 from engine.packaging.zip_writer import MANIFEST
 from engine.storage.jsonl import loads
 
 LARGEST_MANIFEST = 16 << 20
 """Bytes; a manifest has a few lines for each of about twenty files."""
-MAX_EXPANSION = 50
+MAX_DECOMPRESSION_RATIO = 50
 """How many times its own size an archive may expand to. Most of it is the adapter, stored uncompressed; texts expand tenfold."""
 
 _NAME = re.compile(r"[A-Za-z0-9._/-]+")
@@ -97,9 +97,9 @@ def _expands_too_far(entries: list[zipfile.ZipInfo], size: int) -> str:
         return "its files overlap"
     for entry in entries:
         if _inner(entry) == MANIFEST and entry.file_size > LARGEST_MANIFEST:
-            return f"its manifest has more than {size_in_words(LARGEST_MANIFEST)}"
-    if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MAX_EXPANSION * size):
-        return f"it expands to more than {MAX_EXPANSION} times its size"
+            return f"its manifest has more than {format_size(LARGEST_MANIFEST)}"
+    if sum(entry.file_size for entry in entries) > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * size):
+        return f"it expands to more than {MAX_DECOMPRESSION_RATIO} times its size"
     return ""
 
 

@@ -11,7 +11,7 @@ RULE = (
 )
 
 
-class Ended(Protocol):
+class FinishedTrial(Protocol):
     """The outcome of a trial."""
 
     @property
@@ -24,7 +24,7 @@ class Ended(Protocol):
     def figures(self) -> Mapping[str, Any]: ...
 
 
-Trial = TypeVar("Trial", bound=Ended)
+Trial = TypeVar("Trial", bound=FinishedTrial)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

@@ -25,7 +25,7 @@ KINDS: tuple[Kind, ...] = ("superseded", "checkpoints", "caches")
 
 
 @dataclass(frozen=True)
-class Piece:
+class CleanupItem:
     """A file or a folder of the run."""
 
     path: str
@@ -41,20 +41,20 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cleanup:
-    goes: tuple[Piece, ...]
-    stays: tuple[Piece, ...]
+    removable: tuple[CleanupItem, ...]
+    kept: tuple[CleanupItem, ...]
     """What one may think that it could go, and what needs it."""
 
     @property
     def bytes(self) -> int:
-        return sum(piece.bytes for piece in self.goes)
+        return sum(item.bytes for item in self.removable)
 
     def only(self, kinds: Iterable[Kind]) -> Cleanup:
         wanted = set(kinds)
-        return Cleanup(*(tuple(p for p in pieces if p.kind in wanted) for pieces in (self.goes, self.stays)))
+        return Cleanup(*(tuple(p for p in items if p.kind in wanted) for items in (self.removable, self.kept)))
 
 
-def what_could_go(run: Run) -> Cleanup:
+def find_removable(run: Run) -> Cleanup:
     """Of the run and of its trials."""
     trials = trials_of(run)
     found = [*_caches(run, trials)]
@@ -64,10 +64,10 @@ def what_could_go(run: Run) -> Cleanup:
     return Cleanup(tuple(p for p, goes in ordered if goes), tuple(p for p, goes in ordered if not goes))
 
 
-def remove(run: Run, pieces: Iterable[Piece]) -> None:
+def remove(run: Run, items: Iterable[CleanupItem]) -> None:
     """Remove these. The caller has acquired the run, and its trials. Raises OSError."""
-    for piece in pieces:
-        path = run / piece.path
+    for item in items:
+        path = run / item.path
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -82,19 +82,19 @@ def _has_ended(run: Run, stage: str) -> bool:
     return run.stage(stage).get("status") in ENDED
 
 
-def _piece(run: Run, path: Path, kind: Kind, why: str) -> Piece:
+def _item(run: Run, path: Path, kind: Kind, why: str) -> CleanupItem:
     size = size_of_folder(path) if path.is_dir() else path.lstat().st_size
-    return Piece(path.relative_to(run.folder).as_posix(), kind, size, why)
+    return CleanupItem(path.relative_to(run.folder).as_posix(), kind, size, why)
 
 
 # -- what was set aside ------------------------------------------------------------------------------------------------
 
 
-def _superseded(run: Run, one: Run) -> Iterator[tuple[Piece, bool]]:
+def _superseded(run: Run, one: Run) -> Iterator[tuple[CleanupItem, bool]]:
     for folder in superseded_folders(one.folder):
         needed = _needed_of_superseded(one, folder)
         yield (
-            _piece(run, folder, "superseded", needed or str(note_of(folder).get("why", "")) or "set aside"),
+            _item(run, folder, "superseded", needed or str(note_of(folder).get("why", "")) or "set aside"),
             not needed,
         )
 
@@ -120,23 +120,23 @@ def _lost_decisions(folder: Path) -> bool:
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
-def _checkpoints(run: Run, one: Run) -> Iterator[tuple[Piece, bool]]:
+def _checkpoints(run: Run, one: Run) -> Iterator[tuple[CleanupItem, bool]]:
     """During training all are kept, since the newest may turn out damaged; afterwards the newest valid one, so that a new
     evaluation needs no training.
     """
     folder = one / layout.CHECKPOINTS_DIR
     for path in sorted([*folder.glob("broken-checkpoint-*"), *folder.glob(".checkpoint-*.part")]):
-        yield _piece(run, path, "checkpoints", "not whole: no start goes on from it"), True
+        yield _item(run, path, "checkpoints", "not whole: no start goes on from it"), True
     checkpoints = by_step(folder)
     newest = next((path for path in reversed(checkpoints) if _is_whole(path)), None)
     under_way = not _has_ended(one, "training")
     for path in checkpoints:
         if under_way or newest is None:
-            yield _piece(run, path, "checkpoints", "stage training has not ended"), False
+            yield _item(run, path, "checkpoints", "stage training has not ended"), False
         elif path == newest:
-            yield _piece(run, path, "checkpoints", "with the newest another evaluation trains nothing"), False
+            yield _item(run, path, "checkpoints", "with the newest another evaluation trains nothing"), False
         else:
-            yield _piece(run, path, "checkpoints", "training has ended, and there is a newer one"), True
+            yield _item(run, path, "checkpoints", "training has ended, and there is a newer one"), True
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -153,12 +153,12 @@ CACHES = {
 }
 
 
-def _caches(run: Run, trials: list[Run]) -> Iterator[tuple[Piece, bool]]:
+def _caches(run: Run, trials: list[Run]) -> Iterator[tuple[CleanupItem, bool]]:
     under_way = not _has_ended(run, "training") or not all(_has_ended(trial, "training") for trial in trials)
     for name, why in CACHES.items():
         path = run / layout.CACHE_DIR / name
         if path.is_file():
             yield (
-                _piece(run, path, "caches", "stage training has not ended, and reads it" if under_way else why),
+                _item(run, path, "caches", "stage training has not ended, and reads it" if under_way else why),
                 not under_way,
             )

@@ -15,7 +15,7 @@ from engine.core import layout
 from engine.run.folder import Run
 from engine.storage.documents import read_json_or_none
 
-NO_RESULT = ("output_dir", "theme", "mouse", "ascii")
+WITHOUT_EFFECT = ("output_dir", "theme", "mouse", "ascii")
 """Options that do not affect the result."""
 
 
@@ -29,7 +29,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Answered:
+class PromptAnswers:
     """The runs' answers to one held-out prompt; "" for a run without one."""
 
     prompt: str
@@ -40,7 +40,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunComparison:
     """All lists are in the order of the runs."""
 
     folders: tuple[Path, ...]
@@ -51,7 +51,7 @@ class Compared:
     losses: tuple[tuple[float, ...], ...]
     """Of each optimizer step."""
     margins: tuple[tuple[float, ...], ...]
-    answers: tuple[Answered, ...]
+    answers: tuple[PromptAnswers, ...]
     """Prompts that at least two of the runs answered, in the first one's order."""
     notes: tuple[str, ...] = ()
     """Why the figures may not be comparable."""
@@ -69,10 +69,10 @@ class _Run:
         return cls(run, _read(run / layout.METRICS_JSON), _read(run / layout.EVALUATION_REPORT))
 
 
-def compare(folders: Sequence[Path]) -> Compared:
+def compare(folders: Sequence[Path]) -> RunComparison:
     """Raises DamagedState for a run whose `run.json` cannot be read."""
     runs = [_Run.read(folder) for folder in folders]
-    return Compared(
+    return RunComparison(
         folders=tuple(one.run.folder for one in runs),
         options=_different_options([one.run.manifest["config"] for one in runs]),
         verdicts=tuple(str(one.report.get("verdict", "")) for one in runs),
@@ -90,7 +90,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _different_options(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    names = [name for name in dict.fromkeys(name for config in configs for name in config) if name not in NO_RESULT]
+    names = [
+        name for name in dict.fromkeys(name for config in configs for name in config) if name not in WITHOUT_EFFECT
+    ]
     values = {name: tuple(config.get(name) for config in configs) for name in names}
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
@@ -159,7 +161,7 @@ def _curve(one: _Run, name: str) -> tuple[float, ...]:
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def _answers(runs: Sequence[_Run]) -> tuple[Answered, ...]:
+def _answers(runs: Sequence[_Run]) -> tuple[PromptAnswers, ...]:
     asked = [{str(sample["prompt"]): sample for sample in _samples(one.report)} for one in runs]
     prompts = dict.fromkeys(prompt for samples in asked for prompt in samples)
     shared = [prompt for prompt in prompts if sum(prompt in samples for samples in asked) > 1]
@@ -171,10 +173,10 @@ def _samples(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [one for one in samples if isinstance(one, dict) and "prompt" in one] if isinstance(samples, list) else []
 
 
-def _answered(prompt: str, samples: Sequence[Mapping[str, Any]]) -> Answered:
+def _answered(prompt: str, samples: Sequence[Mapping[str, Any]]) -> PromptAnswers:
     before = list(dict.fromkeys(str(sample["stage2"]) for sample in samples if "stage2" in sample))
     after = tuple(str(sample.get("stage3", "")) for sample in samples)
-    return Answered(prompt, before[0] if before else "", after, tuple(before[1:]))
+    return PromptAnswers(prompt, before[0] if before else "", after, tuple(before[1:]))
 
 
 # -- what speaks against it --------------------------------------------------------------------------------------------

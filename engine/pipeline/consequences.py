@@ -16,9 +16,9 @@ class Consequence:
 
     again: tuple[str, ...] = ()
     """Done again; "evaluation" is the second half of stage training."""
-    follow: tuple[str, ...] = ()
+    possibly_again: tuple[str, ...] = ()
     """Done again if the result of those is another one."""
-    stay: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     """Long stages that are kept."""
     seconds: float = 0.0
     """That those in `again` took the last time; of an evaluation alone nobody knows."""

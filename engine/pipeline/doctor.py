@@ -22,7 +22,7 @@ def examine(config: Stage3Config) -> Iterator[Check | Stage3Error]:
     with tempfile.TemporaryDirectory() as folder:
         context = Context(config=config, run=Run(Path(folder)))
         parts: tuple[Callable[[], Iterator[Event]], ...] = (
-            lambda: _room(config),
+            lambda: _disk_space(config),
             lambda: iter([token_check()]),
             lambda: toolchain.run(context),
             lambda: dependencies.run(context),
@@ -34,7 +34,7 @@ def examine(config: Stage3Config) -> Iterator[Check | Stage3Error]:
                 yield error
 
 
-def _room(config: Stage3Config) -> Iterator[Event]:
+def _disk_space(config: Stage3Config) -> Iterator[Event]:
     from engine.dpo.planning.disk_space import require_disk_space
 
     run = Run(config.output_dir)  # read only

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engine.core.config import Stage3Config
 from engine.core.errors import AccessError, ConfigError, Stage3Error
 from engine.core.layout import ADAPTER_CONFIG
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.core.stage_table import STAGES
 from engine.dpo.planning.disk_space import disk_needs, model_bytes
 from engine.dpo.planning.forecast import Forecast
@@ -32,11 +32,11 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.security.secrets import Secret
 
-Standing = Literal["ready", "fetch", "gated", "missing", "decide", "open"]
+Status = Literal["ready", "fetch", "gated", "missing", "decide", "open"]
 """`ready`: it is there. `fetch`: the Hub has it. `gated`: the Hub has it, and this account may not read it. `missing`: it is not
 there. `decide`: a person has to decide. `open`: a later stage finds out.
 """
-HINDERS: tuple[Standing, ...] = ("missing", "gated")
+BLOCKING: tuple[Status, ...] = ("missing", "gated")
 Access = Mapping[str, str]
 """What the Hub said about a repository, by its name: "yes", or why not."""
 YES = "yes"
@@ -48,9 +48,9 @@ class Ingredient:
     option: str
     """The option that a person changes first to change it."""
     value: str
-    standing: Standing = "open"
-    told: str = ""
-    mend: str = ""
+    status: Status = "open"
+    details: str = ""
+    remedy: str = ""
     """What to do about one that hinders."""
 
 
@@ -71,18 +71,18 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class StartOverview:
     ingredients: tuple[Ingredient, ...]
     costs: Costs
 
     @property
-    def hindrances(self) -> tuple[Ingredient, ...]:
-        return tuple(one for one in self.ingredients if one.standing in HINDERS)
+    def blockers(self) -> tuple[Ingredient, ...]:
+        return tuple(one for one in self.ingredients if one.status in BLOCKING)
 
 
-def beginning(
+def start_overview(
     config: Stage3Config, run: Run, *, token: Secret | None = None, access: Access | None = None
-) -> Beginning:
+) -> StartOverview:
     """All of it. Reads files, and so is not for a screen's thread."""
     needs = {need.what: need for need in hub_requirements(config, run)}
     disk = {name: size for need in disk_needs(config, run) for name, size in need.parts.items()}
@@ -97,7 +97,7 @@ def beginning(
         _result(config, run),
         _push(config),
     )
-    return Beginning(found, _costs(config, run, disk))
+    return StartOverview(found, _costs(config, run, disk))
 
 
 def values_of(config: Stage3Config) -> tuple[Ingredient, ...]:
@@ -140,12 +140,12 @@ class _Hub:
     access: Access
     has_token: bool
 
-    def standing(self, what: str) -> tuple[Standing, str, str]:
+    def status(self, what: str) -> tuple[Status, str, str]:
         """Of one of them: how it stands, in words, and what to do."""
         need = self.needs[what]
         if _is_cached(need):
             return "ready", "in the cache", ""
-        size = f"about {size_in_words(self.disk.get(what, 0))} to fetch"
+        size = f"about {format_size(self.disk.get(what, 0))} to fetch"
         said = self.access.get(need.repo_id)
         if said is not None and said != YES:
             how = (
@@ -168,7 +168,7 @@ def _is_cached(need: HubRequirement) -> bool:
 def _base_model(config: Stage3Config, hub: _Hub) -> Ingredient:
     title, option, name = "Base model", "base_model_id", config.base_model_id
     if "base model" in hub.needs:
-        return Ingredient(title, option, name, *hub.standing("base model"))
+        return Ingredient(title, option, name, *hub.status("base model"))
     if (local_path(name) / "config.json").is_file():
         return Ingredient(title, option, name, "ready", "found here")
     return Ingredient(title, option, name, "missing", "not there", "Give a folder with config.json, or a Hub id.")
@@ -177,7 +177,7 @@ def _base_model(config: Stage3Config, hub: _Hub) -> Ingredient:
 def _adapter(config: Stage3Config, run: Run, hub: _Hub) -> Ingredient:
     title, option, name = "Adapter", "adapter_path", config.adapter_path
     if "adapter" in hub.needs:
-        return Ingredient(title, option, name, *hub.standing("adapter"))
+        return Ingredient(title, option, name, *hub.status("adapter"))
     workspace = run.result("workspace").get("folder")
     places = [local_path(name), *([Path(workspace) / name] if workspace else [])]
     if any((place / ADAPTER_CONFIG).is_file() for place in places):
@@ -191,7 +191,7 @@ def _prompts(config: Stage3Config, hub: _Hub) -> Ingredient:
     option, value = _prompts_value(config)
     title = "Pairs" if config.pairs is not None else "Prompts"
     if "dataset" in hub.needs:
-        return Ingredient(title, option, value, *hub.standing("dataset"))
+        return Ingredient(title, option, value, *hub.status("dataset"))
     if local_path(str(config.pairs or config.dataset)).exists():
         return _with_split(config, Ingredient(title, option, value, "ready", "found here"))
     return Ingredient(title, option, value, "missing", "not there", "Give a file or folder, or a dataset's Hub id.")
@@ -204,8 +204,8 @@ def _with_split(config: Stage3Config, found: Ingredient) -> Ingredient:
     try:
         require_local_split(config)
     except (ConfigError, OSError) as error:
-        mend = error.what_to_do if isinstance(error, ConfigError) else "Give a file or folder that can be read."
-        return replace(found, standing="missing", told=f"no split {config.split}", mend=mend)
+        remedy = error.what_to_do if isinstance(error, ConfigError) else "Give a file or folder that can be read."
+        return replace(found, status="missing", details=f"no split {config.split}", remedy=remedy)
     return found
 
 
@@ -244,7 +244,7 @@ def _judge(config: Stage3Config, hub: _Hub) -> Ingredient:
         case "server" if not (config.judge_url or config.server_url):
             state = ("missing", "needs a server", "Give --judge-url, or choose another judge.")
         case "reward-model" if "reward model" in hub.needs:
-            state = hub.standing("reward model")
+            state = hub.status("reward model")
         case "auto":
             state = ("open", "the first that passes its exam", "")
         case _:
@@ -264,8 +264,8 @@ def _training_value(config: Stage3Config) -> str:
 
 def _result(config: Stage3Config, run: Run) -> Ingredient:
     done = sum(run.stage(name).get("status") in ("done", "skipped") for name in STAGES)
-    told = f"{done} of {len(STAGES)} stages are done" if done else "a new run"
-    return Ingredient("Result", "output_dir", str(config.output_dir), "ready", told)
+    details = f"{done} of {len(STAGES)} stages are done" if done else "a new run"
+    return Ingredient("Result", "output_dir", str(config.output_dir), "ready", details)
 
 
 def _push(config: Stage3Config) -> Ingredient:

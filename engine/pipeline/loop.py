@@ -29,7 +29,7 @@ from engine.machine.device_errors import is_broken_device
 from engine.machine.error_mapping import as_stage3_error, is_panic
 from engine.pipeline.graph import changes, evidence_of, load_stage, outputs_to_set_aside
 from engine.run.context import Context
-from engine.run.reserve import give_up_reserve
+from engine.run.reserve import remove_reserve
 from engine.stages.base import StageEnd
 
 CHANGES_SHOWN = 4
@@ -136,7 +136,7 @@ def _fail(context: Context, name: str, error: BaseException) -> Generator[Event,
     elif isinstance(known, (DataError, UnsafeError)):
         outcome = "refused"
     if isinstance(known, DiskError):
-        give_up_reserve(context.run / RESERVE)
+        remove_reserve(context.run / RESERVE)
     try:
         context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
         context.run.manifest["error"] = {"stage": name, **known.as_dict()}

@@ -18,7 +18,7 @@ from engine.dpo.planning.processes import processes_here
 from engine.dpo.planning.workload import Workload
 from engine.hub.run_requirements import at_recorded_commits
 from engine.pairs.generation.cost import expected_prompts
-from engine.pairs.generation.methods import is_made_here
+from engine.pairs.generation.methods import is_generated_locally
 from engine.pipeline.graph import changes, evidence_of, load_stage
 from engine.run.context import Context
 
@@ -126,10 +126,10 @@ def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
         told = f"imports {context.config.pairs.name}; nothing is generated"
         return replace(stage, why="; ".join(part for part in (stage.why, told) if part), seconds=0.0)
     try:
-        found = take_inventory(context.config, context.run, context.token_text, afresh=stage.why == REDONE)
+        found = take_inventory(context.config, context.run, context.token_text, from_scratch=stage.why == REDONE)
     except (Stage3Error, OSError):
         return stage  # the prompts or the adapter are not readable yet
-    told = ", ".join(part for part in (stage.why if stage.action == "again" else "", found.in_words) if part)
+    told = ", ".join(part for part in (stage.why if stage.action == "again" else "", found.summary) if part)
     if not found.missing:
         return replace(stage, why=told, seconds=0.0)
     whole = run_forecast(context, found.missing)
@@ -159,7 +159,7 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
         measured,
         Workload.of(config, pairs, measured.usable_share, _split(context)),
         plan,
-        pair_processes=here if is_made_here(config) else 1,
+        pair_processes=here if is_generated_locally(config) else 1,
         evaluation_processes=here,
         share_device=preflight.machine.get("device_type") != "cuda",
     )

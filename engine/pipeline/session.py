@@ -28,7 +28,7 @@ from engine.run import stop_request
 from engine.run.context import Context
 from engine.run.journal import Entry, Journal
 from engine.run.leftovers import remove_leftovers
-from engine.run.reserve import give_up_reserve, keep_reserve
+from engine.run.reserve import create_reserve, remove_reserve
 from engine.run.watchdog import StallWatchdog
 from engine.security.redaction import redacted
 
@@ -36,7 +36,7 @@ Listener = Callable[[Entry], None]
 Pipeline = Generator[Event, None, ExitCode]
 
 WATCH_SECONDS = 0.25
-ENDS = (StageFinished, RunFinished)
+FINAL_EVENTS = (StageFinished, RunFinished)
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Session:
     def __init__(self, context: Context, listener: Listener) -> None:
         self.context = context
         self._listener = listener
-        context.tell = self._emit
+        context.emit = self._emit
         self._journal = Journal(context.run / layout.EVENTS_JSONL)
         self._stall = StallWatchdog(self._emit, context.run / layout.RUN_LOG)
 
@@ -63,7 +63,7 @@ class Session:
         """Run a pipeline over these stages to its end. Raises as `run` does."""
         prepare_process(self.context.config)
         remove_leftovers(self.context.run)
-        keep_reserve(self.context.run / layout.RESERVE)
+        create_reserve(self.context.run / layout.RESERVE)
         record_configuration(self.context)
         self._emit(
             RunStarted(
@@ -87,7 +87,7 @@ class Session:
             done.set()
             self._sampler.stop()
             watcher.join()
-            give_up_reserve(self.context.run / layout.RESERVE)
+            remove_reserve(self.context.run / layout.RESERVE)
 
     def close(self) -> None:
         self._journal.close()
@@ -107,7 +107,7 @@ class Session:
             try:
                 self._record(event)
             except (OSError, Stage3Error) as error:
-                if failure is not None or isinstance(event, ENDS):
+                if failure is not None or isinstance(event, FINAL_EVENTS):
                     self._listener(self._journal.unwritten(redacted(event)))  # whoever watches is told all the same
                 else:
                     failure, step = error, partial(pipeline.throw, error)
@@ -119,7 +119,7 @@ class Session:
         self._stall.note_event(event)
         if isinstance(event, RunFinished):
             self._sampler.stop()  # the last event is the last
-        if not isinstance(event, ENDS):
+        if not isinstance(event, FINAL_EVENTS):
             self.context.run.require_in_place()
             self.context.run.refuse_new_links()
             self._journal.require_in_place()
@@ -132,16 +132,16 @@ class Session:
         """Poll for stop requests and for stalls."""
         while not done.wait(WATCH_SECONDS):
             try:
-                self._hear_stop_request()
+                self._check_stop_request()
                 self._stall.check()
             except (OSError, Stage3Error):  # the pipeline reports a full disk
                 log.exception("a look at the run folder failed")
 
-    def _hear_stop_request(self) -> None:
+    def _check_stop_request(self) -> None:
         folder = self.context.run.folder
-        if stop_request.is_asked(folder):
+        if stop_request.exists(folder):
             self.context.stop.request("requested by `stage3-tui stop`")
-            stop_request.forget(folder)  # it must not stop the next start
+            stop_request.remove(folder)  # it must not stop the next start
 
 
 def record_configuration(context: Context) -> None:

@@ -158,7 +158,7 @@ def _is_file(path: Path) -> bool:
 def _json_of(path: Path) -> dict[str, Any] | str:
     """An object, or a word why there is none."""
     try:
-        return read_json(path, dict[str, Any], most=LARGEST_JSON)
+        return read_json(path, dict[str, Any], max_bytes=LARGEST_JSON)
     except FileNotFoundError:
         return "no file"
     except (OSError, Stage3Error) as error:

@@ -41,7 +41,7 @@ from engine.storage.files import write_json
 BEFORE_TRAINING = STAGES[: STAGES.index("training")]
 FROM_TRAINING = STAGES[STAGES.index("training") :]
 BEST = "best"
-GOES_ON_AFTER = (ExitCode.NUMBERS, ExitCode.DATA)
+CONTINUE_AFTER = (ExitCode.NUMBERS, ExitCode.DATA)
 """Failures caused by a trial's own options; any other failure would hit the next trial, too."""
 
 log = logging.getLogger(__name__)
@@ -89,14 +89,14 @@ def _sweep(context: Context, trials: Sequence[Trial], pick: str | None) -> Gener
         code, outcome = yield from _run_trial(context, trial, number, len(trials))
         outcomes.append(outcome)
         write_report(context, outcomes)
-        if code is not ExitCode.DONE and code not in GOES_ON_AFTER:
+        if code is not ExitCode.DONE and code not in CONTINUE_AFTER:
             yield RunFinished(int(code), f"trial {trial.name}: {outcome.summary}")
             return code
     if pick is None:
         record_success(context)
         yield RunFinished(0, f"{len(trials)} trials; pick one with --pick best or --pick NAME")
         return ExitCode.DONE
-    return (yield from _train_the_picked(context, trials, outcomes, pick))
+    return (yield from _train_picked(context, trials, outcomes, pick))
 
 
 def _run_trial(
@@ -116,7 +116,7 @@ def _run_trial(
                 event = next(stages)
                 journal.append(redacted(event))
                 reused = reused or (isinstance(event, StageFinished) and event.reused)
-                yield from _told_to_the_sweep(trial, event)
+                yield from _forwarded_event(trial, event)
         except StopIteration as end:
             code, _ = end.value
         finally:
@@ -128,7 +128,7 @@ def _run_trial(
     return code, outcome
 
 
-def _told_to_the_sweep(trial: Trial, event: Event) -> Generator[Event, None, None]:
+def _forwarded_event(trial: Trial, event: Event) -> Generator[Event, None, None]:
     if isinstance(event, TrainStep):
         yield TrialStep(trial.name, event.step, event.total_steps, event.loss, event.margin, event.accuracy)
     elif isinstance(event, Message) and event.level in ("warning", "error"):
@@ -182,7 +182,7 @@ def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
     return found
 
 
-def _train_the_picked(
+def _train_picked(
     context: Context, trials: Sequence[Trial], outcomes: Sequence[TrialOutcome], pick: str
 ) -> Generator[Event, None, ExitCode]:
     """Run stages training and packaging with the picked trial's options: its checkpoint is reused, its verdict is new."""

@@ -28,7 +28,7 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import read_pairs
 from engine.pairs.generation.generate import (
     PILOT_SET,
-    Maker,
+    GenerationInputs,
     OpenSet,
     Recorded,
     generate_pairs,
@@ -55,17 +55,17 @@ TEXT_SHOWN = 600
 """Characters of each of their texts."""
 
 
-def make_pilot(run: Run, prompts: Sequence[Prompt], maker: Maker) -> Generator[Event, None, list[Pair]]:
+def make_pilot(run: Run, prompts: Sequence[Prompt], inputs: GenerationInputs) -> Generator[Event, None, list[Pair]]:
     """Generate the pairs of these prompts, reusing records of earlier starts and of other sets."""
-    why = set_aside_outdated(run, PILOT_SET, prompts, maker.identity, maker.config.max_failed_share)
+    why = set_aside_outdated(run, PILOT_SET, prompts, inputs.identity, inputs.config.max_failed_share)
     if why:
         yield Message("info", f"The pilot is made again: {why}.")
     path = run / PILOT_SET.pairs
     with JsonlAppender(path) as appender:
         yield from torn_line_warning(appender)
         open_set = OpenSet(run, PILOT_SET, appender, Recorded.read(path))
-        yield from _without_pairs(reuse_records(open_set, prompts, maker.identity, maker.stop))
-        yield from _without_pairs(generate_pairs(prompts, maker, open_set))
+        yield from _without_pairs(reuse_records(open_set, prompts, inputs.identity, inputs.stop))
+        yield from _without_pairs(generate_pairs(prompts, inputs, open_set))
     return [pair for _, pair in read_pairs(path, last_line_may_lack_newline=False) if not isinstance(pair, BadLine)]
 
 
@@ -139,7 +139,7 @@ def require_promising_pilot(
         config,
         what="The pilot leaves no hope that the gate will open",
         why="All the pairs would be made as these were, and training would refuse them.",
-        look_at=str(pairs),
+        pairs_path=str(pairs),
     )
     if accepted:
         yield Message("warning", accepted)

@@ -21,9 +21,9 @@ from typing import IO, BinaryIO, cast
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Level, Message
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.process.job_signals import JOB_SIGNALS
-from engine.process.kill import MARK, end_child, how_it_ended
+from engine.process.kill import MARK, describe_exit, end_child
 from engine.process.output import LineSplitter, OutputTail
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
@@ -31,7 +31,7 @@ from engine.security.sanitize import visible_line
 DRAIN_SECONDS = 1.0
 """How long a grandchild may keep the pipes open after the child has ended."""
 POLL_SECONDS = 0.1
-TOGETHER_SECONDS = 1.0
+JOB_SIGNAL_SECONDS = 1.0
 """After a child ended by a signal that all processes of a job get: how long this one may wait for its own."""
 ENDING_CHARACTERS = 240
 
@@ -72,7 +72,7 @@ class ChildResult:
         if self.timed_out:
             how = f"timed out after {self.seconds:.0f} s"
         else:
-            how = f"ended {how_it_ended(self.code)}" if self.killed_by else f"exit code {self.code}"
+            how = f"ended {describe_exit(self.code)}" if self.killed_by else f"exit code {self.code}"
         last = " / ".join(visible_line(line, ENDING_CHARACTERS) for line in self.tail[-4:])
         return f"{how}: {last}" if last else how
 
@@ -115,13 +115,13 @@ def run_child(
     given: BinaryIO | None = None,
 ) -> ChildResult:
     """Run a child until it ends or times out. Parameters and errors are those of `stream_child`."""
-    return returned(stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop, given=given))
+    return drain(stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop, given=given))
 
 
 def stream_child_as_messages(
     argv: Sequence[str],
     *,
-    speaker: str,
+    prefix: str,
     level: Level = "info",
     limit_seconds: float,
     cwd: Path | None = None,
@@ -136,8 +136,8 @@ def stream_child_as_messages(
         except StopIteration as end:
             result: ChildResult = end.value
             return result
-        log.info("%s: %s", speaker, line)
-        yield Message(level, f"{speaker}: {line}")
+        log.info("%s: %s", prefix, line)
+        yield Message(level, f"{prefix}: {line}")
 
 
 def stream_child(
@@ -165,7 +165,7 @@ def stream_child(
         code = end_child(child, mark)
     if stop is not None:
         if -code in JOB_SIGNALS and not timed_out:
-            stop.wait(TOGETHER_SECONDS)
+            stop.wait(JOB_SIGNAL_SECONDS)
         stop.raise_if_requested()
     return ChildResult(code, tuple(heard.output), tuple(heard.tail), time.monotonic() - started, timed_out)
 

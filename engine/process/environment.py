@@ -29,7 +29,7 @@ QUIET = {
 LOCATE_MODELS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 
 
-def of_processes_with_models() -> dict[str, str]:
+def model_process_environment() -> dict[str, str]:
     """Variables for a child that loads the run's models, beside those that every child gets: they are cached by now, so it works
     offline and gets no token.
     """
@@ -46,13 +46,13 @@ def quiet_libraries() -> None:
 def prepare_process(config: Stage3Config) -> None:
     """Set up this process before the first stage."""
     quiet_libraries()
-    leave_no_core_dumps()
+    disable_core_dumps()
     warnings.simplefilter("ignore", FutureWarning)
     for name in ("httpx", "httpx2", "urllib3", "filelock", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def leave_no_core_dumps() -> None:
+def disable_core_dumps() -> None:
     """Disable core dumps of this process and its children: they would contain the token, and tens of gigabytes of weights."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def job_signals_blocked() -> Iterator[None]:
     """A child that is started here, and what it starts, never gets these signals, unless it asks for them.
 
     A handler of the child's own could not do that: there is none until its libraries are imported, and they set others.
@@ -30,7 +30,7 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_by_parent_only() -> None:
+def obey_parent_signals_only() -> None:
     """Of these signals let only those of the parent process end this one. Call it before there is a second thread."""
     signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
     Thread(target=_wait_for_the_parent, name="signals", daemon=True).start()

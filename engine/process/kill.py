@@ -70,7 +70,7 @@ def has_exited(child: subprocess.Popen[bytes]) -> bool:
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def how_it_ended(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """For a sentence: "ended by SIGKILL, …"."""
     if code is None or code >= 0:
         return f"with exit code {code}"

@@ -16,7 +16,7 @@ from engine.push.errors import push_error
 from engine.push.request_limits import TIMEOUT_SECONDS, StoppableBytes, limited_requests
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
-from engine.storage.files import begun_git_hash
+from engine.storage.files import new_git_blob_hash
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -152,6 +152,6 @@ class Repository:
 
 def git_hash(data: bytes) -> str:
     """git's hash of a file's content."""
-    digest = begun_git_hash(len(data))
+    digest = new_git_blob_hash(len(data))
     digest.update(data)
     return digest.hexdigest()

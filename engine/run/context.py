@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.core.config import Stage3Config
-from engine.core.events import Tell, nobody
+from engine.core.events import EventSink, discard_event
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
@@ -19,7 +19,7 @@ class Context:
     token: Secret | None = None
     """The Hugging Face token, in memory only; set by the command or wizard, checked by stage credentials."""
 
-    tell: Tell = nobody
+    emit: EventSink = discard_event
     """Reports what happens while the stage waits and cannot yield: a server that is left out. Set by the session."""
 
     @property

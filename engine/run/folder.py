@@ -10,7 +10,7 @@ from typing import Any
 from engine.core import layout
 from engine.core.errors import ConfigError, DamagedState, DiskError, Stage3Error, UnsafeError
 from engine.core.failpoints import failpoint
-from engine.core.reading import refuse_odd
+from engine.core.reading import refuse_special_file
 from engine.core.system_errors import system_error
 from engine.run.lock import RunLock
 from engine.run.manifest import new_manifest, read_manifest
@@ -18,7 +18,7 @@ from engine.run.owner import Owner
 from engine.run.results import Results
 from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
-from engine.storage.files import keep_others_from_writing, write_json
+from engine.storage.files import restrict_umask, write_json
 
 LARGEST_PID = 1 << 22
 
@@ -120,9 +120,9 @@ class Run:
         Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError for a name too long
         for the archive beside it, DiskError if the folder cannot be written.
         """
-        keep_others_from_writing()
+        restrict_umask()
         self._refuse_long_name()
-        self._refuse_odd_files()
+        self._refuse_unsafe_files()
         try:
             # Private whatever the umask: it holds prompts and answers.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,33 +164,33 @@ class Run:
         """Raises UnsafeError if one of the run's own folders is a link by now: what is written there would land elsewhere."""
         for name in layout.FOLDERS:
             if (self / name).is_symlink():
-                _refuse_odd_file(self / name, self.folder)
+                _refuse_unsafe_file(self / name, self.folder)
 
-    def _refuse_odd_files(self) -> None:
+    def _refuse_unsafe_files(self) -> None:
         """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most, and is
         a file or a folder, each where a run has one.
         """
         for folder, folders, files in os.walk(self.folder):
             for path in (Path(folder, name) for name in (*folders, *files)):
-                _refuse_odd_file(path, self.folder)
+                _refuse_unsafe_file(path, self.folder)
         for name in layout.FILES:
             _refuse_kind(self / name, is_folder=False)
         for name in layout.FOLDERS:
             _refuse_kind(self / name, is_folder=True)
 
-    def release(self, *, goes_on: bool = False) -> None:
-        """Let go of the run; with `goes_on`, for as long as this process takes to replace itself."""
-        self._lock.release(goes_on=goes_on)
+    def release(self, *, for_restart: bool = False) -> None:
+        """Release the run. Use `for_restart` if this process is about to replace itself and continue the run."""
+        self._lock.release(for_restart=for_restart)
 
     def owner(self) -> Owner | None:
         """The live process that holds this run; None if no process does."""
         return self._lock.owner()
 
 
-def _refuse_odd_file(path: Path, run_folder: Path) -> None:
+def _refuse_unsafe_file(path: Path, run_folder: Path) -> None:
     mode = path.lstat().st_mode
     if not stat.S_ISLNK(mode):
-        refuse_odd(path, mode)
+        refuse_special_file(path, mode)
     elif not _leads_into(path, run_folder):
         raise UnsafeError(
             f"{visible_line(str(path))} is a link that leads out of the run folder.",

@@ -16,7 +16,7 @@ from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 MAX_EVENTS = 1 << 53
 """A larger number is no count of events: other programs read it as another one."""
-LATEST = 4e10
+MAX_TIME = 4e10
 """Seconds since the epoch: the year 3237. What comes later is no time that a clock shows."""
 
 
@@ -103,7 +103,7 @@ def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
     seq, when = record.get("seq"), record.get("time")
     if type(seq) is not int or not 0 <= seq < MAX_EVENTS:
         return None
-    if type(when) not in (int, float) or not 0 <= when < LATEST:  # type: ignore[operator]
+    if type(when) not in (int, float) or not 0 <= when < MAX_TIME:  # type: ignore[operator]
         return None
     try:
         event = event_from_dict(record)

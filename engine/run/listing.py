@@ -18,7 +18,7 @@ from engine.storage.files import size_of_folder
 
 State = Literal["running", "done", "failed", "refused", "stopped", "interrupted", "unfinished", "damaged"]
 
-DEEPEST = 6
+MAX_DEPTH = 6
 """How many levels of folders are searched."""
 ENDED = ("done", "skipped")
 
@@ -53,7 +53,7 @@ class RunFacts:
         return f"{self.state}, {self.stage}" if self.stage else self.state
 
 
-def runs_below(folder: Path, depth: int = DEEPEST) -> list[RunFacts]:
+def runs_below(folder: Path, depth: int = MAX_DEPTH) -> list[RunFacts]:
     """Every run in `folder` and below it, newest first; trials are listed under the run of their sweep. Links are not
     followed.
     """
@@ -61,7 +61,7 @@ def runs_below(folder: Path, depth: int = DEEPEST) -> list[RunFacts]:
     return sorted(found, key=lambda run: (-(run.when or 0.0), str(run.folder)))
 
 
-def run_folders(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
+def run_folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
     """Run folders, none inside another. Unreadable folders are skipped."""
     if is_run(folder):
         yield folder
@@ -91,7 +91,7 @@ def facts_of(folder: Path) -> RunFacts:
         folder,
         state,
         stage,
-        when=_last_sign(run, state),
+        when=_last_activity(run, state),
         model=Path(str(run.manifest["config"].get("base_model_id", ""))).name,
         pairs=_pairs(run),
         verdict="" if training is None else training.verdict,
@@ -120,7 +120,7 @@ def _stages_of(run: Run) -> tuple[str, ...]:
     return STAGES[: STAGES.index("training") + 1] if is_trial else STAGES
 
 
-def _last_sign(run: Run, state: State) -> float | None:
+def _last_activity(run: Run, state: State) -> float | None:
     """Prefers the recorded times: the files of a copied folder are as new as the copy."""
     ended = [
         stage["started"] + (stage.get("seconds") or 0.0)

@@ -42,7 +42,7 @@ class RunLock:
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self._lock(file)
-            self._sign(file)
+            self._record_owner(file)
         except BaseException:
             os.close(file)
             raise
@@ -50,14 +50,14 @@ class RunLock:
         os.register_at_fork(after_in_child=lambda: _close_quietly(file))
         self._file = file
 
-    def release(self, *, goes_on: bool = False) -> None:
-        """Release the lock. With `goes_on` the record stays: this process is about to replace itself (exec) and lock the run
+    def release(self, *, for_restart: bool = False) -> None:
+        """Release the lock. With `for_restart` the record stays: this process is about to replace itself (exec) and lock the run
         again, and a stop request that arrives in between is for it.
         """
         if self._file is None:
             return
         os.ftruncate(self._file, 0)
-        if goes_on:
+        if for_restart:
             self._write(self._file, replace(this_process(self._folder), goes_on=True))
         os.close(self._file)
         self._file = None
@@ -74,16 +74,16 @@ class RunLock:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._taken() from None
+            raise self._locked_error() from None
         owner = self.owner()
         if owner is not None and not owner.hands_over_to_this_process:
             # flock succeeded although the owner is alive: on this file system flock does nothing.
-            raise self._taken()
+            raise self._locked_error()
 
-    def _sign(self, file: int) -> None:
+    def _record_owner(self, file: int) -> None:
         before = read_owner(self._path)
         if before is None or not before.hands_over_to_this_process:
-            stop_request.forget(self._folder)
+            stop_request.remove(self._folder)
         os.ftruncate(file, 0)
         self._write(file, this_process(self._folder))
 
@@ -91,10 +91,10 @@ class RunLock:
     def _write(file: int, owner: Owner) -> None:
         os.pwrite(file, json.dumps(owner.as_dict()).encode(), 0)
 
-    def _taken(self) -> RunLocked:
+    def _locked_error(self) -> RunLocked:
         folder = visible_line(str(self._folder))
         owner = self.owner()
-        if owner is None and (left := processes_with(self._path)):
+        if owner is None and (left := processes_holding(self._path)):
             numbers = " ".join(map(str, left))
             return RunLocked(
                 f"The run {folder} is locked by children of an ended process: {numbers}.",
@@ -109,7 +109,7 @@ class RunLock:
         )
 
 
-def processes_with(path: Path) -> list[int]:
+def processes_holding(path: Path) -> list[int]:
     """The processes that have a file open, as far as this user can see."""
     found = []
     for pid in (name for name in os.listdir("/proc") if name.isdecimal()):  # noqa: PTH208

@@ -14,7 +14,7 @@ from engine.security.sanitize import visible_line
 from engine.storage.documents import read_json
 
 SCHEMA = 1
-LARGEST_MANIFEST = 16 << 20
+MAX_MANIFEST_BYTES = 16 << 20
 """Bytes; a run writes some ten thousand."""
 _WHOLE_OR_NOT = "It tells what the run has done, and is written whole or not at all: something else changed it."
 
@@ -47,7 +47,9 @@ def new_manifest() -> dict[str, Any]:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest in a file, as it stands there. Raises DamagedState, UnsafeError and OSError as `read_json` does."""
     aside = f"Move {visible_line(str(path.parent))} aside to start anew, or put the file back from a copy."
-    found: dict[str, Any] = read_json(path, dict[str, Any], most=LARGEST_MANIFEST, why=_WHOLE_OR_NOT, what_to_do=aside)
+    found: dict[str, Any] = read_json(
+        path, dict[str, Any], max_bytes=MAX_MANIFEST_BYTES, why=_WHOLE_OR_NOT, what_to_do=aside
+    )
     if found.get("schema", SCHEMA) != SCHEMA:
         raise DamagedState(
             f"{visible_line(str(path))} has schema {visible_line(repr(found['schema']), 40)}; this version reads {SCHEMA}.",

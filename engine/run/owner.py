@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.core.nesting import foreign_json
+from engine.core.nesting import parse_untrusted_json
 from engine.core.reading import open_file
 from engine.security.sanitize import visible_line
 
-LONGEST_RECORD = 4096
+MAX_RECORD_BYTES = 4096
 """Bytes."""
-LONGEST_FIELD = 200
+MAX_FIELD_CHARACTERS = 200
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STATE, _START = 0, 19
@@ -73,7 +73,7 @@ def this_process(folder: Path) -> Owner:
     pid = os.getpid()
     return Owner(
         pid=pid,
-        host=visible_line(socket.gethostname(), LONGEST_FIELD),
+        host=visible_line(socket.gethostname(), MAX_FIELD_CHARACTERS),
         since=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         boot_id=boot_id(),
         start_ticks=start_ticks_of(pid) or 0,
@@ -87,7 +87,7 @@ def read_owner(path: Path) -> Owner | None:
     """
     try:
         with open_file(path) as file:
-            record = foreign_json(file.read(LONGEST_RECORD))
+            record = parse_untrusted_json(file.read(MAX_RECORD_BYTES))
     except (OSError, ValueError):
         return None
     return _owner_in(record) if isinstance(record, dict) else None
@@ -101,7 +101,7 @@ def _owner_in(record: dict[str, Any]) -> Owner | None:
     if not all(type(number) is int and 0 < number < 1 << 64 for number in numbers):
         return None
     pid, ticks, inode = numbers
-    host, since, boot = (visible_line(str(text), LONGEST_FIELD) for text in texts)
+    host, since, boot = (visible_line(str(text), MAX_FIELD_CHARACTERS) for text in texts)
     return Owner(pid, host, since, boot, ticks, inode, record.get("goes_on") is True)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ BYTES = 256 << 10
 log = logging.getLogger(__name__)
 
 
-def keep_reserve(path: Path) -> None:
+def create_reserve(path: Path) -> None:
     """Create the reserve at `path`. Raises OSError, for example if the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -33,7 +33,7 @@ def keep_reserve(path: Path) -> None:
         os.close(file)
 
 
-def give_up_reserve(path: Path) -> None:
+def remove_reserve(path: Path) -> None:
     """Remove the reserve. If that fails it stays, which does no harm."""
     with suppress(OSError):
         path.unlink()

@@ -116,7 +116,7 @@ class RunState:
     stalled_since: float | None = None
     """Time of the running stage's last event, if that is suspiciously long ago."""
     finished: RunFinished | None = None
-    passed_over: int = 0
+    skipped_lines: int = 0
     """Lines of the journal that are damaged, or of another version."""
     latest: str = ""
     """The stage that started or ended last, not counting reused ones; empty before the first."""
@@ -302,18 +302,18 @@ def fold(entries: Iterable[Entry | None], state: RunState | None = None) -> RunS
     """The state after these lines of a journal (`engine.run.journal.read_journal`); what is passed over is counted."""
     state = state or RunState()
     for entry in entries:
-        state = folded(state, entry)
+        state = fold_line(state, entry)
     return state
 
 
-def folded(state: RunState, entry: Entry | None) -> RunState:
+def fold_line(state: RunState, entry: Entry | None) -> RunState:
     """The state after one line of a journal, whoever wrote it."""
     try:
         if entry is not None:
             return state.apply_entry(entry)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         log.warning("an event of the journal is passed over: %r", error)
-    return replace(state, passed_over=state.passed_over + 1)
+    return replace(state, skipped_lines=state.skipped_lines + 1)
 
 
 def _progress_of(step: TrainStep, first: tuple[int, float], now: float) -> Progress:

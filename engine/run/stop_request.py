@@ -7,15 +7,15 @@ from pathlib import Path
 from engine.core import layout
 
 
-def is_asked(folder: Path) -> bool:
+def exists(folder: Path) -> bool:
     return (folder / layout.STOP_REQUEST).is_file()
 
 
-def ask(folder: Path) -> None:
+def create(folder: Path) -> None:
     (folder / layout.STOP_REQUEST).touch()
 
 
-def forget(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove the request. Anything but a file (a folder of that name) is not a request, and stays."""
-    if is_asked(folder):
+    if exists(folder):
         (folder / layout.STOP_REQUEST).unlink(missing_ok=True)

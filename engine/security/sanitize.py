@@ -16,18 +16,18 @@ def visible(text: str) -> str:
     """`text` with control characters, escape sequences, bidi and zero-width characters and lone surrogates made visible;
     newline and tab stay. CRLF and a lone CR become newlines.
     """
-    return _UNSAFE.sub(_spelt_out, text.replace("\r\n", "\n").replace("\r", "\n"))
+    return _UNSAFE.sub(_escaped, text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def visible_line(text: str, limit: int | None = None) -> str:
     """The same on one line: whitespace becomes single spaces. Longer than `limit` characters, it is cut and ends in "…"."""
-    line = _UNSAFE.sub(_spelt_out, re.sub(r"\s+", " ", text).strip())
+    line = _UNSAFE.sub(_escaped, re.sub(r"\s+", " ", text).strip())
     if limit is not None and len(line) > limit:
         return f"{line[: max(limit - 1, 0)]}…"
     return line
 
 
-def half_character(text: str) -> str:
+def lone_surrogate(text: str) -> str:
     """The first lone surrogate in a text, spelt out: JSON has it, and no file or tokenizer takes it. Empty for none."""
     try:
         text.encode()
@@ -36,7 +36,7 @@ def half_character(text: str) -> str:
     return ""
 
 
-def _spelt_out(match: re.Match[str]) -> str:
+def _escaped(match: re.Match[str]) -> str:
     code = ord(match.group())
     if code < 0x20:
         return chr(0x2400 + code)  # ␀ to ␟, the pictures of the control characters

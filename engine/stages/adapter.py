@@ -35,7 +35,7 @@ from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.storage.files import sha256_of_file
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 def evidence(context: Context) -> dict[str, Any]:
@@ -52,19 +52,19 @@ READ_AS = {"adapter_path": lambda config: None, "adapter_revision": lambda confi
 def run(context: Context) -> StageRun:
     source = yield from _checked("folder", lambda: adapter_source(context.config, context.run, context.token_text))
     yield Check("folder", "ok", str(source))
-    settings, expected, weights = yield from _without_the_base(context, source)
+    settings, expected, weights = yield from _check_without_base(context, source)
     context.stop.raise_if_requested()
     tensors_sha256 = hash_tensors(weights.tensors)
     result = _result(context, source, settings, expected, weights, tensors_sha256)
     del weights
-    found = yield from _with_the_base(context, source, settings, tensors_sha256)
+    found = yield from _check_with_base(context, source, settings, tensors_sha256)
     return StageEnd(
         f"rank {result.rank}, {result.trainable_parameters:,} parameters, effect {found['effect']:.3g}",
         replace(result, **found),
     )
 
 
-def _without_the_base(
+def _check_without_base(
     context: Context, source: AdapterSource
 ) -> Generator[Event, None, tuple[AdapterSettings, Expected, Weights]]:
     """All that needs no weight of the base: the folder, the configuration, names and shapes, the adapter's own numbers."""
@@ -76,14 +76,16 @@ def _without_the_base(
     settings = yield from _checked("configuration", lambda: read_settings(folder))
     yield from _checked("configuration", lambda: refuse_untrainable(settings))
     expected = yield from _checked("base model", lambda: expected_adapter(config, settings, context.token_text))
-    yield from _told(settings_lines(config, settings, expected))
+    yield from _as_checks(settings_lines(config, settings, expected))
 
     header = yield from _checked("tensors", lambda: read_weights_header(folder))
     yield from _checked("tensors", lambda: refuse_mismatch(settings, expected, header.shapes))
     share = share_of_base(header.parameters, expected.base.parameters)
     yield Check("trainable parameters", "ok", share)
-    own = partial(_own_tokens, context)
-    for name in (yield from _checked("vocabulary", lambda: refuse_larger_vocabulary(folder, expected.base, own))):
+    count_tokens = partial(_token_count, context)
+    for name in (
+        yield from _checked("vocabulary", lambda: refuse_larger_vocabulary(folder, expected.base, count_tokens))
+    ):
         yield Check(name, "warning", "unreadable; the base model's tokenizer is used")
 
     weights = yield from _checked("tensors", lambda: load_weights(folder))
@@ -93,12 +95,12 @@ def _without_the_base(
     yield from _checked("tensors", lambda: refuse_bad_numbers(weights.tensors))
     silent = zero_lora_b_modules(weights.tensors)
     zero = f"; {len(silent)} lora_B are zero: those modules have no effect" if silent else ", not zero"
-    told = f"{len(header.tensors)}: all present, shapes match the base model, finite{zero}"
-    yield Check("tensors", "warning" if silent else "ok", told)
+    details = f"{len(header.tensors)}: all present, shapes match the base model, finite{zero}"
+    yield Check("tensors", "warning" if silent else "ok", details)
     return settings, expected, weights
 
 
-def _with_the_base(
+def _check_with_base(
     context: Context, source: AdapterSource, settings: AdapterSettings, tensors_sha256: str
 ) -> Generator[Event, None, dict[str, Any]]:
     """Load base model and adapter as every later stage does; check that the tensors match the file and have an effect."""
@@ -106,7 +108,7 @@ def _with_the_base(
 
     def load() -> Any:
         with base_model_errors(config):
-            _look_at_tokenizer(context)
+            _inspect_tokenizer(context)
             return load_tokenizer(config, token), load_base(config, token)
 
     tokenizer, base = yield from _checked("base model", load)
@@ -125,13 +127,13 @@ def _with_the_base(
     return {"effect": effect, "base_model_commit": commit, "base_parameters": parameters}
 
 
-def _own_tokens(context: Context) -> int:
+def _token_count(context: Context) -> int:
     with base_model_errors(context.config):
-        _look_at_tokenizer(context)
+        _inspect_tokenizer(context)
         return len(load_tokenizer(context.config, context.token_text))
 
 
-def _look_at_tokenizer(context: Context) -> None:
+def _inspect_tokenizer(context: Context) -> None:
     model, revision = context.config.base_model_id, context.config.base_model_revision
     look_at_tokenizer(model, revision, context.token_text, "--base-model-id", context.stop)
 
@@ -166,7 +168,7 @@ def _result(
     )
 
 
-def _checked(line: str, work: Callable[[], Found]) -> Generator[Event, None, Found]:
+def _checked(line: str, work: Callable[[], T]) -> Generator[Event, None, T]:
     """The result of `work`. If it raises, the failed line of the table shows it."""
     try:
         return work()
@@ -175,7 +177,7 @@ def _checked(line: str, work: Callable[[], Found]) -> Generator[Event, None, Fou
         raise
 
 
-def _told(lines: Iterable[Line]) -> Generator[Event, None, None]:
+def _as_checks(lines: Iterable[Line]) -> Generator[Event, None, None]:
     for name, status, detail in lines:
         yield Check(name, status, detail)
 

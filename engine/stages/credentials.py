@@ -53,7 +53,7 @@ def run(context: Context) -> StageRun:
     except Stage3Error as error:
         yield Check("token", "failed", f"{error.what} {error.what_to_do}")
         raise
-    if found is None and context.config.device_login and (target or _strangers_are_refused(needs)):
+    if found is None and context.config.device_login and (target or _needs_account(needs)):
         found = yield from _log_in(context)
     if found is None and target is not None:
         yield Check("token", "failed", NO_TOKEN)
@@ -76,7 +76,7 @@ def _local_rows(context: Context) -> Iterator[Event]:
 
 
 def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: FoundToken) -> StageRun:
-    found, account = yield from _accepted(context, found)
+    found, account = yield from _accepted_token(context, found)
     named = f' "{account.token_name}"' if account.token_name else ""
     until = f", until {account.expires}" if account.expires else ""
     whose = f"account {account.name}, token{named} with role {account.role}{until}"
@@ -98,7 +98,7 @@ def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: Foun
     return _result(context, f"{account.name} may {' and '.join(may)}", commits, facts)
 
 
-def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tuple[FoundToken, Account]]:
+def _accepted_token(context: Context, found: FoundToken) -> Generator[Event, None, tuple[FoundToken, Account]]:
     """A token that the Hub accepts: the one found or, with --device-login, one from a login.
 
     Raises InvalidToken, and the Hub's other errors.
@@ -189,7 +189,7 @@ def _repository_to_push_to(context: Context) -> str | None:
 # -- browser login -----------------------------------------------------------------------------------------------------
 
 
-def _strangers_are_refused(needs: tuple[HubRequirement, ...]) -> bool:
+def _needs_account(needs: tuple[HubRequirement, ...]) -> bool:
     try:
         for need in needs:
             hub.check_access(need.repo_id, need.repo_type, None)

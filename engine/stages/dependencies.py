@@ -14,9 +14,9 @@ from engine import DISTRIBUTION
 from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.conflicts import find_conflicts
 from engine.machine.gpus import driver_version
-from engine.machine.install import install, missing_tool
+from engine.machine.install import install, packages_error
 from engine.machine.probe import IMPORTS, PROBE_SECONDS, probe_error, try_device
-from engine.machine.requirements import PackageStatus, extras_of, recheck, required
+from engine.machine.requirements import PackageStatus, recheck, required, required_extras
 from engine.machine.torch_build import TorchBuild, driver_fault
 from engine.run.results import DependenciesResult
 from engine.security.sanitize import visible_line
@@ -35,7 +35,7 @@ def environment_of(context: Context) -> dict[str, Any]:
 
 
 def run(context: Context) -> StageRun:
-    were_read = yield from _check_requirements(context)
+    requirements_known = yield from _check_requirements(context)
     yield from _check_conflicts()
     before, environment = context.run.results.dependencies, environment_of(context)
     if before is not None and before.environment == environment and before.probe:
@@ -44,7 +44,7 @@ def run(context: Context) -> StageRun:
         yield Check("device computes", "ok", f"{name}, as before; nothing has changed")
     else:
         found = yield from _check_device(context)
-    present = "All present" if were_read else "Requirements not read"
+    present = "All present" if requirements_known else "Requirements not read"
     return StageEnd(f"{present}; {visible_line(str(found['name']))} computes", DependenciesResult(environment, found))
 
 
@@ -56,25 +56,25 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
         yield Check("requirements", "warning", detail)
         return False
     for item in table:
-        yield _line_of(item)
+        yield _package_check(item)
     missing = [item for item in table if not item.ok]
     if not missing:
         return True
     if not context.config.install:
-        raise missing_tool(missing, "Without --install, nothing is installed.")
+        raise packages_error(missing, "Without --install, nothing is installed.")
     yield from install(missing, context.stop)
     table = recheck(missing)
     for item in table:
-        yield _line_of(item)
+        yield _package_check(item)
     if still := [item for item in table if not item.ok]:
-        raise missing_tool(still, "uv reported success, but they are still missing.")
+        raise packages_error(still, "uv reported success, but they are still missing.")
     if loaded := [item.requirement.name for item in table if item.requirement.name.replace("-", "_") in sys.modules]:
         old = f"{', '.join(loaded)} was loaded before it was installed: run the same command again to use the new version."
         yield Message("warning", old)
     return True
 
 
-def _line_of(item: PackageStatus) -> Check:
+def _package_check(item: PackageStatus) -> Check:
     needs = str(item.requirement.specifier) or "any version"
     asked = f", for {item.needed_for}" if item.needed_for else ""
     status: CheckStatus = "ok" if item.ok else "failed"
@@ -90,7 +90,7 @@ def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:
     """Import and compute in a child. Returns what it found: device, name, torch, cuda, seconds."""
     config = context.config
     yield Message("info", f"Trying the imports and a computation on the device (up to {PROBE_SECONDS:.0f} s).")
-    more = [extra.imports for extra in extras_of(config)]
+    more = [extra.imports for extra in required_extras(config)]
     found = try_device(config.device, more, context.stop)
     failure = found.get("failure") or {}
     if failure.get("where") == "imports":

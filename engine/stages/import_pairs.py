@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.events import Event, Message, Progress, StageStale
-from engine.pairs.data.edits import edit_lines, edits_beside
+from engine.pairs.data.edits import edit_lines, edits_path_of
 from engine.pairs.data.record import OK, Pair, PairRecord
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.imported import read_imported_pairs
@@ -21,7 +21,7 @@ from engine.stages.base import Context, StageEnd, StageRun
 from engine.storage.files import sha256_of_file, sha256_of_json, sync_folder, write_atomically
 from engine.storage.jsonl import dumps
 
-ROWS_BETWEEN_LOOKS = 1000
+ROWS_BETWEEN_UPDATES = 1000
 IMPORTED = "imported"
 
 
@@ -37,14 +37,14 @@ def import_pairs(context: Context, source: Path) -> StageRun:
             for pair in read_imported_pairs(context.config, bad):
                 file.write(dumps(record_of(pair).as_dict()) + "\n")
                 total, usable = total + 1, usable + (pair.status == OK)
-                if total % ROWS_BETWEEN_LOOKS == 0:
+                if total % ROWS_BETWEEN_UPDATES == 0:
                     yield Progress(total, 0, "pairs")
                     context.stop.raise_if_requested()
         yield from bad.messages(source.name)
-        yield from _put_in_place(context, part, target)
+        yield from _replace_set(context, part, target)
     finally:
         part.unlink(missing_ok=True)
-    yield from _take_over_decisions(context, source)
+    yield from _adopt_decisions(context, source)
     imported = {"name": source.name, "sha256": origin, "rows": bad.rows, "bad_rows": bad.count}
     return StageEnd(
         f"{total:,} pairs imported from {source.name}" + (f", {bad.count:,} rows left out" if bad.count else ""),
@@ -75,7 +75,7 @@ def record_of(pair: Pair) -> PairRecord:
     )
 
 
-def _put_in_place(context: Context, part: Path, target: Path) -> Iterator[Event]:
+def _replace_set(context: Context, part: Path, target: Path) -> Iterator[Event]:
     """The new set under its name; another one that stands there is set aside, with the decisions about it."""
     if target.exists() and sha256_of_file(target) != sha256_of_file(part):
         why = "other pairs are imported"
@@ -86,17 +86,17 @@ def _put_in_place(context: Context, part: Path, target: Path) -> Iterator[Event]
     sync_folder(target.parent)
 
 
-def _take_over_decisions(context: Context, source: Path) -> Iterator[Event]:
+def _adopt_decisions(context: Context, source: Path) -> Iterator[Event]:
     """What people decided beside the source stands in front of what they decided in this run."""
     path = context.run / layout.EDITS_JSONL
-    here = list(edit_lines(path))
-    known = {dumps(edit) for edit in here}
-    theirs = (
-        [edit for edit in edit_lines(edits_beside(source).resolve()) if dumps(edit) not in known]
+    own = list(edit_lines(path))
+    known = {dumps(edit) for edit in own}
+    new = (
+        [edit for edit in edit_lines(edits_path_of(source).resolve()) if dumps(edit) not in known]
         if source.is_file()
         else []
     )
-    if not theirs:
+    if not new:
         return
-    write_atomically(path, "".join(dumps(edit) + "\n" for edit in [*theirs, *here]).encode("ascii"))
-    yield Message("info", f"{len(theirs):,} decisions of people beside {source.name} were taken over.")
+    write_atomically(path, "".join(dumps(edit) + "\n" for edit in [*new, *own]).encode("ascii"))
+    yield Message("info", f"{len(new):,} decisions of people beside {source.name} were taken over.")

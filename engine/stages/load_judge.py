@@ -40,7 +40,7 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
         case "server":
             from engine.pairs.judges.server import connect_server_judge
 
-            return connect_server_judge(context.config, context.stop, context.tell, context.token_text)
+            return connect_server_judge(context.config, context.stop, context.emit, context.token_text)
         case "demo":
             from engine.demo.judge import GrammarJudge
 
@@ -73,7 +73,7 @@ def ordering_judge(context: Context) -> Generator[Event, None, ExaminedJudge | N
     if examined.trusted is None:
         raise PreconditionError(
             f"--method {context.config.method} needs a judge that passes its exam.",
-            examined.why_none,
+            examined.why_no_judge,
             "Give another --judge (reward-model, server), or --method contrast, which needs none.",
         )
     examined.release()  # free it, because the policy is loaded next and may itself be the judge

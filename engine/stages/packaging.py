@@ -51,13 +51,13 @@ def is_whole(archive: Path, sha256: str) -> bool:
 
 def run(context: Context) -> StageRun:
     folder, config = context.run, context.config
-    archive, loads = yield from _made_or_found(context)
-    facts = _facts(context, archive)
-    yield from _told(archive, loads, facts, config.accept_lookalikes)
+    archive, loads = yield from _build_or_reuse(context)
+    result = _result_of(context, archive)
+    yield from _archive_checks(archive, loads, result, config.accept_lookalikes)
     summary = f"{archive.path.name}: {archive.bytes:,} bytes, {len(archive.contents)} files"
     if config.push_to_hub is None:
-        return StageEnd(summary, facts)
-    folder.record_stage("packaging", result=facts.as_dict())  # the archive is done, whether or not the push succeeds
+        return StageEnd(summary, result)
+    folder.record_stage("packaging", result=result.as_dict())  # the archive is done, whether or not the push succeeds
     pushed = yield from push(
         folder,
         config.push_to_hub,
@@ -66,10 +66,10 @@ def run(context: Context) -> StageRun:
         accept_lookalikes=config.accept_lookalikes is not None,
         stop=context.stop,
     )
-    return StageEnd(f"{summary}; {pushed.in_words}", replace(facts, pushed=pushed.as_dict()))
+    return StageEnd(f"{summary}; {pushed.in_words}", replace(result, pushed=pushed.as_dict()))
 
 
-def _made_or_found(context: Context) -> Generator[Event, None, tuple[Archive, str]]:
+def _build_or_reuse(context: Context) -> Generator[Event, None, tuple[Archive, str]]:
     """The archive, and a sentence about its loading."""
     known, accepted = known_secrets(context.token), context.config.accept_lookalikes is not None
     found = existing_archive(context.run, known=known, accept_lookalikes=accepted)
@@ -97,7 +97,7 @@ def _load(context: Context, part: Path) -> float:
     )
 
 
-def _told(archive: Archive, loads: str, facts: PackagingResult, why_accepted: str | None) -> Iterator[Event]:
+def _archive_checks(archive: Archive, loads: str, result: PackagingResult, why_accepted: str | None) -> Iterator[Event]:
     for name in archive.left_out:
         yield Check(visible_line(name), "warning", "not on the list of files to pack; left out")
     for pair in archive.withheld:
@@ -108,12 +108,12 @@ def _told(archive: Archive, loads: str, facts: PackagingResult, why_accepted: st
         yield Check(f"{finding.file}:{finding.line}", "warning", detail)
     yield Check("archive", "ok", visible_line(str(archive.path)))
     yield Check("size", "ok", f"{archive.bytes:,} bytes, {len(archive.contents)} files")
-    yield Check("contents", "ok", _in_short(archive))
+    yield Check("contents", "ok", _files_by_folder(archive))
     yield Check("sha256", "ok", archive.sha256)
     yield Check("loads", "ok", loads)
-    yield Check("fetch it", "ok", facts.scp)
-    yield Check("check and unpack", "ok", f"{facts.check} && {facts.unzip}")
-    for name, line in zip(("load the base", "load the adapter"), facts.load, strict=True):
+    yield Check("fetch it", "ok", result.scp)
+    yield Check("check and unpack", "ok", f"{result.check} && {result.unzip}")
+    for name, line in zip(("load the base", "load the adapter"), result.load, strict=True):
         yield Check(name, "ok", line)
 
 
@@ -122,7 +122,7 @@ def _base_commit(context: Context) -> str | None:
     return None if adapter is None else adapter.base_model_commit
 
 
-def _facts(context: Context, archive: Archive) -> PackagingResult:
+def _result_of(context: Context, archive: Archive) -> PackagingResult:
     """What a screen needs to show the archive, and a person to fetch it."""
     hashes = hash_file(context.run)
     adapter = f"{context.run.folder.name}/{layout.ADAPTER_DIR}"
@@ -139,7 +139,7 @@ def _facts(context: Context, archive: Archive) -> PackagingResult:
     )
 
 
-def _in_short(archive: Archive) -> str:
+def _files_by_folder(archive: Archive) -> str:
     """The number of files in each folder: `models 6, pairs 3, …`."""
     counted = Counter(name.partition("/")[0] if "/" in name else "top" for name, _ in archive.contents)
     return ", ".join(f"{folder} {count}" for folder, count in sorted(counted.items()))

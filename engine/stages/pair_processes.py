@@ -18,8 +18,8 @@ from engine.models.adapters.source import adapter_folder
 from engine.models.loading import load_tokenizer
 from engine.pairs.generation import in_processes as pairs_in_processes
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.in_processes import MakeInProcesses, ModelsElsewhere
-from engine.pairs.generation.methods import is_made_here
+from engine.pairs.generation.in_processes import MakeInProcesses, WorkerModels
+from engine.pairs.generation.methods import is_generated_locally
 from engine.pairs.judges import in_processes as scores_in_processes
 from engine.pairs.judges.base import judge_name
 from engine.pairs.judges.in_processes import ScoreInProcesses
@@ -37,26 +37,26 @@ if TYPE_CHECKING:
 WORKER = "engine.stages.pair_worker"
 
 
-def makers(config: Stage3Config, judge: str) -> int:
+def pair_process_count(config: Stage3Config, judge: str) -> int:
     """How many processes make the pairs: those of this machine, if models on it do.
 
     judge   that ranks the drafts; "none" if the method needs none
     """
-    return processes_here(config) if is_made_here(config, judge) else 1
+    return processes_here(config) if is_generated_locally(config, judge) else 1
 
 
-def judges(config: Stage3Config) -> int:
+def judge_process_count(config: Stage3Config) -> int:
     """How many processes score pairs with `--judge`: those of this machine for a model, one for what is no model here."""
     return processes_here(config) if config.judge in ("self", "reward-model") else 1
 
 
-def meters(config: Stage3Config) -> int:
+def relevance_process_count(config: Stage3Config) -> int:
     """How many processes measure the relevance of pairs with the base model: those of this machine."""
     return processes_here(config)
 
 
 @contextmanager
-def making(
+def pair_workers(
     context: Context, judging: Context, identity: RecordIdentity, processes: int, prompts: int
 ) -> Iterator[MakeInProcesses]:
     """The processes, with the model loaded.
@@ -67,39 +67,43 @@ def making(
     tokenizer = load_tokenizer(context.config, context.token_text)
     with _pool(judging, pairs_in_processes.KIND, processes, "make pairs") as pool:
         pool.grow(prompts)  # all at once, because each takes a while to load the model
-        yield MakeInProcesses(ModelsElsewhere(pool, tokenizer), context.run, identity)
+        yield MakeInProcesses(WorkerModels(pool, tokenizer), context.run, identity)
 
 
 @contextmanager
-def measuring(context: Context) -> Iterator[MeasureBatches]:
+def relevance_workers(context: Context) -> Iterator[MeasureBatches]:
     """The processes, with the base model loaded."""
-    with _pool(context, relevance_in_processes.KIND, meters(context.config), "measure relevance") as pool:
+    with _pool(
+        context, relevance_in_processes.KIND, relevance_process_count(context.config), "measure relevance"
+    ) as pool:
         yield MeasureInProcesses(pool, context.run, context.config.base_model_id)
 
 
 @contextmanager
-def scoring(context: Context, config: Stage3Config) -> Iterator[ScoreBatches]:
+def scoring_workers(context: Context, config: Stage3Config) -> Iterator[ScoreBatches]:
     """The processes, with the judge of `config` loaded."""
-    with _pool(replace(context, config=config), scores_in_processes.KIND, judges(config), "score pairs") as pool:
+    with _pool(
+        replace(context, config=config), scores_in_processes.KIND, judge_process_count(config), "score pairs"
+    ) as pool:
         yield ScoreInProcesses(pool, context.run, judge_name(config) or "")
 
 
-def evaluators(config: Stage3Config) -> int:
+def evaluation_process_count(config: Stage3Config) -> int:
     """How many processes evaluate the training: those of this machine."""
     return processes_here(config)
 
 
 @contextmanager
-def evaluating(context: Context, trained: Trained, config: Stage3Config) -> Iterator[Asked]:
+def evaluation_workers(context: Context, trained: Trained, config: Stage3Config) -> Iterator[Asked]:
     """The processes, with both models loaded.
 
     config   with the judge that passed its exam
     """
     judged = replace(context, config=trained.plan.applied_to(config))
     models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
-    with _pool(judged, evaluation_in_processes.KIND, evaluators(config), "evaluate") as pool:
+    with _pool(judged, evaluation_in_processes.KIND, evaluation_process_count(config), "evaluate") as pool:
         score = ScoreInProcesses(pool, context.run, judge_name(config) or "", evaluation_in_processes.KIND)
-        yield Asked(AskProcesses(pool, context.run, models), score if judges(config) > 1 else None)
+        yield Asked(AskProcesses(pool, context.run, models), score if judge_process_count(config) > 1 else None)
 
 
 def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool:
@@ -107,7 +111,7 @@ def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool
     requests = [
         Request(
             kind=kind,
-            config=_of_process(context.config, number).model_dump(mode="json"),
+            config=_config_of_process(context.config, number).model_dump(mode="json"),
             run=str(context.run.folder),
             cache=str(context.run.cache),
             adapter=str(adapter),
@@ -119,7 +123,7 @@ def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool
     return WorkerPool(context.run, kind, WORKER, [asdict(each) for each in requests], context.stop, doing, threads)
 
 
-def _of_process(config: Stage3Config, number: int) -> Stage3Config:
+def _config_of_process(config: Stage3Config, number: int) -> Stage3Config:
     """With the GPU of one process."""
     if resolve_device(config).type != "cuda":
         return config

@@ -37,13 +37,18 @@ def load(task: Task) -> Loaded:
     request = Request(**task)
     run = Run(Path(request.run), shared_cache=Path(request.cache))
     context = Context(Stage3Config(**request.config), run, StopToken())
-    loads = {"pairs": _maker, "relevance": _meter, "scores": _judge, "evaluation": _both_models}
+    loads = {
+        "pairs": _load_pair_maker,
+        "relevance": _load_relevance_meter,
+        "scores": _load_judge,
+        "evaluation": _load_both_models,
+    }
     return loads[request.kind](request, context)
 
 
-def _maker(request: Request, context: Context) -> Loaded:
+def _load_pair_maker(request: Request, context: Context) -> Loaded:
     from engine.models.local_backend import load_stage2_backend
-    from engine.pairs.generation.in_processes import work_of
+    from engine.pairs.generation.in_processes import task_handler
     from engine.pairs.generation.methods import needs_judge, record_maker
     from engine.pairs.generation.settings import GenerationSettings
     from engine.stages.load_judge import load_judge, policy_of
@@ -53,32 +58,32 @@ def _maker(request: Request, context: Context) -> Loaded:
     backend.processes = request.processes
     judge = load_judge(context, policy_of(backend)) if needs_judge(config) else None
     make = record_maker(backend, GenerationSettings.of(config), judge, context.stop)
-    return Loaded(work_of(make, backend), {"context length": backend.context_length})
+    return Loaded(task_handler(make, backend), {"context length": backend.context_length})
 
 
-def _meter(_: Request, context: Context) -> Loaded:
+def _load_relevance_meter(_: Request, context: Context) -> Loaded:
     from engine.models.loading import load_base, load_tokenizer
-    from engine.pairs.relevance.in_processes import work_of
+    from engine.pairs.relevance.in_processes import task_handler
     from engine.pairs.relevance.measure import RelevanceMeter
 
     config = context.config
     meter = RelevanceMeter(load_base(config, None), load_tokenizer(config, None))
-    return Loaded(work_of(meter, config.base_model_id))
+    return Loaded(task_handler(meter, config.base_model_id))
 
 
-def _judge(_: Request, context: Context) -> Loaded:
-    from engine.pairs.judges.in_processes import work_of
+def _load_judge(_: Request, context: Context) -> Loaded:
+    from engine.pairs.judges.in_processes import task_handler
     from engine.stages.load_judge import load_judge
 
     judge = load_judge(context)
     assert judge is not None  # one passed its exam
-    return Loaded(work_of(judge))
+    return Loaded(task_handler(judge))
 
 
-def _both_models(request: Request, context: Context) -> Loaded:
+def _load_both_models(request: Request, context: Context) -> Loaded:
     from engine.dpo.evaluation.both_models import load_both_models
     from engine.dpo.evaluation.in_processes import work_of
-    from engine.pairs.judges.in_processes import work_of as work_of_judge
+    from engine.pairs.judges.in_processes import task_handler
     from engine.stages.load_judge import load_judge
 
     both = load_both_models(context.config, context.run, Path(request.adapter))
@@ -86,7 +91,7 @@ def _both_models(request: Request, context: Context) -> Loaded:
     def judging() -> Work:
         judge = load_judge(context, both.reference)
         assert judge is not None  # one passed its exam
-        return work_of_judge(judge)
+        return task_handler(judge)
 
     return Loaded(work_of(both.do, judging))
 

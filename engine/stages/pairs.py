@@ -16,8 +16,8 @@ from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.run_pairs import require_whole_lines
 from engine.pairs.generation.generate import (
     RUN_SET,
+    GenerationInputs,
     InterimCheck,
-    Maker,
     OpenSet,
     Recorded,
     generate_pairs,
@@ -29,8 +29,8 @@ from engine.pairs.generation.generate import (
     torn_line_warning,
 )
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.in_processes import KIND, after_processes
-from engine.pairs.generation.methods import check_method, in_turn, needs_judge, record_maker
+from engine.pairs.generation.in_processes import KIND, reuse_earlier_records
+from engine.pairs.generation.methods import check_method, needs_judge, record_maker, sequentially
 from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions
@@ -41,7 +41,7 @@ from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.import_pairs import import_pairs
 from engine.stages.load_judge import judge_loader, ordering_judge, policy_of
-from engine.stages.pair_processes import makers, making
+from engine.stages.pair_processes import pair_process_count, pair_workers
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import JsonlAppender
 from engine.workers.rows import remove_shares
@@ -119,20 +119,20 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _look(context: Context, prompts: int | None) -> InterimCheck:
+def _interim_check(context: Context, prompts: int | None) -> InterimCheck:
     """After each batch: go on only as long as the gate can be passed, or a person accepts that it cannot."""
     outlook = Outlook(context.config, prompts)
 
-    def look(recorded: Recorded) -> None:
+    def check(recorded: Recorded) -> None:
         require_reachable(
             outlook.estimates(recorded.ok, recorded.asked, recorded.too_long, recorded.left_out()),
             context.config,
             what=f"After {recorded.total} prompts there is no hope left that the gate will open",
             why="The rest would be made as these were, and training would refuse them; nothing that was made is lost.",
-            look_at=str(context.run / layout.PAIRS_JSONL),
+            pairs_path=str(context.run / layout.PAIRS_JSONL),
         )
 
-    return look
+    return check
 
 
 def _generate_missing(
@@ -145,24 +145,24 @@ def _generate_missing(
 ) -> Generator[Event, None, int]:
     """Make the missing records; returns the number of generated tokens."""
     judging = context if examined is None else replace(context, config=examined.config)
-    processes = makers(context.config, "none" if examined is None else judging.config.judge)
+    processes = pair_process_count(context.config, "none" if examined is None else judging.config.judge)
     if processes > 1:
         return (yield from _generate_in_processes(context, judging, prompts, settings, identity, open_set, processes))
-    yield Message("info", _where(context))
+    yield Message("info", _source_of_texts(context))
     backend = load_backend(
         context.config,
         adapter_folder(context.config, context.run, context.token_text),
         context.stop,
         context.token_text,
-        context.tell,
+        context.emit,
     )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(judge_loader(context), policy_of(backend))
-    make = in_turn(record_maker(backend, settings, judge, context.stop))
-    make = after_processes(make, context.run, identity)
+    make = sequentially(record_maker(backend, settings, judge, context.stop))
+    make = reuse_earlier_records(make, context.run, identity)
     yield from _generate(
-        context, prompts, Maker(context.config, backend, settings, make, identity, context.stop), open_set
+        context, prompts, GenerationInputs(context.config, backend, settings, make, identity, context.stop), open_set
     )
     for note in backend.warnings():
         yield Message("warning", note)
@@ -187,17 +187,17 @@ def _generate_in_processes(
         f"{layout.PROCESSES_DIR}/.",
     )
     missing = sum(prompt.id not in open_set.recorded.ids for prompt in prompts)
-    with making(context, judging, identity, processes, missing) as make:
-        maker = Maker(context.config, make.models, settings, make, identity, context.stop)
-        yield from _generate(context, prompts, maker, open_set)
+    with pair_workers(context, judging, identity, processes, missing) as make:
+        inputs = GenerationInputs(context.config, make.models, settings, make, identity, context.stop)
+        yield from _generate(context, prompts, inputs, open_set)
     return make.models.tokens
 
 
-def _generate(context: Context, prompts: list[Prompt], maker: Maker, open_set: OpenSet) -> Iterator[Event]:
+def _generate(context: Context, prompts: list[Prompt], inputs: GenerationInputs, open_set: OpenSet) -> Iterator[Event]:
     target = context.config.target_pairs
     if target:
-        return generate_until(prompts, maker, open_set, target, _look(context, None))
-    return generate_pairs(prompts, maker, open_set, _look(context, len(prompts)))
+        return generate_until(prompts, inputs, open_set, target, _interim_check(context, None))
+    return generate_pairs(prompts, inputs, open_set, _interim_check(context, len(prompts)))
 
 
 def _carry_decisions(context: Context) -> Iterator[Event]:
@@ -215,7 +215,7 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
         )
 
 
-def _where(context: Context) -> str:
+def _source_of_texts(context: Context) -> str:
     config = context.config
     critic = (
         f" {config.critic_model} on {' and '.join(config.critic_url)} writes critiques and revisions."

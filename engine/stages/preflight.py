@@ -28,9 +28,9 @@ from engine.pairs.data.record import OK, Pair
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.native_form import pair_of_record
 from engine.pairs.generation.cost import expected_prompts
-from engine.pairs.generation.generate import Maker
+from engine.pairs.generation.generate import GenerationInputs
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import check_method, in_turn, is_made_here, record_maker
+from engine.pairs.generation.methods import check_method, is_generated_locally, record_maker, sequentially
 from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
 from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.machine import plan_inputs
@@ -85,25 +85,25 @@ def run(context: Context) -> StageRun:
     share = measured.usable_share
     prompts = expected_prompts(config, share) if config.pairs is None else pairs_wanted(config)
     here = processes_here(config, plan.processes)
-    whole = forecast(
+    run_forecast = forecast(
         measured,
         Workload.of(config, prompts, measured.usable_share),
         plan,
-        pair_processes=here if is_made_here(config) else 1,
+        pair_processes=here if is_generated_locally(config) else 1,
         evaluation_processes=here,
         share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:
-        whole = replace(whole, seconds_pairs=0.0)  # they are there already
-    yield from forecast_lines(whole, inputs.machine)
-    yield forecast_event(whole, inputs.machine, resolve_device(config).index or 0)
-    require_disk(context.run.folder, whole)
-    summary = f"all steps worked; the run will take about {clock(whole.seconds)}"
+        run_forecast = replace(run_forecast, seconds_pairs=0.0)  # they are there already
+    yield from forecast_lines(run_forecast, inputs.machine)
+    yield forecast_event(run_forecast, inputs.machine, resolve_device(config).index or 0)
+    require_disk(context.run.folder, run_forecast)
+    summary = f"all steps worked; the run will take about {clock(run_forecast.seconds)}"
     return StageEnd(
         summary,
         PreflightResult(
             dtype=plan.dtype,
-            forecast=whole.as_dict(),
+            forecast=run_forecast.as_dict(),
             measured=measured.__dict__,
             plan=plan.as_dict(),
             memory=inputs.terms(plan, config.max_length, config.load_in_4bit),
@@ -164,7 +164,7 @@ class BatchTimes:
 
 
 @dataclass(frozen=True)
-class PairsInSmall:
+class FirstPairs:
     """What the first pairs took."""
 
     longest: Pair
@@ -181,21 +181,21 @@ class PairsInSmall:
     peak_bytes: int
 
 
-def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
+def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, FirstPairs]:
     """The pilot, or one pair if none is wanted; how long a batch takes. Raises DataError if there is no hope.
 
     context   its configuration has the number format that was chosen
     """
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
-    maker, backend, load_seconds = yield from _load_maker(context)
+    inputs, backend, load_seconds = yield from _load_inputs(context)
     short_first = _short_first(prompts, backend, config.max_length)
     wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
     pairs = yield from _first_pairs(
-        context.run, maker, prompts[: config.pilot_prompts] if wants_pilot else [], short_first[0]
+        context.run, inputs, prompts[: config.pilot_prompts] if wants_pilot else [], short_first[0]
     )
-    batch = yield from _time_a_batch(maker, backend, short_first)
+    batch = yield from _time_a_batch(inputs, backend, short_first)
     made = _measure(pairs, backend, batch, load_seconds, peak)
-    del maker, backend
+    del inputs, backend
     free_memory()
     context.stop.raise_if_requested()
     if wants_pilot:
@@ -207,38 +207,42 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     return made
 
 
-def _load_maker(context: Context) -> Generator[Event, None, tuple[Maker, Backend, float]]:
+def _load_inputs(context: Context) -> Generator[Event, None, tuple[GenerationInputs, Backend, float]]:
     """What makes the pairs, its policy, and the seconds that loading it took."""
     config = context.config
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.config)
     started = time.monotonic()
     adapter = adapter_folder(config, context.run, context.token_text)
-    backend = load_backend(config, adapter, context.stop, context.token_text, context.tell)
+    backend = load_backend(config, adapter, context.stop, context.token_text, context.emit)
     load_seconds = time.monotonic() - started
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(judge_loader(context), policy_of(backend))
-    make = in_turn(record_maker(backend, settings, judge, context.stop))
+    make = sequentially(record_maker(backend, settings, judge, context.stop))
     identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
-    return Maker(config, backend, settings, make, identity, context.stop), backend, load_seconds
+    return GenerationInputs(config, backend, settings, make, identity, context.stop), backend, load_seconds
 
 
-def _first_pairs(run: Run, maker: Maker, pilot: list[Prompt], short: Prompt) -> Generator[Event, None, list[Pair]]:
+def _first_pairs(
+    run: Run, inputs: GenerationInputs, pilot: list[Prompt], short: Prompt
+) -> Generator[Event, None, list[Pair]]:
     """The pilot's pairs, or without one a pair of the short prompt."""
     started = time.monotonic()
     if pilot:
-        pairs = yield from make_pilot(run, pilot, maker)
+        pairs = yield from make_pilot(run, pilot, inputs)
     else:
-        batch = next(told for told in maker.make([[short]]) if isinstance(told, list))
+        batch = next(told for told in inputs.make([[short]]) if isinstance(told, list))
         pairs = [pair_of_record(record) for _, record in batch]
     title = "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
-    yield Check(title, "ok", f"{time.monotonic() - started:.1f} s, {maker.backend.tokens} tokens")
+    yield Check(title, "ok", f"{time.monotonic() - started:.1f} s, {inputs.backend.tokens} tokens")
     return pairs
 
 
-def _time_a_batch(maker: Maker, backend: Backend, prompts: list[Prompt]) -> Generator[Event, None, BatchTimes]:
-    longest = maker.config.max_prompt_tokens + maker.settings.tokens_beside_prompt(backend)
+def _time_a_batch(
+    inputs: GenerationInputs, backend: Backend, prompts: list[Prompt]
+) -> Generator[Event, None, BatchTimes]:
+    longest = inputs.config.max_prompt_tokens + inputs.settings.overhead_tokens(backend)
     batch_size = backend.batch_size(longest)
     size = min(batch_size, len(prompts))
     prefill, decode = time_batch(backend, prompts[:size])
@@ -248,12 +252,12 @@ def _time_a_batch(maker: Maker, backend: Backend, prompts: list[Prompt]) -> Gene
 
 def _measure(
     pairs: list[Pair], backend: Backend, batch: BatchTimes, load_seconds: float, peak: MemoryPeak
-) -> PairsInSmall:
+) -> FirstPairs:
     longest = max(pairs, key=lambda pair: (pair.status == OK, -len(pair.prompt)))
     usable = [pair for pair in pairs if pair.status == OK] or pairs
-    return PairsInSmall(
+    return FirstPairs(
         longest=longest,
-        reply_tokens=_mean_reply_tokens(backend, [each for pair in pairs for each in _said(pair)]),
+        reply_tokens=_mean_reply_tokens(backend, [each for pair in pairs for each in _generated_texts(pair)]),
         longest_prompt_tokens=backend.length(longest.messages),
         prompt_tokens=mean([backend.length(pair.messages) for pair in pairs]),
         replies_tokens=2 * _mean_reply_tokens(backend, [each for pair in usable for each in _replies(pair)]),
@@ -265,7 +269,7 @@ def _measure(
     )
 
 
-def _said(pair: Pair) -> tuple[str, ...]:
+def _generated_texts(pair: Pair) -> tuple[str, ...]:
     return (pair.base_response, pair.critic_notes, pair.revised_response)
 
 

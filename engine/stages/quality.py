@@ -25,21 +25,26 @@ from engine.pairs.formats.run_pairs import damaged_line, run_pairs
 from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import MIN_LETTER_PROBABILITY
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
-from engine.pairs.judges.in_processes import KIND as OF_SCORES
+from engine.pairs.judges.in_processes import KIND as SCORES
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of
 from engine.pairs.relevance.cache import KnownMeasures, with_measures
-from engine.pairs.relevance.in_processes import KIND as OF_RELEVANCE
+from engine.pairs.relevance.in_processes import KIND as RELEVANCE
 from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.folder import Run
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import judge_loader
-from engine.stages.pair_processes import judges, measuring, meters, scoring
+from engine.stages.pair_processes import (
+    judge_process_count,
+    relevance_process_count,
+    relevance_workers,
+    scoring_workers,
+)
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 from engine.storage.jsonl import dumps
 from engine.workers.rows import remove_shares
 
-NOT_ASKED = ScorePair(None, None)
+NOT_SCORED = ScorePair(None, None)
 
 READ_AS = {
     "chat_template": template_key,
@@ -62,15 +67,15 @@ def run(context: Context) -> StageRun:
     tally, usable = judge_run(run_, decisions)
     measures: KnownMeasures = {}
     if config.relevance and usable:
-        elsewhere = partial(measuring, context) if meters(config) > 1 else None
+        elsewhere = partial(relevance_workers, context) if relevance_process_count(config) > 1 else None
         path = run_ / layout.RELEVANCE_JSONL
         measures = yield from measure_relevance(config, usable, path, context.token_text, context.stop, elsewhere)
-        remove_shares(run_, OF_RELEVANCE)
+        remove_shares(run_, RELEVANCE)
         tally, usable = judge_run(run_, decisions, measures=measures)
     yield from measure_lengths_of(context, tally, usable)
-    beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
-    asks_nobody = bool(beyond_mending) and config.accept_quality is None
-    examined = ExaminedJudge(config) if asks_nobody else (yield from _examined(context))
+    unfixable = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
+    skips_judge = bool(unfixable) and config.accept_quality is None
+    examined = ExaminedJudge(config) if skips_judge else (yield from _examine_judge(context))
     judgement = None
     if examined.trusted is not None:
         scores, judgement = yield from _score(context, examined, usable)
@@ -85,16 +90,16 @@ def run(context: Context) -> StageRun:
     for figure in all_figures:
         yield check_of(figure)
     if not judged:
-        yield _why_unjudged(tally, examined, beyond_mending if asks_nobody else [])
+        yield _why_unjudged(tally, examined, unfixable if skips_judge else [])
     for reason, count in tally.reasons.most_common():
         yield Check(f"left out: {reason}", "skipped", str(count))
     found = None if judgement is None else judgement.as_dict()
-    told = {**report(tally, config, judged=judged), "judge": found, "exams": examined.as_dict()}
-    write_json(run_ / layout.PAIRS_REPORT, told)
-    shut = failed(all_figures)
-    if shut and config.accept_quality is None:
-        raise gate_error(shut)
-    if shut:
+    pairs_report = {**report(tally, config, judged=judged), "judge": found, "exams": examined.as_dict()}
+    write_json(run_ / layout.PAIRS_REPORT, pairs_report)
+    failing = failed(all_figures)
+    if failing and config.accept_quality is None:
+        raise gate_error(failing)
+    if failing:
         yield Message("warning", f"You opened the gate (--accept-quality): {config.accept_quality}")
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
     if not train or not held_out:
@@ -110,9 +115,9 @@ def run(context: Context) -> StageRun:
             train=len(train),
             held_out=len(held_out),
             left_out=dict(tally.reasons),
-            accepted_for=config.accept_quality if shut else None,
+            accepted_for=config.accept_quality if failing else None,
             edits_bytes=edits_bytes,
-            judge=told["judge"],
+            judge=pairs_report["judge"],
         ),
     )
 
@@ -147,15 +152,15 @@ def measure_lengths_of(context: Context, tally: Tally, usable: Sequence[Pair]) -
     tally.lengths_measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
 
 
-def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[str]) -> Message:
-    """beyond_mending   figures for which no judge was asked"""
-    if beyond_mending:
-        return Message("info", f"No judge was asked: no score would mend the {' and the '.join(beyond_mending)}.")
+def _why_unjudged(tally: Tally, examined: ExaminedJudge, unfixable: list[str]) -> Message:
+    """unfixable   figures for which no judge was asked"""
+    if unfixable:
+        return Message("info", f"No judge was asked: no score would mend the {' and the '.join(unfixable)}.")
     own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
-    return Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
+    return Message("info", f"Nothing scored these pairs. {examined.why_no_judge}{own}")
 
 
-def _examined(context: Context) -> Generator[Event, None, ExaminedJudge]:
+def _examine_judge(context: Context) -> Generator[Event, None, ExaminedJudge]:
     return examined_judge(context.config, context.run, judge_loader(context), context.stop)
 
 
@@ -163,9 +168,9 @@ def _score(
     context: Context, examined: ExaminedJudge, usable: Sequence[Pair]
 ) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
-    elsewhere = partial(scoring, context) if judges(examined.config) > 1 else None
+    elsewhere = partial(scoring_workers, context) if judge_process_count(examined.config) > 1 else None
     scores = yield from examined.score(context.run, usable, judge_loader(context), context.stop, elsewhere)
-    remove_shares(context.run, OF_SCORES)
+    remove_shares(context.run, SCORES)
     judgement = JudgeSummary.of(judge_name(examined.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check("judge", "warning" if unscored else "ok", judgement.sentence)
@@ -204,7 +209,7 @@ def judge_run(
         pair = with_measures(pair, measures or {})
         if scores is None:
             return pair
-        given = scores.get(key_of(comparison_of(pair)), NOT_ASKED)
+        given = scores.get(key_of(comparison_of(pair)), NOT_SCORED)
         return replace(pair, base_score=given.first, revised_score=given.second)
 
     tally = Tally(min_gain=min_gain)

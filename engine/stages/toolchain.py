@@ -12,7 +12,7 @@ from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.gpus import GpuReport, read_gpus
 from engine.machine.install import install_uv
 from engine.machine.programs import CLONING, GIT, TMUX, UV, FoundProgram, find_program
-from engine.machine.requirements import python_needed
+from engine.machine.requirements import supported_python
 from engine.machine.session_lifetime import in_multiplexer, logout_behaviour
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
 from engine.run.results import ToolchainResult
@@ -27,20 +27,26 @@ def run(context: Context) -> StageRun:
     uv = yield from _uv(context)
     git = find_program(GIT)
     needed = context.config.repo_url is not None
-    yield _line_of(git, "", "" if needed else "; only needed for --repo-url", failed=needed)
+    yield _program_check(git, "", "" if needed else "; only needed for --repo-url", failed=needed)
     if needed and not git.ok:
-        raise git.refusal(CLONING)
+        raise git.as_error(CLONING)
     tmux = find_program(TMUX)
-    yield _line_of(tmux, _where_this_is(), "; a run survives its terminal, but a logout may end it")
+    yield _program_check(tmux, _multiplexer_remark(), "; a run survives its terminal, but a logout may end it")
     logout = logout_behaviour()
     if logout is not None:
         yield Check("logout", "warning" if logout.ends_the_run else "ok", logout.detail)
-    report = read_gpus(with_holders=True, gives_up=lambda: context.stop.requested)
+    report = read_gpus(with_holders=True, cancelled=lambda: context.stop.requested)
     context.stop.raise_if_requested()
     build = read_torch_build()
     driver = yield from _driver(report, context.config.device)
     yield _cuda(build, driver, context.config.device)
-    versions: dict[str, Any] = {"python": python, "uv": _of(uv), "git": _of(git), "tmux": _of(tmux), "driver": driver}
+    versions: dict[str, Any] = {
+        "python": python,
+        "uv": _version_of(uv),
+        "git": _version_of(git),
+        "tmux": _version_of(tmux),
+        "driver": driver,
+    }
     there = [f"{name} {version}" for name, version in versions.items() if version]
     missing = [name for name, version in versions.items() if not version]
     result = ToolchainResult(
@@ -53,7 +59,7 @@ def run(context: Context) -> StageRun:
 
 
 def _python() -> Generator[Event, None, str]:
-    version, needed = platform.python_version(), python_needed()
+    version, needed = platform.python_version(), supported_python()
     fits = needed is None or needed.contains(version, prereleases=True)
     fault = "" if fits else f"; the run needs {needed}: create an environment with `uv venv --python 3.11`"
     yield Check("python", "ok" if fits else "failed", f"{version} at {visible_line(sys.executable)}{fault}")
@@ -73,11 +79,11 @@ def _uv(context: Context) -> Generator[Event, None, FoundProgram]:
         if fault:
             yield Message("warning", f"{fault}.")
         uv = find_program(UV)
-    yield _line_of(uv, "", ", or with --install; only needed to install packages")
+    yield _program_check(uv, "", ", or with --install; only needed to install packages")
     return uv
 
 
-def _line_of(found: FoundProgram, remark: str, hint: str, *, failed: bool = False) -> Check:
+def _program_check(found: FoundProgram, remark: str, hint: str, *, failed: bool = False) -> Check:
     """`remark` follows the version, `hint` follows the fault."""
     if not found.ok:
         return Check(
@@ -88,11 +94,11 @@ def _line_of(found: FoundProgram, remark: str, hint: str, *, failed: bool = Fals
     return Check(found.program.name, "ok", f"{found.version}, {remark or visible_line(str(found.path))}")
 
 
-def _of(found: FoundProgram) -> str | None:
+def _version_of(found: FoundProgram) -> str | None:
     return found.version if found.ok else None
 
 
-def _where_this_is() -> str:
+def _multiplexer_remark() -> str:
     return "this run is inside it" if in_multiplexer() else "this run is outside it"
 
 

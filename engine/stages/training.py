@@ -22,7 +22,7 @@ from engine.run.reports import PairsReport
 from engine.run.results import AdapterResult, TrainingResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import judge_loader
-from engine.stages.pair_processes import evaluating, evaluators
+from engine.stages.pair_processes import evaluation_process_count, evaluation_workers
 from engine.storage.documents import read_json_or_none
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 
@@ -78,15 +78,15 @@ def run(context: Context) -> StageRun:
     whose = "differs from Stage 2" if trained.tensors_sha256 != stage2.tensors_sha256 else "identical to Stage 2"
     yield Check("adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
-    elsewhere, processes = None, evaluators(config)
+    elsewhere, processes = None, evaluation_process_count(config)
     if processes > 1:
-        elsewhere = partial(evaluating, context, trained)
+        elsewhere = partial(evaluation_workers, context, trained)
         yield Message("info", f"{processes} processes evaluate; the log of each is in {layout.PROCESSES_DIR}/.")
     load_judge = judge_loader(context)
     report = yield from evaluate(config, run_, trained, held_out, load_judge, context.stop, elsewhere)
     compared = _forecast_compared(context, trained)
     for name, figures in compared.items():
-        yield Check(f"forecast: {name}", "ok", _in_words(name, figures))
+        yield Check(f"forecast: {name}", "ok", _forecast_details(name, figures))
     metrics = _metrics(context, trained, report, len(rows), time.monotonic() - started)
     card = _card(context, trained, report, stage2)
     write_atomically(context.run / layout.ADAPTER_DIR / "README.md", card.encode("utf-8", errors="backslashreplace"))
@@ -176,10 +176,10 @@ def _forecast_compared(context: Context, trained: Trained) -> dict[str, dict[str
     return against_measured({} if preflight is None else preflight.forecast, measured)
 
 
-def _in_words(name: str, figures: dict[str, float]) -> str:
+def _forecast_details(name: str, figures: dict[str, float]) -> str:
     unit, divisor = ("GiB", 1 << 30) if "bytes" in name else ("s", 1)
-    was, came = figures["forecast"] / divisor, figures["measured"] / divisor
-    return f"{was:.1f} {unit}; measured {came:.1f} {unit} ({figures['relative_error']:+.0%})"
+    predicted, measured = figures["forecast"] / divisor, figures["measured"] / divisor
+    return f"{predicted:.1f} {unit}; measured {measured:.1f} {unit} ({figures['relative_error']:+.0%})"
 
 
 def _quality(context: Context) -> dict[str, Any]:

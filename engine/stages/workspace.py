@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Message
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.dpo.planning.disk_space import require_disk_space
 from engine.machine.programs import CLONING, GIT, require
 from engine.run.results import WorkspaceResult
@@ -24,10 +24,10 @@ from engine.workspace.urls import check_ref, check_url
 
 def run(context: Context) -> StageRun:
     config = context.config
-    asked: dict[str, Any] = {}
+    requested: dict[str, Any] = {}
     if config.repo_url is not None:
         source, ref = check_url(config.repo_url, allow_ssh=config.allow_ssh), check_ref(config.repo_ref)
-        asked = {"url": source.url, "ref": ref, "fresh": config.fresh}
+        requested = {"url": source.url, "ref": ref, "fresh": config.fresh}
     free = yield from require_disk_space(config, context.run)
     if config.repo_url is None:
         folder = _existing_folder(config.repo_root)
@@ -43,8 +43,8 @@ def run(context: Context) -> StageRun:
         was = f"{before.folder} at {before.commit}"
         yield Message("info", f"The workspace changed from {visible_line(was)} to {short} at {commit}.")
     at = f" at {commit[:12]}{', with changes' if dirty else ''}" if commit else ", not a git checkout"
-    result = WorkspaceResult(folder=str(folder), commit=commit, dirty=dirty, free_bytes=free, **asked)
-    return StageEnd(f"{short}{at}; {size_in_words(free)} free", result)
+    result = WorkspaceResult(folder=str(folder), commit=commit, dirty=dirty, free_bytes=free, **requested)
+    return StageEnd(f"{short}{at}; {format_size(free)} free", result)
 
 
 def _existing_folder(repo_root: Path | None) -> Path:

@@ -17,13 +17,18 @@ from engine.storage.jsonl import loads
 
 T = TypeVar("T")
 
-LARGEST_DOCUMENT = 64 << 20
+MAX_DOCUMENT_BYTES = 64 << 20
 """Bytes. The largest that a run writes, the metrics of a long training, has a few million."""
-MAKE_AGAIN = "Put the file back from a copy, or move it aside and run the same command again."
+RESTORE_OR_RERUN = "Put the file back from a copy, or move it aside and run the same command again."
 
 
 def read_json(
-    path: Path, shape: type[T], *, most: int = LARGEST_DOCUMENT, why: str = "", what_to_do: str = MAKE_AGAIN
+    path: Path,
+    shape: type[T],
+    *,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+    why: str = "",
+    what_to_do: str = RESTORE_OR_RERUN,
 ) -> T:
     """The document in a file, as `shape` has it (a dataclass, a pydantic model, dict[str, int], …).
 
@@ -34,7 +39,7 @@ def read_json(
     OSError if the file is missing or unreadable.
     """
     try:
-        return validated(shape, loads(read_file(path, most)))
+        return validated(shape, loads(read_file(path, max_bytes)))
     except IsADirectoryError:
         fault = "It is a folder."
     except ValueError as error:
@@ -44,11 +49,11 @@ def read_json(
     )
 
 
-def read_json_or_none(path: Path, shape: type[T], *, most: int = LARGEST_DOCUMENT) -> T | None:
+def read_json_or_none(path: Path, shape: type[T], *, max_bytes: int = MAX_DOCUMENT_BYTES) -> T | None:
     """For a file that is optional or can be made again: None if it is missing, unreadable or damaged. Raises only
     UnsafeError: a pipe or a link there was not put there by a run.
     """
     try:
-        return read_json(path, shape, most=most)
+        return read_json(path, shape, max_bytes=max_bytes)
     except (OSError, DamagedState):
         return None

@@ -53,7 +53,7 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def name_folder(part: Path, final: Path) -> None:
+def publish_folder(part: Path, final: Path) -> None:
     """Sync everything in `part` and give it its name. A power cut leaves the whole folder under that name, or none."""
     for path in sorted(part.rglob("*")):
         if path.is_dir():
@@ -68,7 +68,7 @@ def name_folder(part: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def begun_git_hash(size: int) -> hashlib._Hash:
+def new_git_blob_hash(size: int) -> hashlib._Hash:
     """Git's hash of a file of `size` bytes, before any of them is added: the Hub identifies small files by it."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
@@ -92,6 +92,6 @@ def size_of_folder(path: Path) -> int:
     return sum(entry.lstat().st_size for entry in path.rglob("*") if entry.is_file() and not entry.is_symlink())
 
 
-def keep_others_from_writing() -> None:
+def restrict_umask() -> None:
     """From now on other users cannot write to what this process creates, whatever umask it was started with."""
     os.umask(os.umask(0o077) | 0o022)

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from engine.core.errors import DamagedState, DiskError, UnsafeError
 from engine.core.failpoints import failpoint
-from engine.core.nesting import DEEPEST, TOO_DEEP, refuse_nesting
-from engine.core.reading import open_file, refuse_odd
+from engine.core.nesting import MAX_DEPTH, TOO_DEEP, check_nesting
+from engine.core.reading import open_file, refuse_special_file
 from engine.core.system_errors import system_error
 from engine.security.sanitize import visible_line
 
@@ -41,7 +41,7 @@ class JsonlAppender:
         self._acknowledges = acknowledges
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
-        self._file = opened_to_append(path)
+        self._file = open_for_append(path)
         self.torn, self.torn_path = self._put_torn_tail_aside()
 
     def append(self, record: Mapping[str, Any], *, sync: bool = True) -> None:
@@ -86,7 +86,7 @@ class JsonlAppender:
         if there is not None and os.path.samestat(there, os.fstat(self._file)):
             return
         if there is not None:
-            refuse_odd(self.path, there.st_mode)
+            refuse_special_file(self.path, there.st_mode)
         raise DamagedState(
             f"{visible_line(str(self.path))} was {'removed' if there is None else 'replaced'} while this process wrote to it.",
             "An editor or a copy put another file in its place. What was acknowledged before is in the file that was there; "
@@ -123,7 +123,7 @@ class JsonlAppender:
         return len(tail), aside
 
 
-def opened_to_append(path: Path) -> int:
+def open_for_append(path: Path) -> int:
     """Raises UnsafeError for a link, a pipe, a device; DamagedState for a folder; OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -136,10 +136,10 @@ def opened_to_append(path: Path) -> int:
         ) from None
     except OSError:
         if os.path.lexists(path):
-            refuse_odd(path, path.lstat().st_mode)
+            refuse_special_file(path, path.lstat().st_mode)
         raise
     try:
-        refuse_odd(path, os.fstat(file).st_mode)
+        refuse_special_file(path, os.fstat(file).st_mode)
     except UnsafeError:
         os.close(file)
         raise
@@ -166,7 +166,7 @@ def read_jsonl(
         yield from read_records(file, last_line_may_lack_newline=last_line_may_lack_newline)
 
 
-def last_unended_line(path: Path) -> bytes:
+def unterminated_last_line(path: Path) -> bytes:
     """What follows the last newline, up to the longest allowed line. Raises what `read_jsonl` raises."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -213,15 +213,15 @@ def dumps(record: Mapping[str, Any]) -> str:
 
 
 def loads(raw: bytes | str) -> Any:
-    """Strict JSON. NaN, Infinity, absurdly long numbers, duplicate keys, bytes that are not UTF-8, and more than `DEEPEST`
+    """Strict JSON. NaN, Infinity, absurdly long numbers, duplicate keys, bytes that are not UTF-8, and more than `MAX_DEPTH`
     levels are errors (ValueError).
     """
     return _loaded(raw, _DECODER)
 
 
-def foreign_loads(raw: bytes | str) -> Any:
+def loads_allowing_nan(raw: bytes | str) -> Any:
     """`loads` of other people's files, with the NaN and Infinity that Python writes: a column that nobody reads may hold them."""
-    return _loaded(raw, _FOREIGN_DECODER)
+    return _loaded(raw, _DECODER_ALLOWING_NAN)
 
 
 def _loaded(raw: bytes | str, decoder: json.JSONDecoder) -> Any:
@@ -231,8 +231,8 @@ def _loaded(raw: bytes | str, decoder: json.JSONDecoder) -> Any:
         value = decoder.decode(text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    if text.count("[") + text.count("{") > DEEPEST:
-        refuse_nesting(value)
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        check_nesting(value)
     return value
 
 
@@ -289,7 +289,7 @@ def _refuse_constant(name: str) -> float:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
-_FOREIGN_DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=float)
+_DECODER_ALLOWING_NAN = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=float)
 
 
 def _end_of_last_whole_line(file: int, size: int) -> int:

@@ -47,7 +47,7 @@ class Mapped(LazySequence[Item]):
         return self._function(self._source[index])
 
 
-def picked(source: Sequence[Item], numbers: array[int]) -> Sequence[Item]:
+def take(source: Sequence[Item], numbers: array[int]) -> Sequence[Item]:
     """Items of a sequence, by their numbers, in that order; 8 bytes each."""
     return Mapped(numbers, source.__getitem__)
 

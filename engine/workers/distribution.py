@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from engine.core.events import Event
-from engine.storage.lazy import Mapped, picked
+from engine.storage.lazy import Mapped, take
 from engine.workers.pool import WorkerPool
 from engine.workers.tasks import Task, TaskResult
 
@@ -39,7 +39,7 @@ def distribute(
     unmade = array(
         "Q", (number for number, batch in enumerate(batches) if any(existing(item) is None for item in batch))
     )
-    results = pool.results(Mapped(picked(batches, unmade), task_of))
+    results = pool.results(Mapped(take(batches, unmade), task_of))
     remaining = iter(unmade)
     next_unmade = next(remaining, None)
     for number, batch in enumerate(batches):

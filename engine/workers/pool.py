@@ -20,13 +20,13 @@ from types import TracebackType
 from typing import Any
 
 from engine.core import layout
-from engine.core.errors import ExitCode, Stage3Error, error_with
+from engine.core.errors import ExitCode, Stage3Error, error_from_exit_code
 from engine.core.events import Event, Message
 from engine.process.children import DRAIN_SECONDS
-from engine.process.conversation import Conversation, conversation
-from engine.process.environment import of_processes_with_models
-from engine.process.kill import how_it_ended
-from engine.process.stopped import StoppedProcesses
+from engine.process.environment import model_process_environment
+from engine.process.interactive_child import InteractiveChild, interactive_child
+from engine.process.kill import describe_exit
+from engine.process.suspended import SuspendedProcesses
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
@@ -46,7 +46,7 @@ class Worker:
 
     number: int
     """From 0."""
-    channel: Conversation
+    channel: InteractiveChild
     resources: ExitStack
     """Closing it ends the process."""
     rows: Path
@@ -84,7 +84,7 @@ class WorkerPool:
     """Threads of each worker, on the CPU."""
     _alive: list[Worker] = field(default_factory=list)
     _started: int = 0
-    _watch: StoppedProcesses = field(default_factory=StoppedProcesses)
+    _watch: SuspendedProcesses = field(default_factory=SuspendedProcesses)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -130,7 +130,7 @@ class WorkerPool:
 
     def _send(self, worker: Worker, task: Task) -> None:
         """Send in a thread, because a stopped process (SIGSTOP) reads nothing and a write could block."""
-        Thread(target=worker.channel.tell, args=(dumps(task),), daemon=True).start()
+        Thread(target=worker.channel.send, args=(dumps(task),), daemon=True).start()
 
     def _poll(self, finished: dict[int, TaskResult], waiting: deque[int]) -> Iterator[str | Event]:
         """Handle everything that the workers have sent since the last poll, or send within POLL_SECONDS."""
@@ -178,7 +178,7 @@ class WorkerPool:
         if worker.task is not None:
             waiting.appendleft(worker.task)
         worker.resources.close()
-        how = how_it_ended(worker.channel.code)
+        how = describe_exit(worker.channel.code)
         who = self._name(worker.number)
         if not self._alive:
             last = "" if self._started == 1 else ", and none is left"
@@ -193,7 +193,7 @@ class WorkerPool:
     def _error(self, worker: Worker, failure: Mapping[str, Any]) -> Stage3Error:
         what, why, what_to_do = (str(failure.get(name, "")) for name in ("what", "why", "what_to_do"))
         if failure.get("exit_code") != ExitCode.BUG:
-            return error_with(failure.get("exit_code"), what, why, what_to_do)
+            return error_from_exit_code(failure.get("exit_code"), what, why, what_to_do)
         return Stage3Error(
             f"{self._name(worker.number)} crashed: {visible_line(what)}",
             f"The end of {self._log(worker)}: {self._log_end(worker)}",
@@ -216,18 +216,18 @@ class WorkerPool:
         return f"{layout.PROCESSES_DIR}/{self.kind}-{worker.number}.log"
 
     def _log_end(self, worker: Worker) -> str:
-        last = [visible_line(line, LOG_CHARACTERS) for line in worker.channel.beside.tail if line.strip()]
+        last = [visible_line(line, LOG_CHARACTERS) for line in worker.channel.stderr.tail if line.strip()]
         return " / ".join(last[-LOG_LINES:]) or "nothing"
 
     def _start(self, number: int) -> Worker:
         rows, resources = share_file(self.run, self.kind, number), ExitStack()
         (self.run / layout.PROCESSES_DIR).mkdir(parents=True, exist_ok=True)
         channel = resources.enter_context(
-            conversation(
+            interactive_child(
                 [sys.executable, "-m", self.module],
                 cwd=Path.cwd(),
                 extra={
-                    **of_processes_with_models(),
+                    **model_process_environment(),
                     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.threads),
                 },
                 log_file=self.run / layout.PROCESSES_DIR / f"{self.kind}-{number}.log",

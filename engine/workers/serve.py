@@ -18,7 +18,7 @@ from typing import Any, NoReturn, cast
 
 from engine.core.errors import ExitCode
 from engine.machine.error_mapping import as_stage3_error
-from engine.process.environment import leave_no_core_dumps, quiet_libraries
+from engine.process.environment import disable_core_dumps, quiet_libraries
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import JsonlAppender, loads
 from engine.workers.tasks import Task, TaskResult
@@ -43,7 +43,7 @@ class Loaded:
 def serve(load: Callable[[Task], Loaded]) -> NoReturn:
     """Load what the first line of standard input requests, then do the task on each further line until the input ends."""
     quiet_libraries()
-    leave_no_core_dumps()
+    disable_core_dumps()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parent = _Parent(os.dup(1))
     os.dup2(2, 1)

@@ -89,7 +89,7 @@ def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: Sto
     argv = git_command(*clone, "--config", "core.symlinks=false", "--", source.url, str(part))
     result = yield from stream_child_as_messages(
         argv,
-        speaker="git",
+        prefix="git",
         level="debug",
         limit_seconds=CLONE_SECONDS,
         extra=environment,

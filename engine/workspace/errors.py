@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from engine.core.errors import AccessError, NetworkError, PreconditionError, Stage3Error
-from engine.core.system_errors import OF_OWNERS, errno_in, error_of_errno
+from engine.core.system_errors import PERMISSION_ERRNOS, errno_in, error_of_errno
 from engine.process.children import ChildResult
 from engine.security.sanitize import visible_line
 
@@ -57,7 +57,9 @@ def git_failure(what: str, result: ChildResult) -> Stage3Error:
         why = f"It was killed, or memory ran out. {why}"
         return NetworkError(f"{what}.", why, "Run the same command again. No partial clone is left.")
     output = " ".join(result.tail)
-    if (number := errno_in(output)) is not None and number not in OF_OWNERS:  # comes first: it also ends a transfer
+    if (
+        number := errno_in(output)
+    ) is not None and number not in PERMISSION_ERRNOS:  # comes first: it also ends a transfer
         return error_of_errno(number, f"{what}.", why)
     for pattern, kind, what_to_do in _PATTERNS:
         if re.search(pattern, output, re.IGNORECASE):

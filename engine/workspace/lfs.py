@@ -43,7 +43,7 @@ def fetch_large_files(source: Source, clone: Path, stop: StopToken) -> Generator
     environment = {key: value for key, value in fetch_environment(source).items() if key != "GIT_LFS_SKIP_SMUDGE"}
     result = yield from stream_child_as_messages(
         git_command(*config, "-C", str(clone), "lfs", "pull"),
-        speaker="git-lfs",
+        prefix="git-lfs",
         level="debug",
         limit_seconds=LFS_SECONDS,
         extra=environment,

@@ -59,7 +59,7 @@ def test_a_rule_that_would_never_do_anything_is_refused(rule: str):
 )
 def test_a_process_takes_its_rules_from_the_environment(action: str, ending: int | None):
     code = (
-        "import signal, sys; from engine.process.environment import leave_no_core_dumps; leave_no_core_dumps();"
+        "import signal, sys; from engine.process.environment import disable_core_dumps; disable_core_dumps();"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143));"
         "from engine.core.failpoints import failpoint; failpoint('sync'); print('first', flush=True);"
         "failpoint('sync'); print('second')"

@@ -33,8 +33,8 @@ AUTO = """
 import sys
 from engine.process.environment import quiet_libraries
 quiet_libraries()
-from engine.machine.memory import set_libraries_aside
-set_libraries_aside()
+from engine.machine.memory import freeze_libraries
+freeze_libraries()
 import torch
 from engine.dpo.training import trl_trainer
 real = trl_trainer.Stage3Trainer.compute_loss

@@ -19,7 +19,7 @@ from engine.dpo.planning.forecast import training_memory
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training.trainer import training_settings
 from engine.machine import optimizers
-from engine.machine.optimizers import OF_TORCH, is_of_bitsandbytes, require_optimizer
+from engine.machine.optimizers import TORCH_ADAMW, require_optimizer, uses_bitsandbytes
 from engine.run.context import Context
 from tests.conftest import run_stage
 from tests.dpo.test_forecast import GEMMA_2B
@@ -70,7 +70,7 @@ def test_in_8_bits_a_run_goes_on_with_the_bytes_of_an_undisturbed_one(make: Call
 
 
 @BITS
-@pytest.mark.parametrize(("first", "then"), [("adamw_8bit", OF_TORCH), (OF_TORCH, "adamw_8bit")])
+@pytest.mark.parametrize(("first", "then"), [("adamw_8bit", TORCH_ADAMW), (TORCH_ADAMW, "adamw_8bit")])
 def test_with_another_optimizer_the_training_begins_again_and_says_so(
     first: str, then: str, make: Callable[..., Context]
 ):
@@ -82,7 +82,7 @@ def test_with_another_optimizer_the_training_begins_again_and_says_so(
 
 @BITS
 def test_in_8_bits_the_loss_is_nearly_that_of_torchs(make: Callable[..., Context]):
-    losses = [run_stage(train(make(optim, optim=optim), ROWS))[1].losses for optim in (OF_TORCH, "adamw_8bit")]
+    losses = [run_stage(train(make(optim, optim=optim), ROWS))[1].losses for optim in (TORCH_ADAMW, "adamw_8bit")]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.05)
 
 
@@ -114,9 +114,9 @@ def test_every_name_is_one_of_transformers():
     from transformers.training_args import OptimizerNames
 
     (choices,) = (option.choices for option in options() if option.name == "optim")
-    assert set(choices) == {OF_TORCH, *NAMES} <= {name.value for name in OptimizerNames}
-    assert TrainingArguments.__dataclass_fields__["optim"].default == OF_TORCH
-    assert not is_of_bitsandbytes(Stage3Config())
+    assert set(choices) == {TORCH_ADAMW, *NAMES} <= {name.value for name in OptimizerNames}
+    assert TrainingArguments.__dataclass_fields__["optim"].default == TORCH_ADAMW
+    assert not uses_bitsandbytes(Stage3Config())
 
 
 def test_the_forecast_counts_the_moments_in_8_bits():

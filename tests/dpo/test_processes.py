@@ -24,7 +24,7 @@ from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.trainer import Trained
 from engine.dpo.training.voice import Failure, rank_log
 from engine.models.tensors import adapter_tensors
-from engine.process.stopped import STOPPED_SECONDS
+from engine.process.suspended import SUSPENDED_SECONDS
 from engine.run.context import Context
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
@@ -155,7 +155,7 @@ def test_a_process_that_is_stopped_for_a_while_is_told_of_and_goes_on(
         if isinstance(event, Message) and "is stopped" in event.text:
             assert f"kill -CONT {stopped}" in event.text and "Process 1 " in event.text
             Timer(more_seconds, os.kill, (stopped, signal.SIGCONT)).start()
-    assert time.monotonic() - began > more_seconds + STOPPED_SECONDS
+    assert time.monotonic() - began > more_seconds + SUSPENDED_SECONDS
     assert [event.seconds > 0 for event in events if isinstance(event, Stalled)] == [True, False]
     _, alone = run_stage(train(make("alone", 1), ROWS))
     assert [step.loss for step in steps_of(events)] == pytest.approx(alone.losses, abs=1e-5)

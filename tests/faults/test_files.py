@@ -16,7 +16,7 @@ import pytest
 from engine.core import layout
 from engine.core.errors import DamagedState, ExitCode, Stage3Error, UnsafeError
 from engine.core.events import Message, StageFinished, StageStarted
-from engine.core.nesting import refuse_nesting
+from engine.core.nesting import check_nesting
 from engine.core.reading import TooLarge, read_file, read_toml, read_yaml
 from engine.dpo.training.checkpoints import MANIFEST, newest_good, rotate, write_checkpoint
 from engine.hub.token_file import read_token_file
@@ -347,7 +347,7 @@ def test_f2_15_lines_of_another_version_are_passed_over_and_counted(
     assert journal.append(Message("info", "it goes on")).seq == 2
     journal.close()
     state = fold(read_journal(path))
-    assert state.passed_over == 1 and state.last_seq == 2 and state.stages["pairs"].status == "done"
+    assert state.skipped_lines == 1 and state.last_seq == 2 and state.stages["pairs"].status == "done"
     assert main(["status", str(run.folder)]) == 0
     assert "1 line of logs/events.jsonl passed over" in capsys.readouterr().out
     assert main(["status", "--json", str(run.folder)]) == 0
@@ -517,7 +517,7 @@ def test_f2_08_nesting_is_counted_level_by_level():
         with pytest.raises(ValueError, match="nested too deeply"):
             loads(text)
     assert loads('"' + "[" * 5_000 + '"') == "[" * 5_000
-    refuse_nesting([[0]] * 1000)
+    check_nesting([[0]] * 1000)
 
 
 @pytest.mark.fault("F2-20", "F2-6")

@@ -19,70 +19,70 @@ from engine.models.adapters.expected_tensors import read_base_config
 from engine.models.endless import refuse_endless
 from engine.models.tokenizer_look import look_at_tokenizer
 from engine.pairs.formats.containers import rows_of
-from engine.process import first_look as first_look_module
-from engine.process.first_look import first_look
+from engine.process import crash_check
+from engine.process.crash_check import check_in_child
 from engine.storage.jsonl import BadLine
 from tests.support.tiny_models import build_base
 
-MEND = "Look at where it comes from."
+REMEDY = "Look at where it comes from."
 
 
 # -- the child ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def look_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Looks at a file with a module whose `look` does this."""
+def check_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Checks a file with a module whose `crash_check` runs this code."""
     (tmp_path / "file").write_bytes(b"what a stranger wrote")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def looks(body: str, library: str = "json") -> None:
-        (tmp_path / "looks.py").write_text(f"import os, signal, sys, time\ndef look():\n    {body}\n")
+    def check(body: str, library: str = "json") -> None:
+        (tmp_path / "checker.py").write_text(f"import os, signal, sys, time\ndef crash_check():\n    {body}\n")
         with (tmp_path / "file").open("rb") as file:
-            file.read(7)  # where we are in it is no matter of the child's
-            first_look("looks", library, file, "a\x1b[2J file", mend=MEND)
+            file.read(7)  # the child has a file offset of its own
+            check_in_child("checker", library, file, "a\x1b[2J file", remedy=REMEDY)
             assert file.tell() == 7
 
-    return looks
+    return check
 
 
 @pytest.mark.parametrize("how", ["os.abort()", "os.kill(os.getpid(), signal.SIGSEGV)"])
-def test_a_file_that_crashes_its_library_is_refused_with_the_signal(how: str, look_with: Callable[[str], None]):
+def test_a_file_that_crashes_its_library_is_refused_with_the_signal(how: str, check_with: Callable[[str], None]):
     with pytest.raises(UnsafeError, match="crashes the library") as refused:
-        look_with(how)
-    assert refused.value.exit_code == ExitCode.UNSAFE and MEND in refused.value.what_to_do
+        check_with(how)
+    assert refused.value.exit_code == ExitCode.UNSAFE and REMEDY in refused.value.what_to_do
     assert "ended by SIG" in refused.value.why and "\x1b" not in str(refused.value)
 
 
 def test_a_file_that_hangs_its_library_is_refused_though_it_hears_no_signal(
-    look_with: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    check_with: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(first_look_module, "LOOK_SECONDS", 2.0)
+    monkeypatch.setattr(crash_check, "CHECK_SECONDS", 2.0)
     monkeypatch.setattr("engine.process.kill.GRACE_SECONDS", 0.2)
     with pytest.raises(UnsafeError, match="hangs the library"):
-        look_with("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
+        check_with("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
 
 
-def test_what_python_raises_is_no_crash_and_a_file_is_looked_at_once(look_with: Callable[[str], None]):
-    look_with("raise ValueError('no table')")
-    look_with("os.abort()")  # not asked again
+def test_what_python_raises_is_no_crash_and_a_file_is_looked_at_once(check_with: Callable[[str], None]):
+    check_with("raise ValueError('no table')")
+    check_with("os.abort()")  # not checked again
 
 
 def test_a_library_that_crashes_by_itself_is_no_fault_of_the_file(
-    look_with: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    check_with: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     (tmp_path / "broken.py").write_text("import os\nos.abort()\n")
-    look_with("os.abort()", "broken")
-    assert "was not looked at first: ended by SIGABRT" in caplog.text
+    check_with("os.abort()", "broken")
+    assert "was not checked in a child process: ended by SIGABRT" in caplog.text
     with pytest.raises(UnsafeError):
-        look_with("os.abort()")  # it counts as not looked at
+        check_with("os.abort()")  # it counts as not checked
 
 
-def test_the_child_reads_the_whole_file_and_has_a_limit_of_memory(look_with: Callable[[str], None]):
-    look_with(
-        "import resource; from engine.process.first_look import given_file, LOOK_MEMORY as most; "
-        "right = given_file().read() == b'what a stranger wrote' and resource.getrlimit(resource.RLIMIT_AS)[0] == most; "
-        "right or os.abort()"
+def test_the_child_reads_the_whole_file_and_has_a_limit_of_memory(check_with: Callable[[str], None]):
+    check_with(
+        "import resource; from engine.process.crash_check import checked_file, CHECK_MEMORY_BYTES as limit; "
+        "passed = checked_file().read() == b'what a stranger wrote' and resource.getrlimit(resource.RLIMIT_AS)[0] == limit; "
+        "passed or os.abort()"
     )
 
 
@@ -111,7 +111,7 @@ def test_a_table_whose_offsets_point_anywhere_is_damaged_and_not_read_there(kind
 
 def test_a_table_is_looked_at_by_a_child_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     looked: list[Any] = []
-    monkeypatch.setattr("engine.pairs.formats.tables.first_look", lambda *given, **more: looked.append(given[3]))
+    monkeypatch.setattr("engine.pairs.formats.tables.check_in_child", lambda *given, **more: looked.append(given[3]))
     pa.parquet.write_table(pa.table({"prompt": [WORDS]}), tmp_path / "rows.parquet")
     (tmp_path / "rows.arrow").write_bytes(arrow("file"))
     for name in ("rows.parquet", "rows.arrow"):
@@ -131,8 +131,8 @@ def tokenizer_with(folder: Path, **parts: Any) -> str:
 
 def test_a_tokenizer_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Forty replacements, each of which makes two letters of one."""
-    monkeypatch.setattr(first_look_module, "LOOK_SECONDS", 3.0)
-    monkeypatch.setattr(first_look_module, "LOOK_MEMORY", 1 << 30)
+    monkeypatch.setattr(crash_check, "CHECK_SECONDS", 3.0)
+    monkeypatch.setattr(crash_check, "CHECK_MEMORY_BYTES", 1 << 30)
     monkeypatch.setattr("engine.process.kill.GRACE_SECONDS", 0.2)
     twice = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
     with pytest.raises(UnsafeError, match="the library that reads it") as refused:

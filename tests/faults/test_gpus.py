@@ -23,8 +23,8 @@ ABORTS = "def {0}(*_): os.abort()"
 @pytest.fixture
 def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Replaces functions of the driver. Afterwards no process of ours asks any more."""
-    monkeypatch.setattr(gpus, "FIRST_SECONDS", 2.0)
-    monkeypatch.setattr(gpus, "LATER_SECONDS", 0.4)
+    monkeypatch.setattr(gpus, "FIRST_TIMEOUT_SECONDS", 2.0)
+    monkeypatch.setattr(gpus, "TIMEOUT_SECONDS", 0.4)
     yield lambda instead: fake_nvml(tmp_path, monkeypatch, instead=instead)
     children = [child for child in psutil.Process().children() if "engine.machine.nvml" in command_of(child)]
     assert psutil.wait_procs(children, timeout=5)[1] == []
@@ -80,7 +80,7 @@ def test_a_driver_that_hung_once_is_not_waited_for_again(nvml):
 def test_a_request_to_stop_is_heard_while_the_driver_hangs(nvml):
     nvml(HANGS.format("nvmlInit"))
     started = time.monotonic()
-    assert "not waited for" in read_gpus(gives_up=lambda: time.monotonic() - started > 0.2).note
+    assert "not waited for" in read_gpus(cancelled=lambda: time.monotonic() - started > 0.2).note
     assert time.monotonic() - started < 1.5
 
 
@@ -88,9 +88,9 @@ def test_a_request_to_stop_is_heard_while_the_driver_hangs(nvml):
 @pytest.mark.parametrize(("fault", "note"), [(HANGS, "does not answer"), (ABORTS, "signal 6")])
 def test_a_driver_that_hangs_or_aborts_is_asked_three_times_and_no_more(nvml, fault: str, note: str, monkeypatch):
     nvml(fault.format("nvmlDeviceGetPowerUsage"))
-    monkeypatch.setattr(gpus, "FIRST_SECONDS", 0.8)
+    monkeypatch.setattr(gpus, "FIRST_TIMEOUT_SECONDS", 0.8)
     with Gpus() as asked:
-        notes = [asked.read().note for _ in range(gpus.STARTS)]
+        notes = [asked.read().note for _ in range(gpus.MAX_STARTS)]
         assert all(note in said for said in notes), notes
         started = time.monotonic()
         assert note in asked.read().note and time.monotonic() - started < 0.05

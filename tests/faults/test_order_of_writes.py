@@ -12,7 +12,7 @@ import pytest
 from engine.dpo.training.checkpoints import write_checkpoint
 from engine.packaging.archive import build_archive
 from engine.run.context import Context
-from engine.storage.files import name_folder, write_json
+from engine.storage.files import publish_folder, write_json
 from engine.storage.jsonl import JsonlAppender
 
 
@@ -66,7 +66,7 @@ def test_all_of_a_folder_is_synced_before_it_has_its_name(tmp_path: Path, calls:
     (part / "within").mkdir(parents=True)
     (part / "adapter_model.safetensors").write_bytes(b"numbers")
     (part / "within" / "a").write_bytes(b"a")
-    name_folder(part, tmp_path / "lora_adapters")
+    publish_folder(part, tmp_path / "lora_adapters")
     place = calls.index(("name", "lora_adapters"))
     assert {name for _, name in calls[:place]} == {"adapter_model.safetensors", "within", "a", part.name}
     assert calls[place + 1 :] == [("sync", tmp_path.name)]

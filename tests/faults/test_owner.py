@@ -190,7 +190,7 @@ def test_stop_that_gave_up_waiting_is_no_success(tmp_path: Path, hold, capsys: p
     hold()
     assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
     assert "It still works" in capsys.readouterr().out
-    assert stop_request.is_asked(tmp_path / "run")
+    assert stop_request.exists(tmp_path / "run")
 
 
 @pytest.mark.fault("F2-20")
@@ -200,12 +200,12 @@ def test_a_wizard_that_has_the_run_open_and_idle_is_told_apart_and_not_asked(
     process, _ = hold()
     monkeypatch.setattr("tui.commands.stop.START_SECONDS", 0.0)
     assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
-    assert "nothing is running" in capsys.readouterr().out and not stop_request.is_asked(tmp_path / "run")
+    assert "nothing is running" in capsys.readouterr().out and not stop_request.exists(tmp_path / "run")
     journal = Journal(tmp_path / "run" / EVENTS_JSONL)
     journal.append(RunStarted(str(tmp_path), "0.1.0", process.pid, "here", "", ("workspace",)))
     journal.close()
     assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
-    assert "It still works" in capsys.readouterr().out and stop_request.is_asked(tmp_path / "run")
+    assert "It still works" in capsys.readouterr().out and stop_request.exists(tmp_path / "run")
 
 
 @pytest.mark.fault("F2-20")
@@ -223,11 +223,11 @@ def test_a_request_after_the_lock_was_taken_is_heard(context, monkeypatch: pytes
     stages["workspace"] = Waits("workspace")
     made: Context = context()
     made.run.acquire()
-    stop_request.ask(made.run.folder)
+    stop_request.create(made.run.folder)
     session = Session(made, lambda entry: None)
     assert session.run() is ExitCode.TERMINATED
     session.close()
-    assert not stop_request.is_asked(made.run.folder), "the next start is not asked"
+    assert not stop_request.exists(made.run.folder), "the next start is not asked"
     made.run.release()
 
 
@@ -236,20 +236,20 @@ def test_a_request_to_an_earlier_process_is_not_for_the_next(tmp_path: Path):
     (tmp_path / STOP_REQUEST).touch()
     run = Run(tmp_path)
     run.acquire()
-    assert not stop_request.is_asked(tmp_path)
+    assert not stop_request.exists(tmp_path)
     run.release()
 
 
 def test_a_request_while_the_process_replaces_itself_is_for_what_comes(tmp_path: Path):
     run = Run(tmp_path)
     run.acquire()
-    run.release(goes_on=True)
+    run.release(for_restart=True)
     held = run.owner()
     assert held is not None and held.pid == os.getpid()
-    stop_request.ask(tmp_path)
+    stop_request.create(tmp_path)
     after = Run(tmp_path)
     after.acquire()
-    assert stop_request.is_asked(tmp_path)
+    assert stop_request.exists(tmp_path)
     after.release()
     assert after.owner() is None
 
@@ -257,21 +257,21 @@ def test_a_request_while_the_process_replaces_itself_is_for_what_comes(tmp_path:
 def test_a_parent_that_replaced_itself_hands_the_run_to_its_child(tmp_path: Path):
     run = Run(tmp_path)
     run.acquire()
-    run.release(goes_on=True)
-    stop_request.ask(tmp_path)
+    run.release(for_restart=True)
+    stop_request.create(tmp_path)
     take = "import sys; from pathlib import Path; from engine.run.folder import Run; Run(Path(sys.argv[1])).acquire()"
     child = subprocess.run(
         [sys.executable, "-c", take, tmp_path], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert child.returncode == 0, child.stderr
-    assert stop_request.is_asked(tmp_path), "it is for what goes on"
+    assert stop_request.exists(tmp_path), "it is for what goes on"
 
 
 def test_a_folder_in_the_place_of_the_request_asks_nothing(tmp_path: Path):
     run = Run(tmp_path)
     run.acquire()
     (tmp_path / STOP_REQUEST).mkdir(parents=True)
-    assert not stop_request.is_asked(tmp_path) and (tmp_path / STOP_REQUEST).is_dir()
+    assert not stop_request.exists(tmp_path) and (tmp_path / STOP_REQUEST).is_dir()
     run.release()
 
 

@@ -305,4 +305,4 @@ def test_a_disk_that_is_full_before_the_start_is_told_without_a_traceback(more: 
 
 def test_the_table_has_no_advice_for_a_number_that_the_system_does_not_know():
     assert all(os.strerror(number) and not os.strerror(number).startswith("Unknown") for number in MEANINGS)
-    assert MEANINGS.keys() >= system_errors.OF_A_FULL_DISK
+    assert MEANINGS.keys() >= system_errors.DISK_FULL_ERRNOS

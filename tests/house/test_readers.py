@@ -36,7 +36,7 @@ OWN = {
     "engine/push/dataset.py": "what `validate` wrote a moment ago",
     "engine/process/children.py": "/proc",
     "engine/process/kill.py": "/proc",
-    "engine/process/stopped.py": "/proc",
+    "engine/process/suspended.py": "/proc",
     "engine/run/owner.py": "/proc",
     "tui/terminal/external_editor.py": "a temporary file of our own",
 }

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from engine.machine.memory import give_back_memory, no_garbage_collection
+from engine.machine.memory import no_garbage_collection, trim_memory
 
 MIB = 1 << 20
 
@@ -23,7 +23,7 @@ def test_what_the_c_library_keeps_of_freed_tensors_goes_back_to_the_system():
         held += [torch.ones(20 * MIB // 4), torch.ones(16)]  # the small ones keep the heap from shrinking
     pins = held[1::2]
     del held
-    give_back_memory()
+    trim_memory()
     assert psutil.Process().memory_info().rss - start < 50 * MIB and len(pins) == 10
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.core.config import load_config
 from engine.core.errors import ConfigError
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.models.backend import PolicyAndCritic, load_backend
 from engine.models.generation.sampling import Reply, SamplingSettings
@@ -57,7 +57,7 @@ def test_the_policy_drafts_here_and_the_critic_writes_the_rest_with_its_own_toke
     backend = load_backend(config, ASSETS / "adapter", StopToken(), None)
     assert isinstance(backend, PolicyAndCritic)
     prompts, recipe = load_prompts(config, None)[:3], GenerationSettings.of(config)
-    records = returned(make_records(prompts, backend, recipe))
+    records = drain(make_records(prompts, backend, recipe))
     alone = load_backend(
         critic_config(server, critic_url=None, critic_model=None), ASSETS / "adapter", StopToken(), None
     )

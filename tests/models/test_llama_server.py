@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from engine.core.config import load_config
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.models.backend import PolicyAndCritic, load_backend
 from engine.models.generation.sampling import SamplingSettings
@@ -81,7 +81,7 @@ def test_a_critic_on_a_llama_cpp_server_criticises_the_drafts_of_the_local_polic
     prompts, settings = load_prompts(config, None)[:3], GenerationSettings.of(config)
     backend = load_backend(config, ASSETS / "adapter", StopToken(), None)
     assert isinstance(backend, PolicyAndCritic) and backend.check(settings.sampling) == []
-    records = returned(record_maker(backend, settings, None, StopToken())(prompts))
+    records = drain(record_maker(backend, settings, None, StopToken())(prompts))
     drafts = backend.policy.reply([prompt.messages for prompt in prompts], settings.sampling, [0] * len(prompts))
     assert [record.base_response for record in records] == [draft.text for draft in drafts]
     assert all(record.critic_notes and record.revised_response for record in records)

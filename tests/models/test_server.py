@@ -23,7 +23,7 @@ from engine.core.errors import (
     Stopped,
     UnsafeError,
 )
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
@@ -128,7 +128,7 @@ def test_a_critic_on_a_real_server_writes_what_the_policy_itself_would(served: s
     shared = load_backend(config, ASSETS / "adapter", StopToken(), None)
     alone = load_stage2_backend(config, ASSETS / "adapter", StopToken(), None)
     assert isinstance(shared, PolicyAndCritic) and shared.check(settings.sampling) == []
-    by_both, by_one = (returned(record_maker(one, settings, None, StopToken())(prompts)) for one in (shared, alone))
+    by_both, by_one = (drain(record_maker(one, settings, None, StopToken())(prompts)) for one in (shared, alone))
     assert by_both == by_one and all(record.critic_notes for record in by_both)
     assert shared.critic.tokens > shared.policy.tokens > 0, "drafts here, critiques and revisions there"
 

@@ -88,4 +88,4 @@ def test_an_endless_or_broken_body_is_no_load_and_no_error():
 
 def client_of(servers: list[FakeServer], seen: list[Event]) -> ServerClient:
     addresses = [server_address(server.url, {}) for server in servers]
-    return ServerClient(addresses, "ours", StopToken(), concurrency=2, timeout_seconds=5, tell=seen.append)
+    return ServerClient(addresses, "ours", StopToken(), concurrency=2, timeout_seconds=5, emit=seen.append)

@@ -84,7 +84,7 @@ def test_one_that_nobody_can_reach_is_left_out_and_the_other_does_all(two: list[
     gone = two[0].url
     two[0].close()
     asked = texts(20)
-    client = client_of([gone, two[1]], tell=events.append)
+    client = client_of([gone, two[1]], emit=events.append)
     assert all_said(ask(client, *asked), asked)
     assert heard(two[1]) == Counter(asked)
     [told] = [event for event in events if isinstance(event, Message)]
@@ -109,7 +109,7 @@ def test_one_that_comes_back_is_asked_again_and_told(two: list[FakeServer], monk
     down = threading.Event()
     two[0].mood_for = lambda text: BROKEN if down.is_set() else "ok"
     two[1].seconds_for = lambda text: 0.01
-    client = client_of(two, tell=events.append)
+    client = client_of(two, emit=events.append)
     down.set()
     two[0].models = Answer(503)
     ask(client, *texts(12))
@@ -234,7 +234,7 @@ class Pool:
         self.time = 1000.0
         self.told: list[Event] = []
         addresses = [ServerAddress("http://a/v1"), ServerAddress("http://b/v1")]
-        self.pool = ServerPool(addresses, 4, tell=self.told.append, clock=lambda: self.time)
+        self.pool = ServerPool(addresses, 4, emit=self.told.append, clock=lambda: self.time)
         self.a, self.b = self.pool.servers
 
 

@@ -1,4 +1,4 @@
-"""People's decisions: stored as made, undone one by one, never lost silently."""
+"""People's decisions: stored as they are made, undone one by one, never lost silently."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.pairs.data.edits import (
     Decision,
     Edits,
     apply_decision,
-    edits_after,
+    count_edits_after,
     fold_edits,
     read_edits,
     read_settled_edits,
@@ -77,19 +77,19 @@ def test_what_is_not_an_edit_is_refused_before_it_is_written(tmp_path: Path, arg
     assert not path.exists()
 
 
-def test_only_edit_names_a_field_and_only_one_that_there_is(tmp_path: Path):
+def test_only_edit_takes_a_field_and_only_a_known_one(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
     write_edit(path, "a", "edit", "Another draft.", field="base_response")
     assert read_edits(path)["a"] == Decision(base_response="Another draft.")
     for action, text, field in (("edit", "new", "prompt"), ("note", "new", "base_response"), ("accept", None, "x")):
-        with pytest.raises(ValueError, match="only edit has a field"):
+        with pytest.raises(ValueError, match="only edit takes a field"):
             write_edit(path, "a", action, text, field=field)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_file_nothing_was_decided(tmp_path: Path):
+def test_without_a_file_there_are_no_decisions(tmp_path: Path):
     assert not read_edits(tmp_path / "edits.jsonl")
 
 
@@ -111,7 +111,7 @@ def test_damaged_lines_are_reported_and_the_others_count(tmp_path: Path):
     assert not edits.torn
 
 
-def test_an_unfinished_last_line_is_not_damage_and_a_whole_one_without_newline_counts(tmp_path: Path):
+def test_an_unfinished_last_line_is_not_damage_and_a_complete_one_without_newline_counts(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
     whole = json.dumps(edit("a", "reject")) + "\n" + json.dumps(edit("b", "reject"))
     path.write_text(whole)
@@ -127,7 +127,7 @@ def test_an_unfinished_last_line_is_not_damage_and_a_whole_one_without_newline_c
 # -- what stands ------------------------------------------------------------------------------------------------------
 
 
-def test_undo_takes_back_the_last_edit_of_its_pair_twice_two_and_of_nothing_nothing():
+def test_each_undo_takes_back_one_edit_of_its_pair_and_none_left_is_no_error():
     made = [edit("a", "reject"), edit("a", "flip"), edit("b", "accept")]
     assert fold_edits([*made, edit("a", "undo")])["a"] == Decision(accepted=False)
     assert "a" not in fold_edits([*made, edit("a", "undo"), edit("a", "undo")])
@@ -153,7 +153,7 @@ def test_edits_of_different_pairs_do_not_touch_each_other():
         assert fold_edits(edits) == fold_edits(apart)
 
 
-def test_any_sequence_of_edits_gives_what_a_list_of_those_that_stand_gives():
+def test_any_sequence_of_edits_gives_what_its_effective_edits_give():
     random = Random(2)
     for _ in range(500):
         edits = [_random_edit(random, "abc") for _ in range(random.randrange(20))]
@@ -212,7 +212,7 @@ def test_edit_then_flip_prefers_the_draft_to_the_new_text():
 # -- several writers ---------------------------------------------------------------------------------------------------
 
 
-def test_several_processes_write_at_once_and_every_edit_is_there_whole(tmp_path: Path):
+def test_several_processes_write_at_once_and_every_edit_is_complete(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
     script = "import sys; from pathlib import Path; from engine.pairs.data.edits import write_edit\n"
     script += "for n in range(60): write_edit(Path(sys.argv[1]), f'{sys.argv[2]}-{n}', 'note', 'x' * 3000)"
@@ -224,7 +224,7 @@ def test_several_processes_write_at_once_and_every_edit_is_there_whole(tmp_path:
     assert [other.name for other in tmp_path.iterdir()] == ["edits.jsonl"], "nothing was put aside as torn"
 
 
-def test_who_replaces_the_file_loses_nothing_that_is_decided_meanwhile(tmp_path: Path):
+def test_replacing_the_file_loses_no_decision_made_meanwhile(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
     decided = [f"new-{n}" for n in range(50)]
     writer = Thread(target=lambda: [write_edit(path, name, "accept") for name in decided])
@@ -237,7 +237,7 @@ def test_who_replaces_the_file_loses_nothing_that_is_decided_meanwhile(tmp_path:
     assert set(read_edits(path)) == {*decided, *(f"old-{n}" for n in range(rounds))}
 
 
-def test_a_writer_that_hangs_is_named_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_writer_that_hangs_is_reported_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(edits_lock, "MAX_SECONDS", 0.05)
     path = tmp_path / "edits.jsonl"
     with sole_writer(path), pytest.raises(DiskError, match="another process"):
@@ -246,11 +246,11 @@ def test_a_writer_that_hangs_is_named_after_a_while(tmp_path: Path, monkeypatch:
     assert set(read_edits(path)) == {"a"}
 
 
-def test_what_was_decided_after_a_moment_is_counted_and_not_read(tmp_path: Path):
+def test_later_decisions_are_counted_without_being_read(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
-    assert read_settled_edits(path) == (Edits({}), 0) and edits_after(path, 0) == 0 and not path.exists()
+    assert read_settled_edits(path) == (Edits({}), 0) and count_edits_after(path, 0) == 0 and not path.exists()
     write_edit(path, "a", "accept")
     decisions, size = read_settled_edits(path)
     write_edit(path, "b", "accept")
     write_edit(path, "b", "note", "later")
-    assert set(decisions) == {"a"} and edits_after(path, size) == 2 and edits_after(path, 0) == 3
+    assert set(decisions) == {"a"} and count_edits_after(path, size) == 2 and count_edits_after(path, 0) == 3

@@ -333,14 +333,14 @@ def test_the_first_that_passes_judges(local: Callable[..., Context]):
     load = Loader({"server": likes_length, "reward-model": knows, "self": knows})
     _, found = run_stage(examined(local(**SERVER), load))
     assert load.loaded == ["server", "reward-model"] and found.config.judge == "reward-model"
-    assert [exam.passed for exam in found.exams] == [False, True] and found.why_none == ""
+    assert [exam.passed for exam in found.exams] == [False, True] and found.why_no_judge == ""
 
 
 def test_a_candidate_that_cannot_be_asked_is_passed_over_and_named(local: Callable[..., Context]):
     load = Loader({"reward-model": PreconditionError("The reward model is no model."), "self": likes_length})
     events, found = run_stage(examined(local(), load))
     assert found.trusted is None and found.config.judge == "none"
-    assert "The reward model is no model." in found.why_none and "self failed its exam" in found.why_none
+    assert "The reward model is no model." in found.why_no_judge and "self failed its exam" in found.why_no_judge
     assert any("cannot be asked" in event.text for event in events if isinstance(event, Message))
 
 

@@ -1,4 +1,4 @@
-"""Other people's files: every form of row, every container, and everything else."""
+"""Other people's files: every form of row, every container, and bad rows."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def test_the_prompt_of_every_pair_is_a_prompt(name: str):
     assert DEFAULT_READER.prompt(ROWS_OF_PAIRS[name]) == [user()]
 
 
-def test_a_system_turn_stands_in_front_of_what_the_user_asks():
+def test_a_system_turn_is_prepended_to_the_user_turn():
     read = pair_of(0, {"system": "Be terse.", "question": ASKED, "chosen": GOOD, "rejected": BAD})
     assert isinstance(read, Pair) and read.messages == [user(f"Be terse.\n\n{ASKED}")]
 
 
-def test_the_conversation_in_front_of_the_replies_is_kept_whole():
+def test_the_conversation_before_the_replies_is_kept_in_full():
     before = [user("Hello."), reply("Hi."), user()]
     whole = {"prompt": "Hello.", "chosen": [*before, reply(GOOD)], "rejected": [*before, reply(BAD)]}
     goes_on = {"prompt": [user("Hello.")], "chosen": [*before[1:], reply(GOOD)], "rejected": [*before[1:], reply(BAD)]}
@@ -132,7 +132,7 @@ NO_PAIRS: dict[str, tuple[dict[str, Any], str]] = {
         {"chosen": [user(), reply("a"), user("b"), reply(GOOD)], "rejected": [user(), reply("c"), user("d"), reply(BAD)]},
         "differ before the last turn",
     ),
-    "null": ({**PLAIN, "chosen": [{"role": "assistant", "content": None}]}, "has no content"),
+    "null": ({**PLAIN, "chosen": [{"role": "assistant", "content": None}]}, "has no text content"),
     "a picture": ({**PLAIN, "chosen": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "not text ('image_url')"),
     "a tool's turn": ({**PLAIN, "prompt": [user(), {"role": "tool", "content": "42"}]}, "the unknown role 'tool'"),
     "alike": ({"prompt": ASKED, "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}, "have the same score"),
@@ -152,7 +152,7 @@ KTO = {"prompt": ASKED, "completion": GOOD, "label": True}
 
 
 @pytest.mark.parametrize("row", [KTO, {"messages": [user(), reply(GOOD)], "kto_tag": False}])
-def test_a_kto_file_is_refused_by_its_name(row: dict[str, Any], tmp_path: Path, config):
+def test_a_kto_file_is_refused_as_one(row: dict[str, Any], tmp_path: Path, config):
     with pytest.raises(DataError, match="KTO"):
         validate(write(tmp_path / "kto.jsonl", [row, row]), config())
     assert isinstance(pair_of(1, row), BadLine)
@@ -182,7 +182,7 @@ def test_a_prompt_is_the_same_prompt_in_every_form(name: str):
     assert DEFAULT_READER.prompt(ROWS_OF_PROMPTS[name]) == [user()]
 
 
-def test_what_alpaca_has_beside_the_instruction_is_read_with_it():
+def test_the_other_columns_of_alpaca_are_read_with_its_instruction():
     row = {
         "instruction": "Sum up.",
         "input": "Bread needs flour.",
@@ -196,7 +196,7 @@ def test_what_alpaca_has_beside_the_instruction_is_read_with_it():
     ]
 
 
-def test_a_form_may_be_named_where_columns_tell_another():
+def test_a_form_can_be_set_although_the_columns_match_another():
     row = {"question": ASKED, "text": "An essay.", "prompt": "Template"}
     assert RowReader("question").prompt(row) == [user()]
     assert RowReader("text").prompt(row) == [user("An essay.")]
@@ -204,7 +204,7 @@ def test_a_form_may_be_named_where_columns_tell_another():
         RowReader("chosen-rejected").pair({"rejected": BAD, "prompt": ASKED})
 
 
-def test_columns_may_be_named_also_those_inside_of_one():
+def test_columns_can_be_mapped_and_so_can_nested_ones():
     named = RowReader(columns={"prompt": "ask.text", "chosen": "win", "rejected": "lose"})
     row = {"ask": {"text": ASKED}, "win": GOOD, "lose": BAD, "messages": [user("Another.")]}
     read = named.pair(row)
@@ -226,7 +226,7 @@ def test_a_row_that_matches_no_form_is_reported_with_its_columns():
         DEFAULT_READER.prompt({"wheels": "4", "speed": "2"})
 
 
-def test_every_form_of_the_table_has_its_own_name():
+def test_every_form_has_its_own_name():
     names = [form.name for form in (*PAIR_FORMS, *PROMPT_FORMS)]
     assert len(set(names)) == len(names)
 
@@ -324,13 +324,13 @@ def test_the_rows_are_the_same_in_every_container(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["lines.jsonl.zst", "array.json", "table.parquet", "stream.arrow"])
-def test_standard_input_may_be_any_container_that_its_bytes_tell(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_standard_input_may_be_any_container_with_a_signature(name: str, monkeypatch: pytest.MonkeyPatch):
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(CONTAINERS[name])))  # type: ignore[type-var]
     monkeypatch.setattr("sys.stdin", stdin)
     assert list(rows_of_source(Path("-"))) == list(enumerate(ROWS))
 
 
-def test_a_text_is_a_prompt_a_line_and_so_is_a_list_of_texts(tmp_path: Path):
+def test_each_line_of_a_text_is_a_prompt_and_so_is_each_text_of_a_list(tmp_path: Path):
     (tmp_path / "p.txt").write_text(f"{ASKED}\n\n  How do I bake bread?  \r\n")
     (tmp_path / "p.json").write_text(json.dumps([ASKED, "How do I bake bread?"]))
     for name in ("p.txt", "p.json"):
@@ -338,7 +338,7 @@ def test_a_text_is_a_prompt_a_line_and_so_is_a_list_of_texts(tmp_path: Path):
         assert read == [[user()], [user("How do I bake bread?")]]
 
 
-def test_a_cell_may_hold_messages_as_json_or_as_python_writes_them(tmp_path: Path):
+def test_a_cell_may_hold_messages_as_json_or_as_a_python_literal(tmp_path: Path):
     row = {"prompt": ASKED, "chosen": [user(), reply(GOOD)], "rejected": [user(), reply(BAD)]}
     for write_cell in (json.dumps, repr):
         cells = {key: value if isinstance(value, str) else write_cell(value) for key, value in row.items()}
@@ -362,7 +362,7 @@ DAMAGED: dict[str, tuple[bytes, str, int]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_damage_is_named_and_what_is_whole_is_read(name: str, tmp_path: Path):
+def test_damage_is_reported_and_intact_rows_are_read(name: str, tmp_path: Path):
     data, reason, at_least = DAMAGED[name]
     (tmp_path / name).write_bytes(data)
     found = [row for _, row in rows_of(tmp_path / name)]
@@ -371,13 +371,13 @@ def test_damage_is_named_and_what_is_whole_is_read(name: str, tmp_path: Path):
     assert len(found) - len(bad) >= at_least
 
 
-def test_a_broken_value_of_an_array_does_not_take_the_next_one_with_it(tmp_path: Path):
+def test_a_broken_value_in_an_array_does_not_affect_the_next_one(tmp_path: Path):
     (tmp_path / "a.json").write_text('[{"a": 1}, {"a": oops}, {"a": {"b": [1, "]"]}}, {"a": Infinity}, 5, {"a": 2}]')
     found = [row if isinstance(row, dict) else row.reason[:8] for _, row in rows_of(tmp_path / "a.json")]
     assert found == [{"a": 1}, "not JSON", {"a": {"b": [1, "]"]}}, {"a": float("inf")}, "not a JS", {"a": 2}]
 
 
-def test_an_archive_is_refused_by_name(tmp_path: Path):
+def test_an_archive_is_refused_as_one(tmp_path: Path):
     (tmp_path / "rows.zip").write_bytes(b"PK\x03\x04 and more")
     with pytest.raises(ConfigError, match="a ZIP archive or a workbook"):
         list(rows_of(tmp_path / "rows.zip"))
@@ -400,11 +400,11 @@ def test_a_folder_has_the_splits_that_its_files_are_named_after(tmp_path: Path):
 # -- in the program ---------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_are_none_are_counted_and_named_and_too_many_are_refused(tmp_path: Path, config):
+def test_bad_rows_are_counted_and_reported_and_too_many_are_refused(tmp_path: Path, config):
     path = write(tmp_path / "p.jsonl", [{"prompt": ASKED}, {"prompt": ""}, {"prompt": "How?"}])
     found = read_prompts(config(dataset=str(path), split="train"))
     assert (len(found.prompts), found.bad.count, found.bad.rows) == (2, 1, 3)
-    assert found.bad.named == "row 2: not a prompt: no user turn is waiting for an answer"
+    assert found.bad.summary == "row 2: not a prompt: no user turn is waiting for an answer"
     with pytest.raises(DataError, match=r"1 of 3 rows of .* are not prompts: row 2") as refused:
         read_prompts(config(dataset=str(path), split="train", max_bad_rows=0.3))
     assert "--form" in refused.value.what_to_do
@@ -412,7 +412,7 @@ def test_rows_that_are_none_are_counted_and_named_and_too_many_are_refused(tmp_p
         read_prompts(config(dataset=str(path), split="train", columns="prompt=asked", max_bad_rows=1.0))
 
 
-def test_validate_takes_forms_and_columns_and_a_share_of_bad_rows(tmp_path: Path, capsys):
+def test_validate_accepts_forms_columns_and_a_share_of_bad_rows(tmp_path: Path, capsys):
     rows = [
         {"q": f"How do I mend thing {i}?", "up": f"Glue {i} gently.", "down": f"Kick thing {i} hard, twice."}
         for i in range(9)
@@ -438,13 +438,13 @@ CASES = SHARED_DATA.parent / "cases"
 REFUSED = {
     "c07_kto.jsonl": "KTO",
     "c13_diverging.jsonl": "differ before the last turn",
-    "c14_null.jsonl": "has no content",
+    "c14_null.jsonl": "has no text content",
 }
 PAIRS_IN = {"c13_diverging.jsonl": 0, "c21.parquet": 2}
 
 
 @pytest.mark.parametrize("number", range(1, 23))
-def test_the_collected_preference_files_are_read_as_they_should_be(number: int):
+def test_the_collected_preference_files_are_read_as_expected(number: int):
     path = case(f"c{number:02}*")
     try:
         found = [read for _, read in read_pairs(path)]
@@ -459,7 +459,7 @@ def test_the_collected_preference_files_are_read_as_they_should_be(number: int):
 
 
 @pytest.mark.parametrize("number", range(1, 10))
-def test_the_collected_prompt_files_are_read_as_they_should_be(number: int, config):
+def test_the_collected_prompt_files_are_read_as_expected(number: int, config):
     path = case(f"d{number:02}*")
     found = read_prompts(config(dataset=str(path), split="train"))
     assert len(found.prompts) == (1 if number in (3, 6) else 2) and found.bad.count == (number == 1)

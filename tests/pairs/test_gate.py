@@ -184,7 +184,7 @@ def test_the_refusal_names_every_figure_that_failed_and_what_would_mend_each(con
     assert [figure.name for figure in shut] == ["training_pairs", "shared_prompt_share", "improved_share"]
     for figure in shut:
         assert figure.title in error.what and figure.sentence in error.what
-        assert figure.mend in error.what_to_do
+        assert figure.remedy in error.what_to_do
     assert "--accept-quality" in error.what_to_do and int(error.exit_code) == 9
 
 

@@ -12,8 +12,8 @@ import yaml
 from engine.core import layout
 from engine.core.errors import ConfigError, PreconditionError, Stopped
 from engine.core.events import Progress
-from engine.core.generators import returned
-from engine.machine.memory import in_halves
+from engine.core.generators import drain
+from engine.machine.memory import halve_on_oom
 from engine.models.chat_template import conversation_ids
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, generate
 from engine.models.loading import load_base, load_tokenizer
@@ -21,9 +21,16 @@ from engine.models.local_backend import LocalBackend, load_stage2_backend
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
-from engine.pairs.generation.generate import RUN_SET, Maker, OpenSet, Recorded, generate_pairs, longest_prompt
+from engine.pairs.generation.generate import (
+    RUN_SET,
+    GenerationInputs,
+    OpenSet,
+    Recorded,
+    generate_pairs,
+    longest_prompt,
+)
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import in_turn, record_maker
+from engine.pairs.generation.methods import record_maker, sequentially
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.run.stop import StopToken
@@ -114,13 +121,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_row_is_lost():
             raise RuntimeError("CUDA out of memory. Tried to allocate")
         return [f"reply {row}" for row in rows]
 
-    assert in_halves(work, range(7), lambda: freed.append(1)) == [f"reply {row}" for row in range(7)]
+    assert halve_on_oom(work, range(7), lambda: freed.append(1)) == [f"reply {row}" for row in range(7)]
     assert sizes == [7, 3, 1, 2, 4, 2, 2] and len(freed) == 3
 
 
 def test_one_row_that_does_not_fit_is_the_callers_to_mend():
     with pytest.raises(RuntimeError, match="out of memory"):
-        in_halves(lambda rows: (_ for _ in ()).throw(RuntimeError("out of memory")), range(1), lambda: None)
+        halve_on_oom(lambda rows: (_ for _ in ()).throw(RuntimeError("out of memory")), range(1), lambda: None)
 
 
 def test_batches_hold_prompts_of_like_length_and_every_prompt_once():
@@ -159,7 +166,7 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
     backend = Scripted(
         ["Bad draft."], ["Too rude."], ["The revised answer is clear."], ["Too short."], ["A kind answer."]
     )
-    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config())))
+    (record,) = drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config())))
     assert (record.status, record.attempts, record.revised_response, record.critic_notes) == (
         OK,
         2,
@@ -173,21 +180,21 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
 @pytest.mark.fault("C17")
 def test_after_the_last_attempt_the_reason_stands_and_the_draft_does_not_stand_in(config):
     backend = Scripted(["Bad draft."], *[["c"], ["bad draft"]] * 2)
-    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(max_attempts=2))))
+    (record,) = drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(max_attempts=2))))
     assert (record.status, record.attempts, record.revised_response) == (detectors.IDENTICAL, 2, "bad draft")
 
 
 @pytest.mark.fault("C6", "C16")
 def test_a_cut_off_revision_and_an_empty_draft_are_not_pairs(config):
     backend = Scripted(["Bad draft.", ""], ["c"], ["A kind answer without an…"])
-    records = returned(make_records(PROMPTS[:2], backend, GenerationSettings.of(config(max_attempts=1))))
+    records = drain(make_records(PROMPTS[:2], backend, GenerationSettings.of(config(max_attempts=1))))
     assert [record.status for record in records] == [detectors.CUT_OFF, EMPTY_DRAFT]
     assert records[0].finish == {"draft": "stopped", "critique": "stopped", "revision": "cut off"}
 
 
 def test_a_second_round_begins_with_the_revision_of_the_first(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], ["Too short."], ["A kind and whole answer."])
-    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=2))))
+    (record,) = drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=2))))
     assert (record.status, record.revised_response, record.critic_notes) == (
         OK,
         "A kind and whole answer.",
@@ -200,7 +207,7 @@ def test_a_second_round_begins_with_the_revision_of_the_first(config):
 
 def test_a_round_that_brings_nothing_new_leaves_the_revision_of_the_round_before(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], *[["Fine."], ["a kind answer"]] * 2)
-    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=3, max_attempts=2))))
+    (record,) = drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=3, max_attempts=2))))
     assert (record.status, record.revised_response, record.critic_notes, record.attempts) == (
         OK,
         "A kind answer.",
@@ -215,7 +222,7 @@ def test_worked_examples_stand_before_each_critique_and_revision_and_before_no_d
     path = tmp_path / "few.yaml"
     path.write_text(yaml.safe_dump({"examples": [{key: f"{key} {n}" for key in keys} for n in (1, 2)]}))
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
-    returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(few_shot=path))))
+    drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(few_shot=path))))
     draft, critique, revision = (conversations[0] for conversations in backend.heard)
     assert len(draft) == 1
     expected = [f"{key} {n}" for n in (1, 2) for key in keys]
@@ -239,29 +246,29 @@ def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_contin
         ["Too rude.", "Vague."],
         ["A kind answer.", RefusedReply("", False, 0, reason="blocked")],
     )
-    records = returned(make_records(PROMPTS[:3], backend, GenerationSettings.of(config(max_attempts=1))))
+    records = drain(make_records(PROMPTS[:3], backend, GenerationSettings.of(config(max_attempts=1))))
     assert [record.status for record in records] == [OK, detectors.PROMPT_TOO_LONG, REFUSED]
 
 
 IDENTITY = RecordIdentity("settings", max_prompt_tokens=30)
 
 
-def maker_of(context, backend) -> Maker:
+def inputs_of(context, backend) -> GenerationInputs:
     settings = GenerationSettings.of(context.config)
-    return Maker(
+    return GenerationInputs(
         context.config,
         backend,
         settings,
-        in_turn(record_maker(backend, settings, None, StopToken())),
+        sequentially(record_maker(backend, settings, None, StopToken())),
         IDENTITY,
         StopToken(),
     )
 
 
 def made(context, backend, *, appender_path: Path) -> list[dict]:
-    maker = maker_of(context, backend)
+    inputs = inputs_of(context, backend)
     with JsonlAppender(appender_path) as appender:
-        list(generate_pairs(PROMPTS, maker, OpenSet(context.run, RUN_SET, appender, Recorded.read(appender_path))))
+        list(generate_pairs(PROMPTS, inputs, OpenSet(context.run, RUN_SET, appender, Recorded.read(appender_path))))
     return [row for _, row in read_jsonl(appender_path)]
 
 
@@ -312,9 +319,9 @@ def test_the_progress_names_each_step_of_a_batch_as_it_begins(context, tmp_path)
     at_work = context(max_attempts=2, max_new_tokens=4)
     script = [["a", "b"], ["c", "c"], ["A kind word.", "a…"], ["d"], ["Another one."]]
     backend = Scripted(*script)
-    maker = maker_of(at_work, backend)
+    inputs = inputs_of(at_work, backend)
     with JsonlAppender(tmp_path / "p.jsonl") as appender:
-        events = list(generate_pairs(PROMPTS[:2], maker, OpenSet(at_work.run, RUN_SET, appender, Recorded({}, 0))))
+        events = list(generate_pairs(PROMPTS[:2], inputs, OpenSet(at_work.run, RUN_SET, appender, Recorded({}, 0))))
     begun = [event.note.split(",")[0] for event in events if isinstance(event, Progress) and event.done == 0]
     assert begun == ["", "2 drafts", "2 critiques", "2 revisions", "1 critique", "1 revision"]
 
@@ -372,7 +379,7 @@ def replace_lengths(backend: Scripted) -> Scripted:
 
 def test_records_have_the_notebooks_keys(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
-    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config())))
+    (record,) = drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config())))
     row = json.loads(json.dumps(replace(record, base_score=0.5).as_dict()))
     notebook = "prompt base_response revised_response base_score revised_score chosen critic_notes principle_ids"
     assert set(notebook.split()) <= set(row)

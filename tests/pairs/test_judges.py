@@ -33,7 +33,7 @@ from engine.models.local_backend import load_stage2_backend
 from engine.models.server.pool import ServerPool
 from engine.pairs.generation.prompts import prompt_id
 from engine.pairs.judges import exam
-from engine.pairs.judges.base import FAILED_AT_IT, Comparison, LoadedPolicy, ScorePair, judge_name
+from engine.pairs.judges.base import SERVER_FAILED, Comparison, LoadedPolicy, ScorePair, judge_name
 from engine.pairs.judges.question import PrincipleChoice, both_orders, dialogue, probabilities, second_over_first
 from engine.pairs.judges.reward_model import RewardModelJudge, load_reward_model
 from engine.pairs.judges.scores import read_scores
@@ -503,7 +503,7 @@ def reward_model_of(context: Context) -> RewardModelJudge:
 
 def judge_at(url: str, make: Callable[..., Context], **options: object) -> ServerJudge:
     made = make(judge="server", server_url=url, server_model="wise", **options)
-    return connect_server_judge(made.config, made.stop, made.tell)
+    return connect_server_judge(made.config, made.stop, made.emit)
 
 
 def test_a_server_that_tells_log_probabilities_is_scored_by_them(make: Callable[..., Context]):
@@ -593,7 +593,7 @@ def test_a_comparison_at_which_the_server_fails_has_no_score_and_too_many_end_it
         judge = judge_at(url, make)
         given = judge.score([long[0], cases(1)[0]])
         assert [scores.outcome for scores in given] == ["not scored", "equal"]
-        assert given[0].detail["not scored"] == FAILED_AT_IT and "out of memory" in given[0].detail["server"]
+        assert given[0].detail["not scored"] == SERVER_FAILED and "out of memory" in given[0].detail["server"]
         judge.score(long[1:])
         with pytest.raises(NetworkError, match=r"failed at 5 of 6 comparisons.*out of memory"):
             judge.score(cases(1))
@@ -601,7 +601,7 @@ def test_a_comparison_at_which_the_server_fails_has_no_score_and_too_many_end_it
 
 def test_what_the_server_failed_at_is_asked_again_at_the_next_start(tmp_path: Path):
     path = tmp_path / "scores.jsonl"
-    rows = [("a", "x", {"not scored": FAILED_AT_IT}), ("b", "y", {"not scored": "too long"})]
+    rows = [("a", "x", {"not scored": SERVER_FAILED}), ("b", "y", {"not scored": "too long"})]
     lines = [
         {"id": i, "judge": "j", "texts": t, "base_score": None, "revised_score": None, "detail": d} for i, t, d in rows
     ]

@@ -1,4 +1,4 @@
-"""More kinds of files that people have: messages stored as texts, rows inside of rows, documents around rows, and no rows."""
+"""More kinds of files: messages stored as text, rows nested in rows, documents around rows, and files without rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PAIRS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_pair_is_read_from_what_a_tool_wrote_around_it(name: str):
+def test_a_pair_is_read_whatever_a_tool_wraps_around_it(name: str):
     read = pair_of(0, PAIRS[name])
     assert isinstance(read, Pair), read
     assert (read.messages, read.revised_response, read.base_response) == ([USER], GOOD, BAD)
@@ -76,7 +76,7 @@ def test_scores_that_contradict_the_columns_shut_the_gate(tmp_path: Path, capsys
     assert "improved share is 0.0% (at least 60.0%)" in printed.err and "by the file's own scores" in printed.out
 
 
-def test_equal_scores_and_such_as_are_none_say_nothing():
+def test_equal_and_missing_scores_are_ignored():
     for scores in ({"score_chosen": 5, "score_rejected": 5}, {"chosen_rating": None, "rejected_rating": 2}):
         read = pair_of(0, {**ROW, **scores})
         assert isinstance(read, Pair) and (read.base_score, read.revised_score) == (None, None)
@@ -93,15 +93,15 @@ NONE = {
         {"prompt": "a", "response_a": "b", "response_b": "c", "score_a": "8,500", "score_b": 3},
         "not a number",
     ),
-    "pictures": ({**ROW, "prompt": f"<image>{ASKED}", "images": ["a.png"]}, "no text, in its column images"),
+    "pictures": ({**ROW, "prompt": f"<image>{ASKED}", "images": ["a.png"]}, "in its column images"),
     "nothing to see": ({**ROW, "prompt": "\u200b\u200d \ufeff"}, "no user turn is waiting"),
-    "a system turn": ({**ROW, "prompt": [{"role": "system", "content": "S"}]}, "nobody asks anything"),
+    "a system turn": ({**ROW, "prompt": [{"role": "system", "content": "S"}]}, "only a system turn"),
     "bytes": ({**ROW, "chosen": b"\xff"}, "chosen is bytes"),
 }
 
 
 @pytest.mark.parametrize("name", NONE)
-def test_what_cannot_be_told_is_named(name: str):
+def test_a_row_that_cannot_be_read_gives_the_reason(name: str):
     row, reason = NONE[name]
     read = pair_of(0, row)
     assert isinstance(read, BadLine) and reason in read.reason
@@ -118,7 +118,7 @@ PROMPTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_prompt_is_read_from_what_a_tool_wrote_around_it(name: str):
+def test_a_prompt_is_read_whatever_a_tool_wraps_around_it(name: str):
     assert DEFAULT_READER.prompt(PROMPTS[name]) == [USER]
 
 
@@ -126,7 +126,7 @@ def test_dollys_context_belongs_to_its_instruction():
     assert DEFAULT_READER.prompt({"instruction": "Sum up.", "context": "Bread."})[0]["content"] == "Sum up.\n\nBread."
 
 
-def test_a_reply_of_openassistant_is_no_prompt():
+def test_a_reply_from_openassistant_is_not_a_prompt():
     with pytest.raises(ValueError, match="its role is assistant"):
         DEFAULT_READER.prompt({"text": GOOD, "role": "assistant"})
     assert DEFAULT_READER.prompt({"text": ASKED, "role": "prompter"}) == [USER]
@@ -147,11 +147,11 @@ RENDERED = {
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_a_conversation_that_a_template_rendered_is_its_turns_again(name: str):
+def test_a_conversation_rendered_by_a_template_is_parsed_into_turns(name: str):
     assert [(turn["role"], turn["content"]) for turn in rendered_turns(RENDERED[name]) or ()] == TALK
 
 
-def test_a_text_about_marks_is_a_text():
+def test_a_text_that_mentions_marks_is_still_a_text():
     assert rendered_turns("What is <|im_start|>user\n for?") is None
     assert without_end_marks("It ends with </s>, see. ") == "It ends with </s>, see. "
 
@@ -201,13 +201,13 @@ def test_one_pair_over_many_lines_is_one_row(tmp_path: Path):
     assert list(rows_of(tmp_path / "one.json")) == [(0, row)]
 
 
-def test_an_object_in_front_of_the_rows_does_not_keep_a_large_document_from_being_read_in_pieces(tmp_path: Path):
+def test_a_large_document_is_streamed_even_with_an_object_before_the_rows(tmp_path: Path):
     rows = [{**ROW, "pad": "x" * (MAX_LINE_BYTES // 2)}] * 3
     (tmp_path / "large.json").write_text(json.dumps({"info": {"by": "us [1]"}, "data": rows}))
     assert sum(isinstance(row, dict) for _, row in rows_of(tmp_path / "large.json")) == 3
 
 
-def test_a_cell_of_a_missing_value_is_none_and_two_columns_of_one_name_are_refused(tmp_path: Path):
+def test_a_missing_value_is_none_and_duplicate_column_names_are_refused(tmp_path: Path):
     (tmp_path / "t.csv").write_text("prompt,chosen,rejected\nWhy?,NULL,b\n")
     assert list(rows_of(tmp_path / "t.csv")) == [(0, {"prompt": "Why?", "chosen": None, "rejected": "b"})]
     (tmp_path / "t.csv").write_text("prompt,chosen,chosen\nWhy?,a,b\n")
@@ -215,18 +215,18 @@ def test_a_cell_of_a_missing_value_is_none_and_two_columns_of_one_name_are_refus
         list(rows_of(tmp_path / "t.csv"))
 
 
-def test_texts_about_a_folder_are_no_prompts(tmp_path: Path):
+def test_text_files_about_the_data_are_not_prompts(tmp_path: Path):
     for name in ("train.jsonl", "LICENSE.txt", "requirements.txt"):
         (tmp_path / name).write_text(json.dumps(ROW))
     assert list(local_splits(tmp_path)) == ["train"]
 
 
-def test_a_quote_with_a_backslash_is_a_quote(tmp_path: Path):
+def test_a_quote_escaped_with_a_backslash_is_a_quote(tmp_path: Path):
     (tmp_path / "spark.csv").write_text('prompt,chosen\n"Who said \\"hi\\" first?","a, b"\n')
     assert list(rows_of(tmp_path / "spark.csv")) == [(0, {"prompt": 'Who said "hi" first?', "chosen": "a, b"})]
 
 
-def test_parquet_of_bytes_holds_texts_and_pictures_stay(tmp_path: Path):
+def test_bytes_in_parquet_become_texts_and_pictures_are_kept(tmp_path: Path):
     import pyarrow
     import pyarrow.parquet
 
@@ -251,7 +251,7 @@ def test_a_file_that_holds_no_rows_is_refused_by_what_it_is(name: str, tmp_path:
         list(rows_of(tmp_path / name))
 
 
-def test_a_file_without_any_pair_says_so_and_not_what_its_pairs_lack(tmp_path: Path, capsys):
+def test_a_file_without_pairs_is_reported_as_such_rather_than_by_its_gate(tmp_path: Path, capsys):
     (tmp_path / "sft.jsonl").write_text(json.dumps({"Frage": ASKED, "Antwort": GOOD}) + "\n")
     assert main(["validate", str(tmp_path / "sft.jsonl")]) == 9
     printed = capsys.readouterr()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.core.errors import ConfigError
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
 from engine.pairs import detectors
@@ -78,7 +78,7 @@ def settings_for(config):
 
 
 def made(settings: GenerationSettings, backend: Scripted, prompts: Sequence[Prompt] = PROMPTS[:1], judge: Any = None):
-    return returned(record_maker(backend, settings, judge, StopToken())(prompts))  # type: ignore[arg-type]
+    return drain(record_maker(backend, settings, judge, StopToken())(prompts))  # type: ignore[arg-type]
 
 
 # -- contrast ----------------------------------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ def test_what_is_left_out_of_a_contrast_has_its_reason(settings_for):
 
 def test_a_principle_without_personas_speaks_for_itself_and_is_turned_round_in_words():
     principle = Principle("calm", "Stay calm.", "", "")
-    assert principle.followed == "Stay calm."
-    assert principle.contrary == "Do the opposite of what this principle asks for: Stay calm."
+    assert principle.chosen_system == "Stay calm."
+    assert principle.rejected_system == "Do the opposite of what this principle asks for: Stay calm."
     named = replace(principle, persona="You are calm.", opposite="You are upset.")
-    assert (named.followed, named.contrary) == ("You are calm.", "You are upset.")
+    assert (named.chosen_system, named.rejected_system) == ("You are calm.", "You are upset.")
 
 
 def test_the_packages_constitution_has_both_personas_of_each_principle():

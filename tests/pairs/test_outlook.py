@@ -15,7 +15,7 @@ from engine.pairs.assessment.outlook import (
     usable_estimate,
 )
 
-TOLD = {"what": "No hope", "why": "Because.", "look_at": "pairs.jsonl"}
+TOLD = {"what": "No hope", "why": "Because.", "pairs_path": "pairs.jsonl"}
 
 
 @pytest.mark.parametrize(("usable", "hopeless"), [(0, True), (7, True), (8, False), (12, False), (24, False)])
@@ -45,8 +45,8 @@ def test_a_refusal_names_the_figure_its_interval_and_what_would_mend_it(config):
 
 
 def test_the_advice_names_no_method_that_is_used_already(config):
-    assert "--method contrast" not in usable_estimate(0, 9, config(method="contrast")).mend
-    assert "--few-shot" not in usable_estimate(0, 9, config(method="contrast")).mend, "a contrast uses no examples"
+    assert "--method contrast" not in usable_estimate(0, 9, config(method="contrast")).remedy
+    assert "--few-shot" not in usable_estimate(0, 9, config(method="contrast")).remedy, "a contrast uses no examples"
 
 
 def test_a_refusal_names_why_the_others_were_left_out(config):
@@ -59,13 +59,13 @@ def test_a_refusal_names_why_the_others_were_left_out(config):
 @pytest.mark.fault("C6")
 def test_a_model_that_says_nothing_is_not_told_to_try_another_constitution(config):
     nothing = [("empty draft", 20), ("meta", 4)]
-    mend = usable_estimate(0, 24, config(), left_out=nothing).mend
-    assert "--constitution" not in mend and "--chat-template" in mend and "--dtype float32" in mend
-    mend = usable_estimate(
+    remedy = usable_estimate(0, 24, config(), left_out=nothing).remedy
+    assert "--constitution" not in remedy and "--chat-template" in remedy and "--dtype float32" in remedy
+    remedy = usable_estimate(
         0, 24, config(server_url="http://localhost:1/v1", server_model="ours"), left_out=nothing
-    ).mend
-    assert "--constitution" not in mend and "ask ours one question by hand" in mend
-    assert "--constitution" in usable_estimate(0, 24, config(), left_out=[("empty draft", 4), ("meta", 20)]).mend
+    ).remedy
+    assert "--constitution" not in remedy and "ask ours one question by hand" in remedy
+    assert "--constitution" in usable_estimate(0, 24, config(), left_out=[("empty draft", 4), ("meta", 20)]).remedy
 
 
 def test_a_person_may_continue_all_the_same(config):

@@ -35,7 +35,7 @@ def asked(prompts: list) -> set[str]:
     return {prompt.text for prompt in prompts}
 
 
-def test_the_whole_conversation_before_the_last_answer_is_kept():
+def test_the_full_conversation_before_the_last_answer_is_kept():
     assert conversation_of({"chosen": HH}) == [
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hi"},
@@ -53,22 +53,22 @@ def test_the_whole_conversation_before_the_last_answer_is_kept():
         {"chosen": "\n\nHuman: Why?\n\nAssistant: x"},
     ],
 )
-def test_every_usual_shape_of_a_row_is_read(row: dict):
+def test_every_common_kind_of_row_is_read(row: dict):
     assert conversation_of(row) == [{"role": "user", "content": "Why?"}]
 
 
-def test_a_system_turn_goes_in_front_of_the_users_since_gemma_has_none():
+def test_a_system_turn_is_prepended_since_gemma_has_no_system_role():
     row = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]}
     assert conversation_of(row) == [{"role": "user", "content": "Be kind.\n\nWhy?"}]
 
 
-def test_turns_of_one_speaker_in_a_row_are_joined():
+def test_consecutive_turns_of_one_speaker_are_joined():
     row = {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c"}
     assert conversation_of(row) == [{"role": "user", "content": "a\n\nb"}]
 
 
 @pytest.mark.parametrize("row", [{"chosen": ""}, {"label": "x"}, {"messages": []}, {"prompt": "  "}, {"prompt": 3}, {}])
-def test_a_row_without_a_question_is_none(row: dict):
+def test_a_row_without_a_prompt_is_refused(row: dict):
     with pytest.raises(ValueError):
         conversation_of(row)
 
@@ -80,8 +80,8 @@ def test_splits_are_sums_of_slices():
 
 
 @pytest.mark.parametrize("expression", ["", "train[", "train[:5", "train]5[", "train+", "train[a:b]"])
-def test_a_split_that_is_none_says_how_to_write_one(expression: str):
-    with pytest.raises(ConfigError, match="is not a split"):
+def test_an_invalid_split_says_how_to_write_one(expression: str):
+    with pytest.raises(ConfigError, match="is not a valid split"):
         parse_split(expression)
 
 
@@ -108,7 +108,7 @@ def test_the_default_split_takes_all_rows_of_another_dataset_that_lacks_it(tmp_p
     assert read_prompts(config(dataset=str(folder))).split == "test[:1000]+train[:1500]"
 
 
-def test_a_folder_has_one_split_a_file(tmp_path: Path, config):
+def test_a_folder_has_one_split_per_file(tmp_path: Path, config):
     dataset(tmp_path / "train.jsonl", 3)
     dataset(tmp_path / "test.jsonl.gz", 4)
     prompts = load_prompts(config(dataset=str(tmp_path), split="test[:1]+train[2:]"))
@@ -116,7 +116,7 @@ def test_a_folder_has_one_split_a_file(tmp_path: Path, config):
 
 
 @pytest.mark.fault("C7")
-def test_order_follows_the_seed_and_doubles_count_once(tmp_path: Path, config):
+def test_order_follows_the_seed_and_duplicates_count_once(tmp_path: Path, config):
     path = dataset(tmp_path / "rows.jsonl", 50)
     path.write_text(path.read_text() * 2)
     first, again, other = (load_prompts(config(dataset=str(path), split="train", seed=seed)) for seed in (1, 1, 2))
@@ -124,10 +124,10 @@ def test_order_follows_the_seed_and_doubles_count_once(tmp_path: Path, config):
     assert len(first) == 50 and asked(first) == asked(other)
 
 
-def test_a_damaged_line_is_named_and_the_rest_is_read(tmp_path: Path, config):
+def test_a_damaged_line_is_reported_and_the_rest_is_read(tmp_path: Path, config):
     path = dataset(tmp_path / "rows.jsonl", 2)
     path.write_text(path.read_text() + "oops\n")
     found = read_prompts(config(dataset=str(path), split="train"))
-    assert len(found.prompts) == 2 and found.bad.count == 1 and found.bad.named.startswith("row 3: not JSON")
+    assert len(found.prompts) == 2 and found.bad.count == 1 and found.bad.summary.startswith("row 3: not JSON")
     with pytest.raises(DataError, match="row 3: not JSON"):
         load_prompts(config(dataset=str(path), split="train", max_bad_rows=0.3))

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.core.errors import Stopped
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.demo.grammar import STAGE2_MIX, draw_answer, draw_prompt, questions
 from engine.demo.preset import ASSETS
 from engine.pairs import detectors
@@ -91,7 +91,7 @@ class Counting:
 
 def measured(pairs, path: Path, meter: Counting, model: str = "base") -> dict[str, ReplyMeasures]:
     loaded = in_this_process(lambda: meter, model, StopToken())  # type: ignore[arg-type, return-value]
-    return returned(measure_pairs(pairs, path, model, lambda: loaded))
+    return drain(measure_pairs(pairs, path, model, lambda: loaded))
 
 
 def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_model_changed(tmp_path: Path):
@@ -113,7 +113,7 @@ def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
     next(steps), next(steps)
     stop.request("SIGTERM")
     with pytest.raises(Stopped):
-        returned(steps)
+        drain(steps)
     kept = len(read_relevance(path))
     assert 0 < kept < 40
     measured(pairs, path, meter)

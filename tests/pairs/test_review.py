@@ -17,14 +17,14 @@ from tests.support.good_pairs import META, pair
 SEEDS = range(12)
 
 
-def finding(made: Pair, decision: Decision | None = None):
+def assessment(made: Pair, decision: Decision | None = None):
     return assess_pair(apply_decision(made, decision), decision, made=made)
 
 
 def review_of(*pairs: Pair) -> Review:
     review = Review()
     for line, one in enumerate(pairs):
-        review.put(line, finding(one))
+        review.put(line, assessment(one))
     return review
 
 
@@ -85,12 +85,12 @@ def test_after_any_decisions_the_figures_and_verdicts_are_those_of_the_stage(see
     chance.shuffle(order)  # a file is read in pieces, and judged where somebody looks
     review = Review()
     for line in order:
-        review.put(line, finding(pairs[line]))
+        review.put(line, assessment(pairs[line]))
     for _ in range(60):
         line = chance.randrange(len(pairs))
         decision = a_decision(chance)
         decisions = {**decisions, line: decision} if decision else {k: v for k, v in decisions.items() if k != line}
-        review.put(line, finding(pairs[line], decision))
+        review.put(line, assessment(pairs[line], decision))
         tally, verdicts = tallied(pairs, decisions)
         assert counted(review.counts) == counted(tally)
         assert [review.usable(line) for line in range(len(pairs))] == [verdict.usable for verdict in verdicts]
@@ -103,17 +103,17 @@ def test_rejecting_the_first_of_two_that_say_the_same_still_leaves_the_second_a_
     review = review_of(*twin)
     assert (review.usable(0), review.usable(1)) == (True, False)
     assert review.reasons(1) == ("duplicate prompt",)
-    review.put(0, finding(twin[0], Decision(accepted=False)))
+    review.put(0, assessment(twin[0], Decision(accepted=False)))
     assert (review.usable(0), review.usable(1)) == (False, False)
 
 
 def test_editing_the_first_of_two_that_say_the_same_frees_the_second_and_says_so():
     twin = [pair(1, id="a"), pair(1, id="b")]
     review = review_of(*twin)
-    edited = finding(twin[0], Decision(revised_response="Look at thing 1 in good light, then ask."))
+    edited = assessment(twin[0], Decision(revised_response="Look at thing 1 in good light, then ask."))
     assert review.put(0, edited) == [0, 1]
     assert (review.usable(0), review.usable(1)) == (True, True)
-    assert review.put(0, finding(twin[0])) == [0, 1]
+    assert review.put(0, assessment(twin[0])) == [0, 1]
     assert not review.usable(1)
 
 
@@ -121,7 +121,7 @@ def test_a_gate_moves_with_one_decision(config):
     review = review_of(*map(pair, range(4)))
     pairs_left = lambda: next(f for f in figures(review.counts, config(min_pairs=4)) if f.name == "training_pairs")  # noqa: E731
     assert pairs_left().passes
-    review.put(2, finding(pair(2), Decision(accepted=False)))
+    review.put(2, assessment(pair(2), Decision(accepted=False)))
     assert (pairs_left().value, pairs_left().passes) == (3, False)
-    review.put(2, finding(pair(2)))
+    review.put(2, assessment(pair(2)))
     assert pairs_left().passes

@@ -130,7 +130,7 @@ NO_PAIRS: dict[str, tuple[Any, str]] = {
     "principles": (row(1, principle_ids="HP1"), "principle_ids is a string"),
     "a principle": (row(1, principle_ids=[None]), "principle_ids is null"),
     "finish": (row(1, finish={"revision": 1}), "finish"),
-    "half a character": (row(1, revised_response="half \ud83d"), "half a character"),
+    "half a character": (row(1, revised_response="half \ud83d"), "a lone surrogate"),
     "an endless status": (row(1, status="x" * 1000), "longer than"),
     "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt"),
     "an empty prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "no user turn"),
@@ -174,7 +174,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "a hole in front": (b"\0" * 64 + LINE, "NUL bytes"),
     "two records on one line": (LINE + LINE, "Extra data"),
     "UTF-16": ('{"prompt": "x"}'.encode("utf-16-le"), "NUL bytes"),
-    "half a character, escaped": (LINE.replace(b"gently", b"\\ud83d"), "half a character"),
+    "half a character, escaped": (LINE.replace(b"gently", b"\\ud83d"), "a lone surrogate"),
     "too long": (b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 16 MiB"),
 }
 
@@ -191,7 +191,7 @@ def test_a_damaged_line_is_named_and_the_rest_is_judged(tmp_path: Path, judge, d
     assert isinstance(lines[3], BadLine) and all(isinstance(line, PairVerdict) for line in lines[:3] + lines[4:])
     assert result.report["pairs"] == 5 and result.report["figures"]["training_pairs"] == 5
     assert not result.report["gate"]["open"] and result.report["gate"]["failed"] == ["bad_lines"]
-    assert result.refusal is not None and int(result.refusal.exit_code) == 9
+    assert result.error is not None and int(result.error.exit_code) == 9
 
 
 def test_a_torn_last_line_is_named_and_a_whole_one_without_newline_is_a_pair(good: Path, judge):
@@ -345,7 +345,7 @@ def test_a_damaged_decision_shuts_the_gate_and_names_its_line(good: Path, judge)
         file.write('{"id": "id2", "action": "rejcet"}\n')
     result, _ = judge(good, accept_quality="never mind")
     assert result.report["gate"]["failed"] == ["bad_edits"]
-    assert result.refusal is not None and "Line 2 of" in result.refusal.what and "edits.jsonl" in result.refusal.what
+    assert result.error is not None and "Line 2 of" in result.error.what and "edits.jsonl" in result.error.what
 
 
 def test_the_scores_of_the_last_judge_count_where_the_texts_are_those_that_it_read(good: Path, judge):

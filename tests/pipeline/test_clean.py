@@ -12,14 +12,14 @@ from engine.core.errors import RunLocked
 from engine.dpo.training.checkpoints import write_checkpoint
 from engine.packaging.contents import LISTED
 from engine.pairs.generation.superseded import CARRIED
-from engine.pipeline.clean import KINDS, Cleanup, what_could_go
+from engine.pipeline.clean import KINDS, Cleanup, find_removable
 from engine.run.folder import Run
 from tests.run.test_listing import made_run
 from tui.commands.clean import clean
 
 
 def paths(found: Cleanup) -> tuple[list[str], list[str]]:
-    return [piece.path for piece in found.goes], [piece.path for piece in found.stays]
+    return [item.path for item in found.removable], [item.path for item in found.kept]
 
 
 def checkpoint(run: Run, step: int) -> Path:
@@ -51,25 +51,25 @@ def test_of_a_finished_run_old_checkpoints_caches_and_what_was_set_aside_go(tmp_
         checkpoint(run, step)
     set_aside(run, layout.PAIRS_JSONL)
     caches(run)
-    goes, stays = paths(what_could_go(run))
-    assert goes == [
+    removable, kept = paths(find_removable(run))
+    assert removable == [
         "superseded/1", "checkpoints/checkpoint-2", "checkpoints/checkpoint-4", "cache/answers.jsonl",
         "cache/reference_logps.jsonl",
     ]  # fmt: skip
-    assert stays == ["checkpoints/checkpoint-6"]
-    went = clean(run, KINDS)
-    assert paths(went)[0] == goes and not any((run / path).exists() for path in goes)
+    assert kept == ["checkpoints/checkpoint-6"]
+    removed = clean(run, KINDS)
+    assert paths(removed)[0] == removable and not any((run / path).exists() for path in removable)
     assert (run / "checkpoints/checkpoint-6/optimizer.pt").is_file()
-    assert paths(what_could_go(run)) == ([], stays)
+    assert paths(find_removable(run)) == ([], kept)
 
 
 def test_the_newest_checkpoint_that_is_whole_stays(tmp_path: Path):
     run = made_run(tmp_path / "run")
     checkpoint(run, 2)
     (checkpoint(run, 4) / "optimizer.pt").write_bytes(b"torn")
-    assert paths(what_could_go(run)) == (["checkpoints/checkpoint-4"], ["checkpoints/checkpoint-2"])
+    assert paths(find_removable(run)) == (["checkpoints/checkpoint-4"], ["checkpoints/checkpoint-2"])
     (run / "checkpoints/checkpoint-2/manifest.json").unlink()
-    assert paths(what_could_go(run))[0] == []
+    assert paths(find_removable(run))[0] == []
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "stopped"])
@@ -83,28 +83,28 @@ def test_while_training_is_under_way_its_checkpoints_and_caches_stay_and_broken_
     checkpoint_of_before = run.folder / "superseded/1" / layout.CHECKPOINTS_DIR
     checkpoint_of_before.mkdir()
     caches(run)
-    goes, stays = paths(what_could_go(run))
-    assert goes == ["checkpoints/.checkpoint-5.part", "checkpoints/broken-checkpoint-3"]
-    assert "superseded/1" in stays and "cache/answers.jsonl" in stays and "checkpoints/checkpoint-2" in stays
+    removable, kept = paths(find_removable(run))
+    assert removable == ["checkpoints/.checkpoint-5.part", "checkpoints/broken-checkpoint-3"]
+    assert "superseded/1" in kept and "cache/answers.jsonl" in kept and "checkpoints/checkpoint-2" in kept
 
 
 def test_pairs_that_were_set_aside_stay_until_stage_pairs_has_taken_over_what_holds(tmp_path: Path):
     run = made_run(tmp_path / "run", "pairs", "stopped")
     set_aside(run, layout.PAIRS_JSONL)
     set_aside(run, layout.PAIRS_JSONL, reusable=False)
-    assert paths(what_could_go(run)) == (["superseded/2"], ["superseded/1"])
+    assert paths(find_removable(run)) == (["superseded/2"], ["superseded/1"])
     run.record_stage("pairs", status="done")
-    assert paths(what_could_go(run)) == (["superseded/1", "superseded/2"], [])
+    assert paths(find_removable(run)) == (["superseded/1", "superseded/2"], [])
 
 
 def test_decisions_that_follow_no_pair_stay(tmp_path: Path):
     run = made_run(tmp_path / "run")
     folder = set_aside(run, layout.EDITS_JSONL)
-    assert paths(what_could_go(run)) == ([], ["superseded/1"])
+    assert paths(find_removable(run)) == ([], ["superseded/1"])
     (folder / CARRIED).write_text(json.dumps({"carried": 2, "not_carried": ["x"]}))
-    assert paths(what_could_go(run)) == ([], ["superseded/1"])
+    assert paths(find_removable(run)) == ([], ["superseded/1"])
     (folder / CARRIED).write_text(json.dumps({"carried": 3, "not_carried": []}))
-    assert paths(what_could_go(run)) == (["superseded/1"], [])
+    assert paths(find_removable(run)) == (["superseded/1"], [])
 
 
 def test_of_a_sweep_the_trials_are_cleaned_too_and_the_cache_waits_for_the_last_training(tmp_path: Path):
@@ -114,11 +114,11 @@ def test_of_a_sweep_the_trials_are_cleaned_too_and_the_cache_waits_for_the_last_
         trial = made_run(run / "trials" / name, "training")
         for step in (2, 4):
             checkpoint(trial, step)
-    goes, stays = paths(what_could_go(run))
-    assert goes == ["trials/a/checkpoints/checkpoint-2", "trials/b/checkpoints/checkpoint-2"]
-    assert "cache/answers.jsonl" in stays
+    removable, kept = paths(find_removable(run))
+    assert removable == ["trials/a/checkpoints/checkpoint-2", "trials/b/checkpoints/checkpoint-2"]
+    assert "cache/answers.jsonl" in kept
     run.record_stage("training", status="done")
-    assert "cache/answers.jsonl" in paths(what_could_go(run))[0]
+    assert "cache/answers.jsonl" in paths(find_removable(run))[0]
 
 
 @pytest.mark.parametrize("held", ["", "trials/a"])

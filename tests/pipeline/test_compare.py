@@ -10,7 +10,7 @@ import pytest
 
 from engine.core import layout
 from engine.core.errors import ConfigError
-from engine.pipeline.compare import Answered, Figure, compare
+from engine.pipeline.compare import Figure, PromptAnswers, compare
 from engine.storage.files import write_json
 from tests.run.test_listing import made_run
 from tui.commands.compare import main
@@ -58,7 +58,7 @@ def test_answers_to_the_prompts_that_several_were_asked_stand_together(tmp_path:
     b = compared_run(tmp_path / "b", beta=0.3, answers={"Why?": ("Because.", "It is so."), "Who?": ("He.", "She.")})
     c = compared_run(tmp_path / "c", beta=0.5, answers={"Why?": ("No reason.", "Be patient.")})
     assert compare([a, b, c]).answers == (
-        Answered("Why?", "Because.", ("So it is.", "It is so.", "Be patient."), ("No reason.",)),
+        PromptAnswers("Why?", "Because.", ("So it is.", "It is so.", "Be patient."), ("No reason.",)),
     )
 
 

@@ -11,60 +11,61 @@ from engine.core.errors import AccessError, NetworkError
 from engine.core.options import options
 from engine.demo.preset import demo_defaults
 from engine.pipeline import ingredients as module
-from engine.pipeline.ingredients import YES, Beginning, Ingredient, ask_hub, beginning, values_of
+from engine.pipeline.ingredients import YES, Ingredient, StartOverview, ask_hub, start_overview, values_of
 from engine.pipeline.presets import KEPT, presets
 from engine.run.folder import Run
 
 
 @pytest.fixture
-def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The beginning of a run with these options, in an empty folder with an empty cache."""
+def overview_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Builds the start overview of a run with these options, in an empty folder with an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    def begin(preset=None, access=None, **given) -> Beginning:
+    def overview(preset=None, access=None, **given) -> StartOverview:
         config = load_config({"output_dir": tmp_path / "run", **given}, preset=preset, environment={})
-        return beginning(config, Run(config.output_dir), access=access)
+        return start_overview(config, Run(config.output_dir), access=access)
 
-    return begin
-
-
-def found(begun: Beginning, title: str) -> Ingredient:
-    return next(one for one in begun.ingredients if one.title == title)
+    return overview
 
 
-def test_of_the_demo_nothing_is_missing_and_nothing_has_to_be_fetched(begun):
-    start = begun(demo_defaults())
-    assert start.hindrances == ()
-    assert {found(start, title).told for title in ("Base model", "Adapter", "Prompts")} == {"found here"}
+def found(overview: StartOverview, title: str) -> Ingredient:
+    return next(one for one in overview.ingredients if one.title == title)
+
+
+def test_of_the_demo_nothing_is_missing_and_nothing_has_to_be_fetched(overview_of):
+    start = overview_of(demo_defaults())
+    assert start.blockers == ()
+    assert {found(start, title).details for title in ("Base model", "Adapter", "Prompts")} == {"found here"}
     assert set(start.costs.disk) == {"pairs", "checkpoints", "archive", "reserve"}
     assert start.costs.replies == "160 prompts × 3 answers, up to 64 tokens each"
     assert start.costs.free_bytes > 0 and start.costs.weights_bytes and start.costs.forecast is None
 
 
-def test_with_the_defaults_the_adapter_is_missing_and_the_rest_is_fetched(begun):
-    start = begun()
-    (missing,) = start.hindrances
-    assert (missing.title, missing.told) == ("Adapter", "not there") and "folder or Hub id" in missing.mend
-    assert found(start, "Base model").standing == "fetch" and "GiB to fetch" in found(start, "Base model").told
+def test_with_the_defaults_the_adapter_is_missing_and_the_rest_is_fetched(overview_of):
+    start = overview_of()
+    (missing,) = start.blockers
+    assert (missing.title, missing.details) == ("Adapter", "not there") and "folder or Hub id" in missing.remedy
+    assert found(start, "Base model").status == "fetch" and "GiB to fetch" in found(start, "Base model").details
     assert found(start, "Prompts").value == "Anthropic/hh-rlhf, 2,500 prompts"
 
 
-def test_a_file_that_lacks_the_split_is_missing_before_the_run_and_what_it_has_is_said(begun, tmp_path):
+def test_a_file_that_lacks_the_split_is_missing_before_the_run_and_what_it_has_is_said(overview_of, tmp_path):
     file = tmp_path / "questions.jsonl"
     file.write_text('{"prompt": "How do I mend it?"}\n')
-    assert found(begun(demo_defaults(), dataset=str(file), split="train"), "Prompts").standing == "ready"
-    (missing,) = begun(demo_defaults(), dataset=str(file), split="test").hindrances
-    assert (missing.title, missing.told) == ("Prompts", "no split test") and '--split "train[:100]"' in missing.mend
+    assert found(overview_of(demo_defaults(), dataset=str(file), split="train"), "Prompts").status == "ready"
+    (missing,) = overview_of(demo_defaults(), dataset=str(file), split="test").blockers
+    assert (missing.title, missing.details) == ("Prompts", "no split test")
+    assert '--split "train[:100]"' in missing.remedy
 
 
-def test_what_the_account_may_not_read_is_gated(begun):
-    start = begun(access={"google/gemma-2b-it": "No access", "Anthropic/hh-rlhf": YES})
-    assert found(start, "Base model").standing == "gated" and "gated" in found(start, "Base model").told
-    assert found(start, "Prompts").standing == "fetch"
+def test_what_the_account_may_not_read_is_gated(overview_of):
+    start = overview_of(access={"google/gemma-2b-it": "No access", "Anthropic/hh-rlhf": YES})
+    assert found(start, "Base model").status == "gated" and "gated" in found(start, "Base model").details
+    assert found(start, "Prompts").status == "fetch"
 
 
-def test_the_hub_is_asked_about_what_is_fetched_and_its_silence_says_nothing(tmp_path, monkeypatch, begun):
+def test_the_hub_is_asked_about_what_is_fetched_and_its_silence_says_nothing(tmp_path, monkeypatch, overview_of):
     asked = []
 
     def check(repo_id, repo_type, token):
@@ -81,7 +82,7 @@ def test_the_hub_is_asked_about_what_is_fetched_and_its_silence_says_nothing(tmp
 
 
 @pytest.mark.parametrize(
-    ("given", "title", "standing"),
+    ("given", "title", "status"),
     [
         ({"base_model_id": "/no/such/model"}, "Base model", "missing"),
         ({"dataset": "/no/such/file.jsonl"}, "Prompts", "missing"),
@@ -95,13 +96,13 @@ def test_the_hub_is_asked_about_what_is_fetched_and_its_silence_says_nothing(tmp
         ({"repo_url": "https://example.org/x.git"}, "Adapter", "open"),
     ],
 )
-def test_how_each_stands(begun, given: dict[str, object], title: str, standing: str):
-    assert found(begun(**given), title).standing == standing
+def test_how_each_stands(overview_of, given: dict[str, object], title: str, status: str):
+    assert found(overview_of(**given), title).status == status
 
 
-def test_what_is_shown_at_once_are_the_values_of_what_is_known_later(begun, tmp_path):
+def test_what_is_shown_at_once_are_the_values_of_what_is_known_later(overview_of, tmp_path):
     config = load_config({"output_dir": tmp_path / "run"}, environment={})
-    at_once, later = values_of(config), begun().ingredients
+    at_once, later = values_of(config), overview_of().ingredients
     assert [(one.option, one.value) for one in at_once] == [(one.option, one.value) for one in later]
     assert {one.option for one in at_once} <= {option.name for option in options()}
 

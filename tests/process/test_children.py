@@ -110,7 +110,7 @@ def test_a_child_that_gets_the_jobs_signal_before_the_run_does_has_not_failed(mo
     Timer(0.3, stop.request, ("SIGTERM",)).start()
     with pytest.raises(Stopped):
         run_child(["sh", "-c", "kill -TERM $$"], limit_seconds=60, stop=stop)
-    monkeypatch.setattr(children, "TOGETHER_SECONDS", 0.1)
+    monkeypatch.setattr(children, "JOB_SIGNAL_SECONDS", 0.1)
     assert run_child(["sh", "-c", "kill -TERM $$"], limit_seconds=60, stop=StopToken()).killed_by == "SIGTERM"
 
 
@@ -133,7 +133,7 @@ def test_what_a_child_prints_cannot_drive_a_terminal() -> None:
 def test_what_a_child_says_is_reported_in_a_message_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     events, result = run_stage(
-        stream_child_as_messages(["sh", "-c", "printf 'one\\033[2J\\n'; exit 3"], speaker="pip", limit_seconds=20)
+        stream_child_as_messages(["sh", "-c", "printf 'one\\033[2J\\n'; exit 3"], prefix="pip", limit_seconds=20)
     )
     assert events == [Message("info", "pip: one␛[2J")] and result.code == 3
     assert "pip: one␛[2J" in caplog.text

@@ -30,7 +30,7 @@ from engine.pairs.judges import exam
 from engine.run.context import Context
 from engine.run.stop import StopToken
 from engine.stages.load_judge import judge_loader
-from engine.stages.pair_processes import evaluating, evaluators
+from engine.stages.pair_processes import evaluation_process_count, evaluation_workers
 from engine.storage.jsonl import dumps
 from engine.workers.rows import share_file
 from tests.conftest import run_stage
@@ -93,7 +93,7 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
     was, made.plan = made.plan, made.plan.dealt_out(4)
     assert made.plan.micro_batch < was.micro_batch, "the training was split as before"
     events: list[Event] = []
-    for event in comparing(together, made, partial(evaluating, together, made)):
+    for event in comparing(together, made, partial(evaluation_workers, together, made)):
         events.append(event)
         if isinstance(event, Progress) and event.unit == "held-out pairs" and event.done == 2:
             gc.collect()
@@ -180,7 +180,7 @@ def test_a_stop_in_the_middle_of_an_answer_keeps_no_half_of_it(trained: tuple[Co
     [({}, 1), ({"num_processes": 2}, 2), ({"num_processes": 2, "num_machines": 2, "main_process_ip": "10.0.0.1"}, 1)],
 )
 def test_the_processes_of_this_machine_evaluate(config, options, expected):
-    assert evaluators(config(device="cpu", **options)) == expected
+    assert evaluation_process_count(config(device="cpu", **options)) == expected
 
 
 def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple[Context, Any], monkeypatch):

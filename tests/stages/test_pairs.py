@@ -212,8 +212,8 @@ def test_decisions_follow_a_pair_while_its_texts_are_the_same_and_are_listed_whe
     assert not read_edits(run / layout.EDITS_JSONL), "decisions are carried from the set before, and that had none"
 
 
-def inventory_of(context: Context, *, afresh: bool = False) -> Inventory:
-    return take_inventory(context.config, context.run, None, afresh=afresh)
+def inventory_of(context: Context, *, from_scratch: bool = False) -> Inventory:
+    return take_inventory(context.config, context.run, None, from_scratch=from_scratch)
 
 
 def test_the_inventory_says_what_the_stage_does(made):
@@ -223,7 +223,7 @@ def test_the_inventory_says_what_the_stage_does(made):
     made(num_examples=5)
     assert inventory_of(made.context(num_examples=12)) == Inventory(5, 7, 0)
     assert inventory_of(made.context(num_examples=12, temperature=0.1)) == Inventory(0, 0, 12)
-    assert inventory_of(made.context(num_examples=12), afresh=True).missing == 12
+    assert inventory_of(made.context(num_examples=12), from_scratch=True).missing == 12
 
 
 # -- prompts at which the server fails ------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import pairs as stage
 from engine.stages.load_judge import load_judge
-from engine.stages.pair_processes import judges, makers, scoring
+from engine.stages.pair_processes import judge_process_count, pair_process_count, scoring_workers
 from engine.workers.pool import WorkerPool
 from engine.workers.rows import earlier_rows, share_file
 from tests.conftest import run_stage
@@ -78,13 +78,13 @@ def test_two_processes_make_the_pairs_of_one_and_what_a_killed_run_left_is_not_m
     assert pairs_of(alone).startswith(pairs_of(together))
     left = {row["id"] for row in earlier_rows(together.run, "pairs")}
     made: list[str] = []
-    deal = WorkerPool._tell
+    send = WorkerPool._send
 
-    def listen(self: WorkerPool, worker: Any, task: Any) -> None:
+    def record_and_send(self: WorkerPool, worker: Any, task: Any) -> None:
         made.extend(prompt["id"] for prompt in task.get("prompts", []))
-        deal(self, worker, task)
+        send(self, worker, task)
 
-    monkeypatch.setattr(WorkerPool, "_tell", listen)
+    monkeypatch.setattr(WorkerPool, "_send", record_and_send)
     run_stage(stage.run(together))
     assert pairs_of(together) == pairs_of(alone)
     ids = [str(json.loads(line)["id"]) for line in pairs_of(alone).splitlines()]
@@ -137,7 +137,7 @@ def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
     _, expected = run_stage(scores.score_pairs(alone.run / layout.SCORES_JSONL, PAIRS, "self", lambda: local))
     messages, killed = [], False
     scored = scores.score_pairs(
-        together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: scoring(together, together.config)
+        together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: scoring_workers(together, together.config)
     )
     while True:
         try:
@@ -162,7 +162,7 @@ def test_scores_that_were_sent_by_another_process_are_the_judges_own(at_work):
     assert judge is not None
     local = scores.in_this_process(lambda: judge, alone.stop)
     _, expected = run_stage(scores.score_pairs(alone.run / layout.SCORES_JSONL, PAIRS, "self", lambda: local))
-    pool = PoolHere(scores_in_processes.work_of(judge))
+    pool = PoolHere(scores_in_processes.task_handler(judge))
     sent = nullcontext(ScoreInProcesses(pool, together.run, "self"))  # type: ignore[arg-type]
     _, found = run_stage(scores.score_pairs(together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: sent))
     assert found == expected
@@ -176,7 +176,7 @@ def test_the_relevance_that_was_sent_by_another_process_is_the_models_own(at_wor
     meter = RelevanceMeter(load_base(alone.config), load_tokenizer(alone.config))
     local = relevance.in_this_process(lambda: meter, "base", alone.stop)
     _, expected = run_stage(relevance.measure_pairs(pairs, alone.run / layout.RELEVANCE_JSONL, "base", lambda: local))
-    pool = PoolHere(relevance_in_processes.work_of(meter, "base"))
+    pool = PoolHere(relevance_in_processes.task_handler(meter, "base"))
     sent = nullcontext(MeasureInProcesses(pool, together.run, "base"))  # type: ignore[arg-type]
     _, found = run_stage(relevance.measure_pairs(pairs, together.run / layout.RELEVANCE_JSONL, "base", lambda: sent))
     assert found == expected and len(found) == len(PAIRS)
@@ -198,4 +198,4 @@ def test_the_relevance_that_was_sent_by_another_process_is_the_models_own(at_wor
 )
 def test_only_models_of_this_machine_are_loaded_several_times(config, options, judge, making, judging):
     given = config(**{"device": "cpu", "judge": "self", "num_processes": 2, **options})
-    assert (makers(given, judge), judges(given)) == (making, judging)
+    assert (pair_process_count(given, judge), judge_process_count(given)) == (making, judging)

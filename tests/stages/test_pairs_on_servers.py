@@ -18,7 +18,7 @@ import pytest
 from engine.core import layout
 from engine.core.errors import ExitCode, NetworkError
 from engine.core.events import Event, Message, PairFailed, PairMade
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.models.server.pool import ServerPool
 from engine.pairs.generation.prompts import load_prompts
@@ -78,7 +78,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
 def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: list[FakeServer], at_work: MakeContext):
     context = at_work(*(server.url for server in two), server_model="ours", num_examples=40, server_concurrency=3)
     told: list[Event] = []
-    context.tell = told.append
+    context.emit = told.append
     poisoned = load_prompts(context.config, None)[30].messages[-1]["content"]
     back_at: list[float] = []
 
@@ -189,7 +189,7 @@ def test_two_real_servers_of_which_one_is_killed_and_started_again(
         b.start()
         context = at_work(a.proxy.url, b.proxy.url, server_model=str(model), num_examples=160, server_concurrency=4)
         told: list[Event] = []
-        context.tell = told.append
+        context.emit = told.append
         killer = threading.Thread(target=kill_and_start, args=(b, poison), daemon=True)
         killer.start()
         run_stage(stage.run(context))
@@ -224,4 +224,4 @@ def locally(context: Context) -> dict[str, tuple[str, ...]]:
     config, settings = context.config, GenerationSettings.of(context.config)
     backend = load_stage2_backend(config, ASSETS / "adapter", StopToken(), None)
     make = record_maker(backend, settings, None, StopToken())
-    return texts_of([one.as_dict() for one in returned(make(load_prompts(config, None)))])
+    return texts_of([one.as_dict() for one in drain(make(load_prompts(config, None)))])

@@ -17,9 +17,9 @@ from engine.demo.preset import ASSETS
 from engine.models.loading import load_tokenizer
 from engine.pairs.data.record import Pair
 from engine.pairs.generation.cost import expected_prompts
-from engine.pairs.generation.generate import Maker
+from engine.pairs.generation.generate import GenerationInputs
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import in_turn, record_maker
+from engine.pairs.generation.methods import record_maker, sequentially
 from engine.pairs.generation.prompts import load_prompts
 from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.pilot import judge_pilot, make_pilot, require_promising_pilot
@@ -68,9 +68,9 @@ def run_of(context: Callable[..., Context], prompts: Path) -> Callable[..., Cont
 def pilot(context: Context, backend: Backend, prompts: int = 24) -> tuple[list[Any], list[Pair]]:
     settings = GenerationSettings.of(context.config)
     identity = RecordIdentity.of(context.config, settings, context.run.results)
-    make = in_turn(record_maker(backend, settings, None, StopToken()))
-    maker = Maker(context.config, backend, settings, make, identity, context.stop)
-    return run_stage(make_pilot(context.run, load_prompts(context.config)[:prompts], maker))
+    make = sequentially(record_maker(backend, settings, None, StopToken()))
+    inputs = GenerationInputs(context.config, backend, settings, make, identity, context.stop)
+    return run_stage(make_pilot(context.run, load_prompts(context.config)[:prompts], inputs))
 
 
 def judged(context: Context, pairs: list[Pair], load_judge: Any = lambda *_: None) -> tuple[list[Any], Any]:

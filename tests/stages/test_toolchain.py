@@ -19,7 +19,7 @@ from engine.core.events import Check, Event, Message
 from engine.machine import session_lifetime
 from engine.machine.gpus import GpuReport
 from engine.machine.programs import version_numbers
-from engine.machine.requirements import python_needed
+from engine.machine.requirements import supported_python
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
 from engine.preflight.machine import gpu_memory_held_by_others
 from engine.run.context import Context
@@ -120,10 +120,10 @@ def test_uv_is_found_where_its_installer_puts_it_although_that_is_not_on_the_pat
 def test_a_python_that_the_packages_do_not_allow_is_refused(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toolchain, "python_needed", lambda: SpecifierSet(">=3.99"))
+    monkeypatch.setattr(toolchain, "supported_python", lambda: SpecifierSet(">=3.99"))
     with pytest.raises(PreconditionError, match="is not supported"):
         drive(tmp_path)
-    assert python_needed() == SpecifierSet(">=3.11")
+    assert supported_python() == SpecifierSet(">=3.11")
 
 
 def test_a_broken_tool_counts_as_missing_and_its_words_cannot_drive_the_terminal(

@@ -6,7 +6,7 @@ from engine.core.events import Progress, ServerReading, Servers, StageStarted
 from engine.run.journal import Entry
 from engine.run.state import RunState
 from tui.commands.printers import live_line
-from tui.commands.story import Pace
+from tui.commands.run_lines import ProgressThrottle
 from tui.screens.pairs import servers_line
 from tui.server_words import servers_words
 
@@ -65,6 +65,6 @@ def test_auto_has_them_in_its_line_and_the_next_stage_forgets_them():
     state = after(StageStarted("pairs"), progress, Servers("server", (ServerReading("http://a/v1"), OUT)))
     told = "3/12 pairs  1 of 2 servers · http://b:8000/v1 cannot be reached"
     assert told in live_line(state, 104.0).plain
-    assert told in Pace().line(Entry(9, 104.0, progress), state)
+    assert told in ProgressThrottle().line(Entry(9, 104.0, progress), state)
     later = state.apply_entry(Entry(9, 110.0, StageStarted("quality")))
     assert later.servers == {}

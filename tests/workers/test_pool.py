@@ -16,7 +16,7 @@ import pytest
 from engine.core import layout
 from engine.core.errors import NumbersError, Stage3Error, Stopped
 from engine.core.events import Message
-from engine.process import stopped
+from engine.process import suspended
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.workers.distribution import FinishedBatch, distribute
@@ -121,8 +121,8 @@ def test_a_stop_ends_the_wait_and_no_process_is_left(pool):
 
 
 def test_a_stopped_process_is_reported_and_continues(pool, monkeypatch):
-    monkeypatch.setattr(stopped, "STOPPED_SECONDS", 0.2)
-    monkeypatch.setattr(stopped, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(suspended, "SUSPENDED_SECONDS", 0.2)
+    monkeypatch.setattr(suspended, "LOOK_SECONDS", 0.05)
     one, messages = pool(1), []
     for item in one.results(echo_tasks(1, sleep=0.5)):
         if item == "begins 0":

@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> No
             )
         else:
             metavar = "|".join(option.choices) or option.name.rpartition("_")[2].upper()
-            action = "append" if option.may_be_repeated else "store"
+            action = "append" if option.is_repeatable else "store"
             added = group.add_argument(
                 option.flag, action=action, default=None, dest=option.name, metavar=metavar, help=sentence
             )

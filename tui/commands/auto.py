@@ -73,7 +73,7 @@ def run_and_print(
         command = again(run)
     finally:
         follower.close()
-        run.release(goes_on=command is not None)
+        run.release(for_restart=command is not None)
     return reexec(command, context.token)
 
 
@@ -129,11 +129,11 @@ def _work(context: Context, follower: EventPrinter, drive: Callable[[Session], i
         follower.refresh()
     if errors:
         raise errors[0]
-    _tell_failure(follower.state)
+    _print_failure(follower.state)
     return codes[0]
 
 
-def _tell_failure(state: RunState) -> None:
+def _print_failure(state: RunState) -> None:
     """Print to stderr what failed, why, and what to do."""
     if state.finished is None or not state.finished.exit_code:
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 from engine.core.options import options
 from tui.commands.arguments import add_options, config_of, new_parser, parse, require_terminal
 from tui.commands.table import PROGRAM
-from tui.commands.validate import is_of_the_gate
+from tui.commands.validate import is_gate_option
 
 
 def main(arguments: list[str]) -> int:
@@ -30,5 +30,5 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", metavar="FILE")
     display = ("theme", "mouse", "ascii")
-    add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in display])
+    add_options(parser, [option for option in options() if is_gate_option(option) or option.name in display])
     return parser

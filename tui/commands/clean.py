@@ -17,21 +17,21 @@ from engine.security.sanitize import visible_line
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
 from tui.commands.table import PROGRAM
 from tui.formatting import memory
-from tui.process.say import print_json
+from tui.process.output import print_json
 
 if TYPE_CHECKING:
-    from engine.pipeline.clean import Cleanup, Kind, Piece
+    from engine.pipeline.clean import Cleanup, CleanupItem, Kind
 
 TITLES: dict[Kind, str] = {"superseded": "Set aside", "checkpoints": "Checkpoints", "caches": "Caches"}
 INDENT = " " * 14
 
 
 def main(arguments: list[str]) -> int:
-    from engine.pipeline.clean import KINDS, what_could_go
+    from engine.pipeline.clean import KINDS, find_removable
 
     given = parse(command_parser(), arguments)
     run, kinds = Run(run_dir_of(given)), given.only or KINDS
-    found = clean(run, kinds) if given.yes else what_could_go(run).only(kinds)
+    found = clean(run, kinds) if given.yes else find_removable(run).only(kinds)
     if given.json:
         print_json(as_data(run, found, removed=given.yes))
     else:
@@ -55,14 +55,14 @@ def command_parser() -> argparse.ArgumentParser:
 
 def clean(run: Run, kinds: tuple[Kind, ...]) -> Cleanup:
     """Lock the run and its trials, and remove what can be removed; returns it. Raises RunLocked, OSError."""
-    from engine.pipeline.clean import remove, trials_of, what_could_go
+    from engine.pipeline.clean import find_removable, remove, trials_of
 
     with ExitStack() as held:
         for one in (run, *trials_of(run)):
             one.acquire()
             held.callback(one.release)
-        found = what_could_go(run).only(kinds)
-        remove(run, found.goes)
+        found = find_removable(run).only(kinds)
+        remove(run, found.removable)
     return found
 
 
@@ -71,35 +71,35 @@ def as_data(run: Run, found: Cleanup, *, removed: bool) -> dict[str, Any]:
         "run_dir": str(run.folder),
         "removed": removed,
         "bytes": found.bytes,
-        "goes": [piece.as_dict() for piece in found.goes],
-        "stays": [piece.as_dict() for piece in found.stays],
+        "goes": [item.as_dict() for item in found.removable],
+        "stays": [item.as_dict() for item in found.kept],
     }
 
 
 def print_cleanup(run: Run, found: Cleanup, *, removed: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     for kind, title in TITLES.items():
-        pieces = [piece for piece in found.goes if piece.kind == kind]
-        if pieces:
-            console.print(Text(f"{title}: {memory(sum(piece.bytes for piece in pieces))}", "bold"))
-            _print_pieces(console, pieces)
-    if found.stays:
+        items = [item for item in found.removable if item.kind == kind]
+        if items:
+            console.print(Text(f"{title}: {memory(sum(item.bytes for item in items))}", "bold"))
+            _print_items(console, items)
+    if found.kept:
         console.print(Text("Stays:", "bold"))
-        _print_pieces(console, found.stays)
+        _print_items(console, found.kept)
     console.print(Text(_conclusion(run, found, removed)), soft_wrap=True)
 
 
-def _print_pieces(console: Console, pieces: list[Piece] | tuple[Piece, ...]) -> None:
-    for piece in pieces:
-        console.print(Text(f"  {memory(piece.bytes):>10}  {visible_line(piece.path)}"), soft_wrap=True)
+def _print_items(console: Console, items: list[CleanupItem] | tuple[CleanupItem, ...]) -> None:
+    for item in items:
+        console.print(Text(f"  {memory(item.bytes):>10}  {visible_line(item.path)}"), soft_wrap=True)
         why = textwrap.fill(
-            visible_line(piece.why), max(console.width, 40), initial_indent=INDENT, subsequent_indent=INDENT
+            visible_line(item.why), max(console.width, 40), initial_indent=INDENT, subsequent_indent=INDENT
         )
         console.print(Text(why, "dim"))
 
 
 def _conclusion(run: Run, found: Cleanup, removed: bool) -> str:
-    if not found.goes:
+    if not found.removable:
         return "Nothing of this run could go."
     if removed:
         return f"{memory(found.bytes)} are free now."

@@ -19,15 +19,15 @@ from engine.security.sanitize import visible_line
 from tui.commands.arguments import new_parser, parse
 from tui.commands.table import PROGRAM
 from tui.formatting import bars
-from tui.process.say import print_json
+from tui.process.output import print_json
 
 if TYPE_CHECKING:
-    from engine.pipeline.compare import Answered, Compared, Figure
+    from engine.pipeline.compare import Figure, PromptAnswers, RunComparison
 
 VERDICT_STYLE = {"better": "green", "worse": "red"}
-ROOM_FOR_ANSWERS = 36
+MIN_ANSWER_COLUMNS = 36
 """Minimum columns for an answer beside others."""
-ANSWER_SHOWN = 1_200
+MAX_ANSWER_CHARACTERS = 1_200
 """Characters shown of an answer; --json has all of it."""
 
 
@@ -68,11 +68,11 @@ def _run_folder(text: str) -> Path:
     return folder
 
 
-def as_data(found: Compared) -> dict[str, Any]:
+def as_data(found: RunComparison) -> dict[str, Any]:
     return {**asdict(found), "folders": [str(folder) for folder in found.folders]}
 
 
-def print_compared(found: Compared, answers: int) -> None:
+def print_compared(found: RunComparison, answers: int) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     for letter, folder in zip(letters(found), found.folders, strict=True):
         console.print(Text.assemble((f"{letter}  ", "bold"), visible_line(str(folder))), soft_wrap=True)
@@ -90,7 +90,7 @@ def print_compared(found: Compared, answers: int) -> None:
         )
 
 
-def letters(found: Compared) -> list[str]:
+def letters(found: RunComparison) -> list[str]:
     """Letters for the runs (A, B, …): a path does not fit above a column."""
     return [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(len(found.folders))]
 
@@ -99,7 +99,7 @@ def _head(console: Console, title: str) -> None:
     console.print(Text(f"\n{title}", "bold"))
 
 
-def _table(found: Compared) -> Table:
+def _table(found: RunComparison) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
     for letter in letters(found):
@@ -107,7 +107,7 @@ def _table(found: Compared) -> Table:
     return table
 
 
-def _print_options(console: Console, found: Compared) -> None:
+def _print_options(console: Console, found: RunComparison) -> None:
     _head(console, "Options that differ")
     if not found.options:
         console.print(Text("none"))
@@ -122,7 +122,7 @@ def _value(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _print_figures(console: Console, found: Compared) -> None:
+def _print_figures(console: Console, found: RunComparison) -> None:
     _head(console, "Figures, with 95 % intervals")
     table = _table(found)
     table.add_row(
@@ -151,7 +151,7 @@ def _number(name: str, value: float | int | None, digits: int = 4) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}g}"
 
 
-def _print_curves(console: Console, found: Compared) -> None:
+def _print_curves(console: Console, found: RunComparison) -> None:
     for title, curves in (("Loss, step by step", found.losses), ("Margin, step by step", found.margins)):
         values = [value for curve in curves for value in curve]
         if not values:
@@ -164,17 +164,17 @@ def _print_curves(console: Console, found: Compared) -> None:
             console.print(Text.assemble((f"{letter}  ", "bold"), bars(curve, width, low, high), (f"  {ends}", "dim")))
 
 
-def _print_answers(console: Console, found: Compared, answered: Answered) -> None:
+def _print_answers(console: Console, found: RunComparison, answered: PromptAnswers) -> None:
     console.print()
-    console.print(Text(visible_line(answered.prompt, ANSWER_SHOWN), "bold"))
+    console.print(Text(visible_line(answered.prompt, MAX_ANSWER_CHARACTERS), "bold"))
     texts = [("Stage 2", text) for text in (answered.stage2, *answered.other_stage2)]
     texts += list(zip(letters(found), answered.stage3, strict=True))
-    if len(texts) * ROOM_FOR_ANSWERS <= console.width:
-        _print_beside(console, texts)
+    if len(texts) * MIN_ANSWER_COLUMNS <= console.width:
+        _print_columns(console, texts)
         return
     for name, text in texts:
         shown = textwrap.fill(
-            visible_line(text or "not asked", ANSWER_SHOWN),
+            visible_line(text or "not asked", MAX_ANSWER_CHARACTERS),
             console.width,
             initial_indent=f"{name:9}",
             subsequent_indent=" " * 9,
@@ -182,9 +182,9 @@ def _print_answers(console: Console, found: Compared, answered: Answered) -> Non
         console.print(Text(shown))
 
 
-def _print_beside(console: Console, texts: Sequence[tuple[str, str]]) -> None:
+def _print_columns(console: Console, texts: Sequence[tuple[str, str]]) -> None:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", expand=True)
     for name, _ in texts:
         table.add_column(name, ratio=1, overflow="fold")
-    table.add_row(*(Text(visible_line(text or "not asked", ANSWER_SHOWN)) for _, text in texts))
+    table.add_row(*(Text(visible_line(text or "not asked", MAX_ANSWER_CHARACTERS)) for _, text in texts))
     console.print(table)

@@ -20,7 +20,7 @@ from tui.commands.arguments import add_options, add_run_options, config_of, new_
 from tui.commands.event_lines import stage_number
 from tui.commands.table import PROGRAM
 from tui.formatting import approx_duration
-from tui.process.say import print_json
+from tui.process.output import print_json
 
 STYLE: dict[Action, str] = {
     "reused": "green",

@@ -25,7 +25,7 @@ from tui.commands.event_lines import (
     stage_number,
     step_figures,
 )
-from tui.commands.story import Pace, Story
+from tui.commands.run_lines import ProgressThrottle, RunLines
 from tui.server_words import servers_words
 
 BAR_WIDTH = 20
@@ -46,13 +46,13 @@ class LinePrinter:
     """Plain lines, for log files and schedulers."""
 
     def __init__(self, *, verbose: bool = False) -> None:
-        self._story, self._pace = Story(verbose), Pace()
+        self._run_lines, self._throttle = RunLines(verbose), ProgressThrottle()
 
     def remember(self, entry: Entry) -> None:
-        self._story.remember(entry)
+        self._run_lines.remember(entry)
 
     def show(self, entry: Entry, state: RunState) -> None:
-        lines = [line.text for line in self._story.lines(entry, state)] or [self._pace.line(entry, state)]
+        lines = [line.text for line in self._run_lines.lines(entry, state)] or [self._throttle.line(entry, state)]
         for line in filter(None, lines):
             print(line, flush=True)
 
@@ -67,16 +67,16 @@ class LivePrinter:
     """For a terminal: finished lines scroll above one live line."""
 
     def __init__(self, *, verbose: bool = False) -> None:
-        self._story = Story(verbose)
+        self._run_lines = RunLines(verbose)
         self._console = Console(highlight=False, markup=False, emoji=False)
         self._live = Live(Text(""), console=self._console, refresh_per_second=8, transient=True)
         self._live.start()
 
     def remember(self, entry: Entry) -> None:
-        self._story.remember(entry)
+        self._run_lines.remember(entry)
 
     def show(self, entry: Entry, state: RunState) -> None:
-        for line in self._story.lines(entry, state):
+        for line in self._run_lines.lines(entry, state):
             indent = " " * (DETAIL_COLUMN if isinstance(line.event, Check) else TEXT_COLUMN)
             folded = textwrap.fill(
                 line.text, self._console.width, subsequent_indent=indent, drop_whitespace=True, break_on_hyphens=False

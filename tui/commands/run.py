@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError("--json needs --auto.", "The wizard draws a screen instead.", f"{PROGRAM} --auto --json")
     config = recorded_config(given) if given.restarted else config_of(given, goes_on=not given.auto)
     if config.machine_rank > 0:
-        return _take_part(config, auto=given.auto, json=given.json)
+        return _join_training(config, auto=given.auto, json=given.json)
     if given.auto:
         from tui.commands.auto import run_auto
 
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     return run_wizard_process(config, token_of(given), start_until=given.until if given.restarted else None)
 
 
-def _take_part(config: Stage3Config, *, auto: bool, json: bool) -> int:
+def _join_training(config: Stage3Config, *, auto: bool, json: bool) -> int:
     if not auto:
         raise ConfigError(
             f"--machine-rank {config.machine_rank} needs --auto.",

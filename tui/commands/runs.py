@@ -19,7 +19,7 @@ from engine.security.sanitize import visible_line
 from tui.commands.arguments import add_options, config_of, new_parser, parse
 from tui.commands.table import PROGRAM
 from tui.formatting import memory
-from tui.process.say import print_json
+from tui.process.output import print_json
 
 STYLE: dict[State, str] = {
     "running": "cyan", "done": "green", "failed": "red", "refused": "red", "damaged": "red", "stopped": "yellow",

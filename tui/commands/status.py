@@ -19,7 +19,7 @@ from engine.run.state import RunState, StageState, fold
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
 from tui.commands.event_lines import COLOUR, GLYPH, duration, progress_text, stage_number, step_text
-from tui.process.say import print_json
+from tui.process.output import print_json
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +52,7 @@ def status_data(run: Run, state: RunState, owner: Owner | None) -> dict[str, Any
         "owner": owner.as_dict() if owner else None,
         "stages": {
             stage.name: {
-                "status": _seen_status(stage, owner),
+                "status": _effective_status(stage, owner),
                 "summary": stage.summary,
                 "seconds": stage.elapsed(state.last_time),
                 "progress": asdict(stage.progress) if stage.progress else None,
@@ -64,7 +64,7 @@ def status_data(run: Run, state: RunState, owner: Owner | None) -> dict[str, Any
         "train_step": asdict(step) if step else None,
         "verdict": state.evaluation.verdict if state.evaluation else None,
         "error": run.manifest.get("error"),
-        "events_passed_over": state.passed_over,
+        "events_passed_over": state.skipped_lines,
         "archive": str(run.archive) if run.archive.exists() else None,
     }
 
@@ -74,7 +74,7 @@ def print_status_text(run: Run, state: RunState, owner: Owner | None) -> None:
     console.print(Text(f"{visible_line(str(run.folder))}: {owner or 'not running'}"))
     table = Table.grid(padding=(0, 2))
     for stage in state.stages.values():
-        status = _seen_status(stage, owner)
+        status = _effective_status(stage, owner)
         text = visible_line(stage.summary)
         if status == "running" and stage.progress:
             text = progress_text(stage.progress)
@@ -91,13 +91,13 @@ def print_status_text(run: Run, state: RunState, owner: Owner | None) -> None:
             console.print(Text(f"{word + ':':8}{visible_line(str(error.get(key, '')))}"))
     if state.evaluation:
         console.print(Text(f"verdict: {state.evaluation.verdict}. {visible_line(' '.join(state.evaluation.reasons))}"))
-    if state.passed_over:
-        lines = "1 line" if state.passed_over == 1 else f"{state.passed_over:,} lines"
+    if state.skipped_lines:
+        lines = "1 line" if state.skipped_lines == 1 else f"{state.skipped_lines:,} lines"
         console.print(Text(f"{lines} of {layout.EVENTS_JSONL} passed over: damaged, or of another version"))
     if run.archive.exists():
         console.print(Text(f"archive: {visible_line(str(run.archive))}"))
 
 
-def _seen_status(stage: StageState, owner: Owner | None) -> str:
+def _effective_status(stage: StageState, owner: Owner | None) -> str:
     """A stage whose process died while it was running counts as stopped, whatever the journal says last."""
     return "stopped" if stage.status == "running" and owner is None else stage.status

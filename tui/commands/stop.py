@@ -14,7 +14,7 @@ from engine.run.journal import read_entries
 from engine.run.owner import Owner
 from engine.run.state import fold
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
-from tui.process.say import say
+from tui.process.output import print_line
 
 START_SECONDS = 5.0
 """A process may hold the run for so long before its first event."""
@@ -36,29 +36,29 @@ def stop_run(folder: Path, wait_seconds: float) -> int:
     run = Run(folder)
     owner = run.owner()
     if owner is None:
-        say(f"{run.folder} is not running.")
+        print_line(f"{run.folder} is not running.")
         return int(ExitCode.DONE)
-    stop_request.ask(run.folder)
-    say(f"Asked process {owner.pid} on {owner.host} to save and stop.")
+    stop_request.create(run.folder)
+    print_line(f"Asked process {owner.pid} on {owner.host} to save and stop.")
     end = time.monotonic() + wait_seconds
     while run.owner() is not None:
         if time.monotonic() > end:
-            say(_not_stopped(run, owner, wait_seconds))
+            print_line(_not_stopped(run, owner, wait_seconds))
             return int(ExitCode.LOCKED)
         time.sleep(0.2)
-    say("Stopped. Everything is saved.")
+    print_line("Stopped. Everything is saved.")
     return int(ExitCode.DONE)
 
 
 def _not_stopped(run: Run, owner: Owner, waited: float) -> str:
     """Why it is not, in a sentence. A request that nobody hears is taken back, or it would stop the next start."""
-    if waited < START_SECONDS or _is_at_work(run, owner):
+    if waited < START_SECONDS or _is_working(run, owner):
         return f"It still works after {waited:g} s, and stops when its step is done. Check with `stage3-tui status`."
-    stop_request.forget(run.folder)
+    stop_request.remove(run.folder)
     return f"Process {owner.pid} on {owner.host} has the run open, but nothing is running. Quit it there with q."
 
 
-def _is_at_work(run: Run, owner: Owner) -> bool:
+def _is_working(run: Run, owner: Owner) -> bool:
     """Whether the journal says so; a wizard may hold a run without working on it."""
     state = fold(read_entries(run / EVENTS_JSONL))
     return state.running and state.run is not None and state.run.pid == owner.pid

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         setattr(given, name, None)
     config = config_of(given)
     trials = checked(config, _trials(grid, given.trials))
-    config = with_two_halves(config, given)
+    config = with_doubled_eval_set(config, given)
     return run_sweep_and_print(config, trials, given)
 
 
@@ -88,7 +88,7 @@ def _trials(grid: dict[str, list[str]], file: str | None) -> list[Trial]:
     return trials_of_grid(grid)
 
 
-def with_two_halves(config: Stage3Config, given: argparse.Namespace) -> Stage3Config:
+def with_doubled_eval_set(config: Stage3Config, given: argparse.Namespace) -> Stage3Config:
     """Twice as many held-out pairs, unless their number was given: one half selects, the other gives the verdict."""
     if given.min_eval_pairs is not None or given.eval_fraction is not None:
         return config

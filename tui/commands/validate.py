@@ -92,8 +92,8 @@ def command_parser() -> argparse.ArgumentParser:
         help="push what --export writes, with a card, to a dataset of the Hub; a new one is private",
     )
     add_token_options(parser)
-    more = (*OF_THE_MODEL, "push_public", "accept_lookalikes")
-    add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in more])
+    more = (*MODEL_OPTIONS, "push_public", "accept_lookalikes")
+    add_options(parser, [option for option in options() if is_gate_option(option) or option.name in more])
     return parser
 
 
@@ -112,16 +112,16 @@ def load_meter(config: Stage3Config) -> RelevanceMeter:
     return RelevanceMeter(load_base(config), load_tokenizer(config))
 
 
-OF_THE_MODEL = ("base_model_id", "base_model_revision", "device", "dtype", "chat_template")
+MODEL_OPTIONS = ("base_model_id", "base_model_revision", "device", "dtype", "chat_template")
 """Options for measuring, with --base-model-id, whether revisions depend on their prompts."""
-OF_THE_ROWS = ("form", "columns", "max_bad_rows")
+ROW_OPTIONS = ("form", "columns", "max_bad_rows")
 
 
-def is_of_the_gate(option: Option) -> bool:
+def is_gate_option(option: Option) -> bool:
     """The options that apply: how rows are read, but not the judge or the held-out part, since `validate` neither scores
     nor splits.
     """
-    if option.name in OF_THE_ROWS:
+    if option.name in ROW_OPTIONS:
         return True
     threshold = option.name.startswith(("min_", "max_", "warn_")) and option.name != "min_eval_pairs"
     return option.group == "Quality" and (threshold or option.name == "accept_quality")
@@ -139,14 +139,14 @@ def print_validation(
     else:
         result = judged()
         _print_report(result)
-    if result.refusal is None:
+    if result.error is None:
         if push is not None:
             sys.stdout.flush()
             push(result)
         return int(ExitCode.DONE)
     sys.stdout.flush()
-    print_error(result.refusal)
-    return int(result.refusal.exit_code)
+    print_error(result.error)
+    return int(result.error.exit_code)
 
 
 def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Validation) -> None:
@@ -233,7 +233,7 @@ def _print_figures(console: Console, report: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     warnings: list[Figure] = []
     for row in report["gate"]["figures"]:
-        figure = Figure(**{key: value for key, value in row.items() if key != "passes"})
+        figure = Figure.from_dict(row)
         status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
         cells = (GLYPH[status], figure.title, figure.sentence)
         table.add_row(*(Text(cell, style=COLOUR.get(status, "")) for cell in cells))
@@ -241,7 +241,7 @@ def _print_figures(console: Console, report: dict[str, Any]) -> None:
             warnings.append(figure)
     console.print(table)
     for figure in warnings:
-        console.print(Text(f"{figure.title}: {figure.mend}", style="dim"))
+        console.print(Text(f"{figure.title}: {figure.remedy}", style="dim"))
 
 
 def _print_counts(console: Console, report: dict[str, Any]) -> None:

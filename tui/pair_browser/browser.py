@@ -120,7 +120,7 @@ class PairBrowser(Vertical):
         store, pairs = self.store, self.pairs
         while news := await asyncio.to_thread(store.read):
             store.take(news)
-            if news.begun_anew:
+            if news.was_replaced:
                 pairs.use(store.rows)
             elif news.rows:
                 pairs.take_new()

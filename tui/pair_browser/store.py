@@ -40,7 +40,7 @@ class StoreUpdate:
     """The result of reading the files once."""
 
     rows: list[PairRow] = field(default_factory=list)
-    begun_anew: bool = False
+    was_replaced: bool = False
     scores: ScoreCache = field(default_factory=dict)
     judge: str | None = None
     """The judge of the newest of `scores`."""
@@ -51,7 +51,7 @@ class StoreUpdate:
     """The store's count when `edits` were read."""
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.begun_anew or self.scores or self.measured or self.edits is not None)
+        return bool(self.rows or self.was_replaced or self.scores or self.measured or self.edits is not None)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class PairStore:
         replies = [measured_reply(line.record) for line in self._relevance_tail.read().lines]
         return StoreUpdate(
             [pair_row(line) for line in piece.lines],
-            piece.begun_anew,
+            piece.was_replaced,
             scores,
             judge,
             self._new_edits(),
@@ -145,7 +145,7 @@ class PairStore:
     def take(self, news: StoreUpdate) -> None:
         """Apply the result of `read`."""
         self.asks_people = news.asks_people
-        if news.begun_anew:
+        if news.was_replaced:
             self._forget()
         first = len(self.rows)
         self.rows.extend(news.rows)
@@ -196,7 +196,7 @@ class PairStore:
         row = self.rows[index]
         row.score = scores.second
         row.gain = None if scores.first is None or scores.second is None else scores.second - scores.first
-        found = self.review.finding(row.line.number)
+        found = self.review.assessment(row.line.number)
         if found is not None:
             gain = -row.gain if row.gain is not None and found.flipped else row.gain
             self._put(index, replace(found, gain=gain, min_gain=self._min_gain))

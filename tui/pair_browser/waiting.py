@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.core import layout
 from engine.core.stage_table import STAGES
-from engine.pairs.data.edits import edits_after
+from engine.pairs.data.edits import count_edits_after
 from engine.run.state import RunState
 from tui.formatting import plural
 from tui.runs.run_source import RunSource
@@ -23,7 +23,7 @@ def waiting_note(source: RunSource, state: RunState) -> str:
     if not isinstance(read, int):
         return ""
     try:
-        count = edits_after(source.run / layout.EDITS_JSONL, read)
+        count = count_edits_after(source.run / layout.EDITS_JSONL, read)
     except OSError:
         return ""
     if not count:

@@ -14,7 +14,7 @@ SAME_SECONDS = 1.0
 """A SIGTERM so soon after another one is the same: where all processes of a job get it, so does one that passes it on."""
 
 
-class Heard:
+class StopSignals:
     """The first signal that asked to stop."""
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class Heard:
 
 def install_signal_handlers(request: Callable[[str, ExitCode], None]) -> None:
     """SIGTERM and SIGINT: finish the step, save, leave; a second one: at once. SIGHUP: the terminal is gone, the run goes on."""
-    heard = Heard()
+    signals = StopSignals()
 
     def handle(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if heard.is_second(name):
+        if signals.is_second(name):
             os._exit(128 + number)
         request(name, ExitCode(128 + number))
 

@@ -19,7 +19,7 @@ from tui.process.in_ascii import in_ascii
 
 DRAWN_IN_ASCII = "drawn-in-ascii"
 STDIN, STDOUT, STDERR = 0, 1, 2
-NOBODY_READS = frozenset({errno.EPIPE, errno.EIO, errno.ENXIO})
+READER_IS_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ENXIO})
 """The reader of a pipe, or the terminal, is gone: nobody misses anything."""
 
 
@@ -27,25 +27,25 @@ def prepare_standard_streams() -> None:
     """Once, at the start of the process, before it opens anything: a file would get the number of a closed stream. What replaced
     `sys.stdout` or `sys.stderr` before (a test, a notebook) stays.
     """
-    _open_closed_ones()
+    _open_closed_streams()
     codecs.register_error(DRAWN_IN_ASCII, _draw_in_ascii)
     if sys.stdin is None:
         sys.stdin = open(STDIN, encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _enduring(STDOUT, sys.__stdout__)
+        sys.stdout = _unfailing(STDOUT, sys.__stdout__)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _enduring(STDERR, sys.__stderr__)
+        sys.stderr = _unfailing(STDERR, sys.__stderr__)
 
 
 def lost_output() -> OSError | None:
     """Why what was printed did not all arrive, where that is a loss to somebody: a full disk, and not a reader that left."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    lost = raw.lost if isinstance(raw, _EnduringFile) else None
-    return None if lost is None or lost.errno in NOBODY_READS else lost
+    lost = raw.lost if isinstance(raw, _UnfailingFile) else None
+    return None if lost is None or lost.errno in READER_IS_GONE else lost
 
 
-class _EnduringFile(io.FileIO):
+class _UnfailingFile(io.FileIO):
     """A file that takes all that is written to it; what the system refuses goes nowhere."""
 
     lost: OSError | None = None
@@ -55,7 +55,7 @@ class _EnduringFile(io.FileIO):
             return self._write_when_it_can(data)
         except OSError as error:
             self.lost = error
-            lead_nowhere(self.fileno())
+            redirect_to_devnull(self.fileno())
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
     def _write_when_it_can(self, data: object) -> int:
@@ -64,7 +64,7 @@ class _EnduringFile(io.FileIO):
         return written
 
 
-def lead_nowhere(number: int) -> None:
+def redirect_to_devnull(number: int) -> None:
     """Let a file descriptor of this process, and of the children to come, be /dev/null."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -73,7 +73,7 @@ def lead_nowhere(number: int) -> None:
         os.close(null)
 
 
-def _open_closed_ones() -> None:
+def _open_closed_streams() -> None:
     for number in (STDIN, STDOUT, STDERR):
         try:
             os.fstat(number)
@@ -82,11 +82,11 @@ def _open_closed_ones() -> None:
             os.set_inheritable(null, True)
 
 
-def _enduring(number: int, before: TextIO | None) -> TextIO:
+def _unfailing(number: int, before: TextIO | None) -> TextIO:
     encoding = "utf-8" if before is None else before.encoding
     if before is not None:
         before.flush()
-    file = _EnduringFile(number, "w", closefd=False)
+    file = _UnfailingFile(number, "w", closefd=False)
     by_line = number == STDERR or file.isatty()
     return io.TextIOWrapper(io.BufferedWriter(file), encoding, DRAWN_IN_ASCII, line_buffering=by_line)
 

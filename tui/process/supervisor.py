@@ -66,8 +66,8 @@ class _Parent:
         os.set_blocking(self._wake_write, False)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._pass_on)
-        signal.signal(signal.SIGHUP, self._hear_hang_up)
+        signal.signal(signal.SIGTERM, self._forward)
+        signal.signal(signal.SIGHUP, self._handle_hang_up)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well
 
     def wait(self) -> int:
@@ -92,9 +92,9 @@ class _Parent:
         elif pid:
             sys.exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
-    def _pass_on(self, number: int, _: FrameType | None) -> None:
+    def _forward(self, number: int, _: FrameType | None) -> None:
         os.kill(self._pid, number)
 
-    def _hear_hang_up(self, number: int, _: FrameType | None) -> None:
+    def _handle_hang_up(self, number: int, _: FrameType | None) -> None:
         self._hung_up = True
         os.kill(self._pid, number)

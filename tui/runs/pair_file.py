@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine.core import clock, layout
 from engine.core.errors import ConfigError, ExitCode, Stage3Error
-from engine.pairs.data.edits import edits_beside
+from engine.pairs.data.edits import edits_path_of
 from engine.pairs.formats.native_lines import native_lines
 from engine.pairs.formats.reading import RowReader, pairs_of
 from engine.pairs.formats.sources import rows_of_source
@@ -56,7 +56,7 @@ class PairFile:
     def __init__(self, file: Path, config: Stage3Config) -> None:
         """Raises ConfigError if there is nothing to read, DataError for a file of KTO."""
         self.file, self.config = file, config
-        self.edits = edits_beside(file.resolve()).resolve()
+        self.edits = edits_path_of(file.resolve()).resolve()
         self.problem = ""
         """Why reading ended before the end of the file."""
         if not file.is_file():

@@ -125,7 +125,7 @@ class Runner:
             self.restart_until = until
         except Exception as error:  # nothing sees an exception in a thread, so tell the screen
             log.exception("the session broke")
-            self._tell_of(error)
+            self._show_error(error)
 
     def _listen(self, entry: Entry) -> None:
         try:
@@ -134,7 +134,7 @@ class Runner:
         except Exception:  # a failure to show an event must not stop the run
             log.exception("an event could not be folded: %s", entry.event.kind())
 
-    def _tell_of(self, error: Exception) -> None:
+    def _show_error(self, error: Exception) -> None:
         """Show a failure that could not be written to the journal."""
         known = as_stage3_error(error)
         code = known.exit_code if known is not None else ExitCode.BUG

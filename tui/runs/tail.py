@@ -31,7 +31,7 @@ class TailChunk:
     """The result of one read."""
 
     lines: list[Line] = field(default_factory=list)
-    begun_anew: bool = False
+    was_replaced: bool = False
     """The file was replaced or truncated: forget its earlier content."""
 
 
@@ -48,18 +48,18 @@ class JsonlTail:
         """The next complete lines, at most about four megabytes; none if there are none yet."""
         try:
             with open_file(self.path) as file:
-                begun_anew = self._notice_another_file(os.fstat(file.fileno()))
+                was_replaced = self._detect_replacement(os.fstat(file.fileno()))
                 file.seek(self._offset)
                 block = file.read(BLOCK_BYTES)
                 if len(block) == BLOCK_BYTES and b"\n" not in block:
                     block += file.readline(MAX_LINE_BYTES)  # a line longer than a block
                 if len(block) >= MAX_LINE_BYTES and b"\n" not in block:
-                    return self._passed_over(file, len(block), begun_anew)
+                    return self._skip_long_line(file, len(block), was_replaced)
         except (FileNotFoundError, IsADirectoryError):
-            return TailChunk(begun_anew=self._forget())
-        return TailChunk(self._lines(block[: block.rfind(b"\n") + 1]), begun_anew)
+            return TailChunk(was_replaced=self._reset())
+        return TailChunk(self._lines(block[: block.rfind(b"\n") + 1]), was_replaced)
 
-    def _passed_over(self, file: BinaryIO, length: int, begun_anew: bool) -> TailChunk:
+    def _skip_long_line(self, file: BinaryIO, length: int, was_replaced: bool) -> TailChunk:
         """One line that is too long to be a record: nothing of it is kept, and what follows is read next time."""
         while block := file.readline(MAX_LINE_BYTES):
             length += len(block)
@@ -67,17 +67,17 @@ class JsonlTail:
                 bad = Line(self._number, self._offset, length - 1, too_long(self._number))
                 self._number += 1
                 self._offset += length
-                return TailChunk([bad], begun_anew)
-        return TailChunk(begun_anew=begun_anew)
+                return TailChunk([bad], was_replaced)
+        return TailChunk(was_replaced=was_replaced)
 
-    def _notice_another_file(self, stat: os.stat_result) -> bool:
+    def _detect_replacement(self, stat: os.stat_result) -> bool:
         another = self._inode is not None and (stat.st_ino != self._inode or stat.st_size < self._offset)
         if another:
-            self._forget()
+            self._reset()
         self._inode = stat.st_ino
         return another
 
-    def _forget(self) -> bool:
+    def _reset(self) -> bool:
         had_read = self._offset > 0
         self._offset, self._number, self._inode = 0, 0, None
         return had_read

@@ -12,7 +12,7 @@ from engine.core import layout
 from engine.core.errors import ExitCode, UnsafeError
 from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
-from engine.run.state import RunState, folded
+from engine.run.state import RunState, fold_line
 from engine.storage.files import write_atomically
 from tui.runs.run_source import as_idle
 from tui.runs.tail import JsonlTail
@@ -93,9 +93,9 @@ class Watcher:
     def read(self) -> int:
         """Fold new lines; returns how many."""
         piece = self._tail.read()
-        state = RunState() if piece.begun_anew else self._state
+        state = RunState() if piece.was_replaced else self._state
         for line in piece.lines:
-            state = folded(state, entry_from_dict(line.record))
+            state = fold_line(state, entry_from_dict(line.record))
         with self._lock:
             if state is not self._state:
                 self._state, self._read = state, time.monotonic()

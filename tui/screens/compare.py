@@ -15,7 +15,7 @@ from textual.screen import Screen
 from textual.worker import Worker, WorkerState
 
 from engine.core.options import options as options_known
-from engine.pipeline.compare import SHARES, Compared, Figure, compare
+from engine.pipeline.compare import SHARES, Figure, RunComparison, compare
 from tui.app_protocol import wizard_of
 from tui.formatting import figure, one_line
 from tui.screens.verdict import WORD_STYLES
@@ -80,7 +80,7 @@ class CompareScreen(Screen[None]):
             told = one_line(f"They cannot be compared: {event.worker.error}", "$check-failed", 400)
             self.query_one("#compare-head", TextView).put("failed", lambda width: paragraph(told, width))
 
-    def _show(self, found: Compared) -> None:
+    def _show(self, found: RunComparison) -> None:
         self.query_one("#compare-head", TextView).put("found", lambda width: legend_lines(found, width))
         self.query_one("#compare-tables", TextView).put("found", lambda width: table_lines(found, width))
         curves = (
@@ -115,7 +115,7 @@ def series_of(curves: Sequence[Sequence[float]]) -> list[Series]:
     return lines[::-1]
 
 
-def legend_lines(found: Compared, width: int) -> list[Content]:
+def legend_lines(found: RunComparison, width: int) -> list[Content]:
     """Which colour and letter is which run, with its verdict; then what speaks against comparing them."""
     names = names_of(found.folders)
     lines = [Content.assemble(("Compared   ", "bold $heading"), (f"{len(names)} runs", "$muted"))]
@@ -139,7 +139,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     return [str(Path(*each[shared:])) for each in parts]
 
 
-def table_lines(found: Compared, width: int) -> list[Content]:
+def table_lines(found: RunComparison, width: int) -> list[Content]:
     """What differs, then the figures: a column a run."""
     labels = {option.name: option.label for option in options_known()}
     options = [(labels.get(name, name), [_value(value) for value in values]) for name, values in found.options.items()]

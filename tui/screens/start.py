@@ -8,8 +8,8 @@ from textual.app import ComposeResult
 from textual.content import Content
 
 from engine.core.options import options
-from engine.core.sizes import size_in_words
-from engine.pipeline.ingredients import Beginning, Costs, Ingredient, Standing, values_of
+from engine.core.sizes import format_size
+from engine.pipeline.ingredients import Costs, Ingredient, StartOverview, Status, values_of
 from tui.formatting import approx_duration, memory, one_line
 from tui.widgets.layout import EMPTY, fit, shortened, spread
 from tui.widgets.option_rows import OptionRows
@@ -21,7 +21,7 @@ from tui.widgets.text_view import TextView, clickable
 if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
-MARKS: dict[Standing, tuple[str, str]] = {
+MARKS: dict[Status, tuple[str, str]] = {
     "ready": ("✓", "$check-ok"),
     "fetch": ("↓", "$accent"),
     "gated": ("✗", "$check-failed"),
@@ -60,7 +60,7 @@ class StartRows(OptionRows):
         """There is nothing to find among so few."""
 
     def row_content(self, index: int, width: int) -> Content:
-        return ingredient_row(self.ingredients[index], max(len(one.told) for one in self.ingredients), width)
+        return ingredient_row(self.ingredients[index], max(len(one.details) for one in self.ingredients), width)
 
 
 class StartEditor(OptionsEditor):
@@ -73,7 +73,7 @@ class StartEditor(OptionsEditor):
     def __init__(self, config: Stage3Config, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__((), fixed=("output_dir",), id=id)
         self._config = config
-        self._beginning: Beginning | None = None
+        self._overview: StartOverview | None = None
 
     def compose(self) -> ComposeResult:
         assert self._config is not None
@@ -89,59 +89,59 @@ class StartEditor(OptionsEditor):
     def put(self, config: Stage3Config, why_not: str = "", done: Done | None = None) -> None:
         """Show the values of `config` at once; what is known of them follows with `know`."""
         self._config, self._why_not, self._done = config, why_not, self._done if done is None else done
-        known = {one.title: one for one in self._beginning.ingredients} if self._beginning is not None else {}
+        known = {one.title: one for one in self._overview.ingredients} if self._overview is not None else {}
         values = values_of(config)
         self.rows.show(tuple(self._unless_changed(one, known.get(one.title)) for one in values))
         self.rows.put({one.option: getattr(config, one.option) for one in values})
         self.show_option()
         self._draw_around()
 
-    def know(self, beginning: Beginning) -> None:
+    def know(self, overview: StartOverview) -> None:
         """What a look at this machine found. After the first look the cursor stands on what is missing."""
-        first_look, self._beginning = self._beginning is None, beginning
-        if first_look and beginning.hindrances and not self.rows.cursor:
-            self.rows.cursor = beginning.ingredients.index(beginning.hindrances[0])
+        first_look, self._overview = self._overview is None, overview
+        if first_look and overview.blockers and not self.rows.cursor:
+            self.rows.cursor = overview.ingredients.index(overview.blockers[0])
         if self._config is not None:
             self.put(self._config, self._why_not)
 
     def advice(self) -> str:
-        return self.rows.ingredients[self.rows.cursor].mend
+        return self.rows.ingredients[self.rows.cursor].remedy
 
     @staticmethod
     def _unless_changed(shown: Ingredient, known: Ingredient | None) -> Ingredient:
         return known if known is not None and (known.option, known.value) == (shown.option, shown.value) else shown
 
     def _draw_around(self) -> None:
-        beginning, compact = self._beginning, self.screen.has_class("-short")
-        key = (beginning, compact)
-        self.query_one("#start-head", TextView).put(key, lambda width: head_lines(beginning, width, compact=compact))
-        self.query_one("#start-costs", TextView).put(key, lambda width: cost_lines(beginning, width, compact=compact))
+        overview, compact = self._overview, self.screen.has_class("-short")
+        key = (overview, compact)
+        self.query_one("#start-head", TextView).put(key, lambda width: head_lines(overview, width, compact=compact))
+        self.query_one("#start-costs", TextView).put(key, lambda width: cost_lines(overview, width, compact=compact))
 
 
 def ingredient_row(one: Ingredient, told_cells: int, width: int) -> Content:
     """`told_cells`: the widest of what is told of any of them."""
-    glyph, style = MARKS[one.standing]
-    loud = one.standing in ("missing", "gated", "decide")
+    glyph, style = MARKS[one.status]
+    loud = one.status in ("missing", "gated", "decide")
     room = max(width - TITLE_CELLS - told_cells - 6, MIN_VALUE_CELLS)
     cells = [
         Content.styled(f" {glyph} ", f"bold {style}") + fit(Content.styled(one.title, "$foreground"), TITLE_CELLS),
         fit(shortened(one_line(one.value, "bold $foreground", 400), room), room),
-        one_line(one.told, style if loud else "$muted", 80),
+        one_line(one.details, style if loud else "$muted", 80),
     ]
     return (cells[0] + cells[1] + Content("  ") + cells[2]).truncate(width, ellipsis=True)
 
 
-def head_lines(beginning: Beginning | None, width: int, *, compact: bool = False) -> list[Content]:
+def head_lines(overview: StartOverview | None, width: int, *, compact: bool = False) -> list[Content]:
     """Whether something is missing, in one sentence, and the presets."""
     offered = clickable(Content.assemble(("P", "bold $key"), (" presets", "$muted")), "screen.presets")
-    if beginning is None:
+    if overview is None:
         told = Content.styled("Looking at what is here …", "$muted")
-    elif beginning.hindrances:
-        names = ", ".join(one.title.lower() for one in beginning.hindrances)
+    elif overview.blockers:
+        names = ", ".join(one.title.lower() for one in overview.blockers)
         told = Content.assemble(("✗ Missing: ", "bold $check-failed"), (f"{names}. ", "bold"))
-        mend = beginning.hindrances[0].mend
-        if told.cell_length + len(mend) + offered.cell_length + 2 <= width:  # the line itself says it, too
-            told = told + Content(mend)
+        remedy = overview.blockers[0].remedy
+        if told.cell_length + len(remedy) + offered.cell_length + 2 <= width:  # the line itself says it, too
+            told = told + Content(remedy)
     else:
         told = Content.assemble(
             ("✓ Nothing is missing. ", "bold $check-ok"), ("a", "bold $key"), " runs all ten stages."
@@ -149,11 +149,11 @@ def head_lines(beginning: Beginning | None, width: int, *, compact: bool = False
     return [*([] if compact else [EMPTY]), spread(told, offered, width), *([] if compact else [EMPTY])]
 
 
-def cost_lines(beginning: Beginning | None, width: int, *, compact: bool = False) -> list[Content]:
+def cost_lines(overview: StartOverview | None, width: int, *, compact: bool = False) -> list[Content]:
     """What the run will take: as far as the options say before preflight, and by its measurements after."""
-    if beginning is None:
+    if overview is None:
         return []
-    costs = beginning.costs
+    costs = overview.costs
     rows = [("Work", costs.replies, ""), ("Disk", *_disk(costs)), *_time_and_memory(costs)]
     head = [] if compact else [EMPTY, section("What it takes", "", width)]
     return [*head, *(_cost_row(label, told, more, width) for label, told, more in rows)]
@@ -170,15 +170,15 @@ def _cost_row(label: str, told: str, more: str, width: int) -> Content:
 def _disk(costs: Costs) -> tuple[str, str]:
     parts = sorted(((size, name) for name, size in costs.disk.items() if size >= 1 << 20), reverse=True)
     return (
-        f"about {size_in_words(sum(costs.disk.values()))} of {size_in_words(costs.free_bytes)} free",
-        ", ".join(f"{name} {size_in_words(size)}" for size, name in parts),
+        f"about {format_size(sum(costs.disk.values()))} of {format_size(costs.free_bytes)} free",
+        ", ".join(f"{name} {format_size(size)}" for size, name in parts),
     )
 
 
 def _time_and_memory(costs: Costs) -> list[tuple[str, str, str]]:
     forecast = costs.forecast
     if forecast is None:
-        weights = f"over {size_in_words(costs.weights_bytes)}" if costs.weights_bytes else "not known yet"
+        weights = f"over {format_size(costs.weights_bytes)}" if costs.weights_bytes else "not known yet"
         return [
             ("Memory", weights, "for the weights; preflight measures it"),
             ("Time", "known after preflight (stage 6)", ""),

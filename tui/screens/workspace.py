@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
-from engine.pipeline.ingredients import Access, Beginning, ask_hub, beginning
+from engine.pipeline.ingredients import Access, StartOverview, ask_hub, start_overview
 from engine.run.folder import Run
 from engine.run.state import RunState, StageState
 from tui.formatting import memory
@@ -82,7 +82,7 @@ class WorkspaceView(StageView):
         source, asked = self.source, self._access[1] if self._access[0] == self.source.config else {}
         config, folder, token = source.config, source.run.folder, source.token
         self.run_worker(
-            lambda: beginning(config, Run(folder), token=token, access=asked),
+            lambda: start_overview(config, Run(folder), token=token, access=asked),
             name="beginning", thread=True, exclusive=True, exit_on_error=False, group="start",
         )  # fmt: skip
 
@@ -98,7 +98,7 @@ class WorkspaceView(StageView):
         if event.state is not WorkerState.SUCCESS:
             return
         if event.worker.name == "beginning":
-            found: Beginning = event.worker.result  # type: ignore[assignment]
+            found: StartOverview = event.worker.result  # type: ignore[assignment]
             self.query_one(StartEditor).know(found)
             if self.source.asks_hub and self._access[0] != self.source.config:
                 self._ask()

@@ -173,7 +173,7 @@ class OptionRows(RowList):
 
     def action_default(self) -> None:
         if self.option is not None:
-            none = None if self.option.may_be_none else ""
+            none = None if self.option.is_optional else ""
             self.post_message(self.Wanted(self.option.default or none))
 
     def action_rest(self) -> None:

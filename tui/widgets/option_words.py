@@ -98,13 +98,13 @@ def _again(found: Consequence) -> str:
 
 
 def _follow(found: Consequence) -> str:
-    return f", then {_listed(found.follow)} if the results differ" if found.follow else ""
+    return f", then {_listed(found.possibly_again)} if the results differ" if found.possibly_again else ""
 
 
 def _stay(found: Consequence) -> str:
-    if not found.stay:
+    if not found.kept:
         return ""
-    return f"; {_listed(found.stay)} {'stay' if len(found.stay) > 1 or found.stay == ('pairs',) else 'stays'}"
+    return f"; {_listed(found.kept)} {'stay' if len(found.kept) > 1 or found.kept == ('pairs',) else 'stays'}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -124,7 +124,7 @@ def choices_of(option: Option) -> tuple[Any, ...]:
 def given(option: Option, text: str) -> Any:
     """The value of the input: empty is None if the program may choose the value; percent of a share is a number."""
     text = text.strip()
-    if not text and option.may_be_none:
+    if not text and option.is_optional:
         return None
     if option.unit == "share" and text.endswith("%"):
         try:

@@ -101,7 +101,7 @@ class OptionsEditor(Vertical):
         field = self.query_one("#option-field", Input)
         self._opened = option
         self.add_class("-editing")
-        field.placeholder = "empty: chosen by the program" if option.may_be_none else option.default
+        field.placeholder = "empty: chosen by the program" if option.is_optional else option.default
         field.value = value_text(self.rows.values.get(option.name))
         field.focus()
         self._check(field.value)

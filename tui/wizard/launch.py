@@ -13,9 +13,9 @@ from engine.core.layout import RUN_LOG
 from engine.process.environment import log_to_file, quiet_libraries
 from engine.run.folder import Run
 from engine.security.secrets import Secret
+from tui.process.output import print_line
 from tui.process.print_error import print_error
 from tui.process.reexec import reexec, resume_command
-from tui.process.say import say
 from tui.process.supervisor import Detacher, supervise
 from tui.runs.run_source import WizardEnd
 
@@ -27,8 +27,8 @@ def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_
     """The wizard on this terminal; returns the exit code of the command. With `start_until` the run starts at once."""
 
     def farewell(pid: int) -> None:
-        say(f"The run continues as process {pid}.")
-        say(
+        print_line(f"The run continues as process {pid}.")
+        print_line(
             f"Watch it with `stage3-tui attach {config.output_dir}`; stop it with `stage3-tui stop {config.output_dir}`."
         )
 
@@ -68,7 +68,7 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_
         run.release()
         raise
     goes_on = runner.restart_until is not None and end in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING)
-    run.release(goes_on=goes_on)
+    run.release(for_restart=goes_on)
     if runner.restart_until is None or not goes_on:
         return code
     without_screen = end is WizardEnd.LEFT_RUNNING

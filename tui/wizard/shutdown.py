@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from engine.core.errors import ExitCode, Stage3Error
-from tui.process.signals import Heard
+from tui.process.signals import StopSignals
 from tui.runs.run_source import WizardEnd
 from tui.terminal import sequences
 
@@ -28,7 +28,7 @@ class Shutdown:
         self._leaving: WizardEnd | None = None
         self._asks = False
         """Whether q asks what becomes of an active run."""
-        self._heard = Heard()
+        self._signals = StopSignals()
         self._started_from = os.getppid()
         self.stopping = ""
         """The title's text while the run stops; otherwise empty."""
@@ -100,7 +100,7 @@ class Shutdown:
 
     def by_signal(self, name: str, code: ExitCode) -> None:
         """Stop, save and leave; a second time, leave at once."""
-        second = self._heard.is_second(name)
+        second = self._signals.is_second(name)
         if second or self._source.read_only or not self._source.running:
             self._wizard.exit(WizardEnd.STOPPED, return_code=int(code))
             return

@@ -62,7 +62,7 @@ KINDS: dict[str, Callable[[Answered], bool]] = {
 
 def read_answered(report: Path) -> tuple[Answered, ...]:
     """All of the report's; empty where there is none, or none that can be read."""
-    data = read_json_or_none(report, dict[str, Any], most=MAX_BYTES)
+    data = read_json_or_none(report, dict[str, Any], max_bytes=MAX_BYTES)
     samples = None if data is None else data.get("samples")
     return answered_of(samples if isinstance(samples, list) else ())
 

@@ -13,7 +13,7 @@ from engine.core.errors import NumbersError
 from engine.dpo.evaluation.line import Found, Task
 from engine.dpo.training.dataset import EncodedPair
 from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, base_active, collated, pair_logps
-from engine.machine.memory import free_memory, in_halves
+from engine.machine.memory import free_memory, halve_on_oom
 from engine.models.loading import POLICY_ADAPTER, load_base, load_policy, load_tokenizer, resolve_dtype, restore_adapter
 from engine.models.tensors import adapter_tensors, file_tensors, hash_tensors
 from engine.pairs.judges.base import LoadedPolicy
@@ -91,7 +91,7 @@ class BothModels:
                 )
             return [asdict(reply) for reply in said]
 
-        return in_halves(answer, range(len(prompts)), free_memory)
+        return halve_on_oom(answer, range(len(prompts)), free_memory)
 
     def _relevance(self, answers: list[Any]) -> Found:
         meter = RelevanceMeter(self.model, self.tokenizer)  # type: ignore[arg-type]

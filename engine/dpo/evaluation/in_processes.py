@@ -16,7 +16,7 @@ from engine.dpo.evaluation.line import Ask, Found, Task
 from engine.dpo.training.reference import policy_key
 from engine.run.folder import Run
 from engine.storage.files import sha256_of_json
-from engine.storage.jsonl import foreign_loads
+from engine.storage.jsonl import loads_allowing_nan
 from engine.workers import tasks as worker_tasks
 from engine.workers.distribution import FinishedBatch, Row, distribute
 from engine.workers.pool import WorkerPool
@@ -76,7 +76,7 @@ def key_of_task(models: str, task: Task) -> str:
 
 
 def _found(row: Row) -> Found:
-    return list(foreign_loads(row["found"]))
+    return list(loads_allowing_nan(row["found"]))
 
 
 def work_of(do: Callable[[Task], Found], judging: Callable[[], Work]) -> Work:

@@ -149,7 +149,7 @@ def _decided(
         everyday=measured.everyday.pairs,
         margins=held_out.margins,
         trained=trained.tensors_sha256 != trained.stage2_sha256,
-        why_no_judge=examined.why_none,
+        why_no_judge=examined.why_no_judge,
     )
     found = verdict(comparison, Limits.of(config))
     figures: Figures = {**about_answers, **measured.distance, **held_out.figures}

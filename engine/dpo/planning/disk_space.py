@@ -28,7 +28,7 @@ from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.events import Check
 from engine.core.layout import ADAPTER_WEIGHTS
 from engine.core.reading import open_file
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.dpo.planning.forecast import CHECKPOINT_COPIES, WIDTH, disk_parts
 from engine.hub.cache import cache_folder
 from engine.hub.references import local_path
@@ -73,7 +73,7 @@ class DiskNeed:
 
     @property
     def in_words(self) -> str:
-        return ", ".join(f"{name} {size_in_words(size)}" for name, size in self.parts.items() if size)
+        return ", ".join(f"{name} {format_size(size)}" for name, size in self.parts.items() if size)
 
 
 def disk_needs(config: Stage3Config, run: Run) -> list[DiskNeed]:
@@ -93,14 +93,14 @@ def require_disk_space(config: Stage3Config, run: Run) -> Generator[Check, None,
     told = [(need, shutil.disk_usage(need.place).free) for need in disk_needs(config, run)]
     for number, (need, free) in enumerate(told):
         name = "free disk" if number == 0 else f"free disk, {need.what}"
-        have = f"{size_in_words(free)} at {visible_line(str(need.place))}"
-        wanted = f"about {size_in_words(need.bytes)} needed ({need.in_words})"
+        have = f"{format_size(free)} at {visible_line(str(need.place))}"
+        wanted = f"about {format_size(need.bytes)} needed ({need.in_words})"
         yield Check(name, "ok" if free >= need.bytes else "failed", f"{have}; {wanted}; preflight measures precisely")
     for need, free in told:
         if free < need.bytes:
             raise PreconditionError(
-                f"{visible_line(str(need.place))} has {size_in_words(free)} free, but {need.what} need about "
-                f"{size_in_words(need.bytes)}.",
+                f"{visible_line(str(need.place))} has {format_size(free)} free, but {need.what} need about "
+                f"{format_size(need.bytes)}.",
                 f"Estimated from the configuration: {need.in_words}. A full disk would truncate files.",
                 "Free some space, choose another --output-dir (HF_HOME for downloads), or lower --num-examples or "
                 "--save-total-limit.",

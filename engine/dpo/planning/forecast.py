@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from engine.core.events import Event, RunStarted, StageStarted
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.planning.workload import Workload
-from engine.machine.optimizers import OF_TORCH, moment_bytes
+from engine.machine.optimizers import TORCH_ADAMW, moment_bytes
 from engine.run.journal import Entry
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ def training_memory(
     head: HeadWay = "trl",
     device_type: str = "cuda",
     spread_over: int = 1,
-    optim: str = OF_TORCH,
+    optim: str = TORCH_ADAMW,
 ) -> dict[str, int]:
     """Peak bytes of a training step on the longest pairs, by term.
 

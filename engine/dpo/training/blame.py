@@ -10,13 +10,13 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.config import Stage3Config
-from engine.core.errors import Stage3Error, error_with
+from engine.core.errors import Stage3Error, error_from_exit_code
 from engine.core.reading import open_file
 from engine.dpo.planning.plan import TrainingPlan, reduce_after_oom
 from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.launcher import launcher_log
 from engine.dpo.training.voice import Failure, rank_log
-from engine.process.kill import how_it_ended
+from engine.process.kill import describe_exit
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from engine.workers.pool import LOG_CHARACTERS, LOG_LINES
@@ -46,7 +46,7 @@ class Blame:
             if failure.reason == "memory":
                 return reduce_after_oom(self.run, self.config, self.plan, step=self.step, error=failure.what)
             if failure.reason == "error":
-                return error_with(failure.exit_code, failure.what, failure.why, failure.what_to_do)
+                return error_from_exit_code(failure.exit_code, failure.what, failure.why, failure.what_to_do)
         deaths = {int(rank): int(code) for rank, code in _DEATH.findall(self.report)}
         lost = {failure.rank for failure in self.failures if failure.reason == "lost"}
         waited = {failure.rank for failure in self.failures if _WAITED_IN_VAIN.search(failure.what)}
@@ -60,7 +60,7 @@ class Blame:
             return self._error(bug.rank, f"broke: {visible_line(bug.what, LOG_CHARACTERS)}")
         if ended:
             rank = ended[0][1]
-            return self._error(rank, f"ended {how_it_ended(deaths[rank])}")
+            return self._error(rank, f"ended {describe_exit(deaths[rank])}")
         elsewhere = [rank for rank in silent if rank not in deaths]
         if lost and elsewhere:
             return self._error(elsewhere[0], "ended, or its machine did")

@@ -19,7 +19,7 @@ from engine.core.failpoints import failpoint
 from engine.core.reading import open_file
 from engine.security.sanitize import visible_line
 from engine.storage.documents import read_json
-from engine.storage.files import name_folder, sha256_of_file, size_of_folder, sync_folder, write_json
+from engine.storage.files import publish_folder, sha256_of_file, size_of_folder, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -135,7 +135,7 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
     _remove(part)
     folder.mkdir(exist_ok=True)
     shutil.copytree(newest, part)
-    name_folder(part, final)
+    publish_folder(part, final)
     return newest
 
 

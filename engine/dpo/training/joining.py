@@ -17,7 +17,7 @@ from engine.core.events import Message, RunFinished
 from engine.core.reading import open_file
 from engine.dpo.training.launcher import REQUEST_JSON, launched, launcher_log
 from engine.dpo.training.voice import STOP, Request
-from engine.process.conversation import Conversation
+from engine.process.interactive_child import InteractiveChild
 from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
 from engine.run.stop import StopToken
@@ -49,14 +49,14 @@ def join_training(config: Stage3Config, run: Run, stop: StopToken) -> Generator[
         stop.wait(LOOK_SECONDS)
 
 
-def _take_part(processes: AbstractContextManager[Conversation], stop: StopToken) -> int:
+def _take_part(processes: AbstractContextManager[InteractiveChild], stop: StopToken) -> int:
     """The exit status of this machine's processes."""
     told = False
     with processes as talk:
         for _ in talk.lines():
             if stop.requested and not told:
                 told = True
-                talk.tell(STOP)
+                talk.send(STOP)
     return talk.code or 0
 
 

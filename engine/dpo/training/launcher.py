@@ -10,8 +10,8 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.config import Stage3Config
-from engine.process.conversation import Conversation, conversation
-from engine.process.environment import of_processes_with_models
+from engine.process.environment import model_process_environment
+from engine.process.interactive_child import InteractiveChild, interactive_child
 from engine.run.folder import Run
 
 LAUNCHER = "accelerate.commands.launch"
@@ -19,12 +19,12 @@ REQUEST_JSON = f"{layout.PROCESSES_DIR}/request.json"
 
 
 @contextmanager
-def launched(config: Stage3Config, run: Run, processes: int) -> Iterator[Conversation]:
+def launched(config: Stage3Config, run: Run, processes: int) -> Iterator[InteractiveChild]:
     """The processes, as one child; at the end none of them is left."""
-    talk = conversation(
+    talk = interactive_child(
         launch_command(config, run, processes),
         cwd=Path.cwd(),
-        extra=of_processes_with_models(),
+        extra=model_process_environment(),
         log_file=run / launcher_log(config.machine_rank),
     )
     with talk as started:

@@ -24,8 +24,8 @@ from engine.dpo.training.launcher import REQUEST_JSON, launched
 from engine.dpo.training.trainer import STAGE, Trained, expected_reference, train
 from engine.dpo.training.voice import STOP, Heard, Request
 from engine.models.loading import dtype_name, resolve_dtype
-from engine.process.conversation import Conversation
-from engine.process.stopped import StoppedProcesses
+from engine.process.interactive_child import InteractiveChild
+from engine.process.suspended import SuspendedProcesses
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.storage.jsonl import loads
@@ -85,7 +85,7 @@ def _train_elsewhere(
     try:
         with launched(config, run, plan.processes) as talk:
             heard, step = yield from _listen(run, stop, talk)
-            beside = "\n".join(talk.beside.tail)
+            beside = "\n".join(talk.stderr.tail)
     finally:
         (run / REQUEST_JSON).unlink(missing_ok=True)  # other machines wait for the next one
     stop.raise_if_requested()
@@ -96,14 +96,14 @@ def _train_elsewhere(
     return heard
 
 
-def _listen(run: Run, stop: StopToken, talk: Conversation) -> Generator[Event, None, tuple[Heard, int]]:
+def _listen(run: Run, stop: StopToken, talk: InteractiveChild) -> Generator[Event, None, tuple[Heard, int]]:
     """What was heard, and the last step."""
-    heard, watch, stop_told, touched = Heard(), StoppedProcesses(), False, 0.0
+    heard, watch, stop_told, touched = Heard(), SuspendedProcesses(), False, 0.0
     step = max(map(step_of, by_step(run / layout.CHECKPOINTS_DIR)), default=0)
     for line in talk.lines():
         if stop.requested and not stop_told:
             stop_told = True
-            talk.tell(STOP)
+            talk.send(STOP)
         if time.monotonic() - touched > TOUCH_SECONDS:
             touched = time.monotonic()
             os.utime(run / REQUEST_JSON)  # a machine that joins sees that somebody is behind it

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from engine.core.layout import ADAPTER_WEIGHTS
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.dpo.training.sharded import (
     bytes_held,
     layers_of,
@@ -53,8 +53,8 @@ class ShardedTrainer(Stage3Trainer):
         here, total = bytes_held(self.model.parameters())
         most = max(self.ranks.gather(here))
         return (
-            f"The model is spread over {self.ranks.count} processes: each holds at most {size_in_words(most)} of "
-            f"{size_in_words(total)} ({most / total:.0%})."
+            f"The model is spread over {self.ranks.count} processes: each holds at most {format_size(most)} of "
+            f"{format_size(total)} ({most / total:.0%})."
         )
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:

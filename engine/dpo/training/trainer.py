@@ -46,8 +46,8 @@ from engine.dpo.training.reference import (
 )
 from engine.dpo.training.warnings import TrainingWarnings
 from engine.machine.device import resolve_device
-from engine.machine.memory import MemoryPeak, free_memory, give_back_memory, is_out_of_memory
-from engine.machine.optimizers import is_of_bitsandbytes, require_optimizer
+from engine.machine.memory import MemoryPeak, free_memory, is_out_of_memory, trim_memory
+from engine.machine.optimizers import require_optimizer, uses_bitsandbytes
 from engine.models.adapters.source import adapter_folder
 from engine.models.loading import (
     POLICY_ADAPTER,
@@ -60,7 +60,7 @@ from engine.models.loading import (
 )
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.superseded import is_reusable, superseded_folders
-from engine.storage.files import name_folder, write_json
+from engine.storage.files import publish_folder, write_json
 from engine.storage.keyed_cache import KeyedCache
 from engine.storage.lazy import Mapped
 
@@ -112,7 +112,7 @@ class Trained:
     def release(self) -> None:
         """Give back the model's memory, because other processes have the model from here on."""
         del self.model
-        give_back_memory()
+        trim_memory()
 
 
 def train(
@@ -460,7 +460,7 @@ def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> 
         "max_length": config.max_length,
         "seed": config.seed,
         # Only if it is another, so that checkpoints of earlier versions go on.
-        **({"optim": config.optim} if is_of_bitsandbytes(config) else {}),
+        **({"optim": config.optim} if uses_bitsandbytes(config) else {}),
     }
 
 
@@ -561,4 +561,4 @@ def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revisio
     write_json(part / "tokenizer_config.json", tokenizer_settings)
     if folder.exists():
         shutil.rmtree(folder)
-    name_folder(part, folder)
+    publish_folder(part, folder)

@@ -23,8 +23,8 @@ from engine.core.events import Event, TrainStep
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training.ranks import Ranks
 from engine.dpo.training.voice import STOP, Request, Result, Voice, rank_log
-from engine.process.environment import leave_no_core_dumps, log_to_file, quiet_libraries
-from engine.process.job_signals import end_by_parent_only
+from engine.process.environment import disable_core_dumps, log_to_file, quiet_libraries
+from engine.process.job_signals import obey_parent_signals_only
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 
@@ -37,11 +37,11 @@ T = TypeVar("T")
 
 def main(path: str) -> int:
     quiet_libraries()
-    leave_no_core_dumps()
+    disable_core_dumps()
     request, ranks = Request.read(Path(path)), Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     voice = Voice(os.dup(1), ranks.rank)
     write_into(rank_log(Run(Path(request.run)), ranks.rank))
-    end_by_parent_only()  # the launcher
+    obey_parent_signals_only()  # the launcher
     voice.here()
     stop = StopToken()
     Thread(target=listen, args=(stop,), name="listen", daemon=True).start()

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG
-from engine.core.nesting import foreign_json
-from engine.machine.memory import set_libraries_aside
+from engine.core.nesting import parse_untrusted_json
+from engine.machine.memory import freeze_libraries
 from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
 from engine.security.sanitize import visible_line
 
@@ -104,7 +104,7 @@ def _read_object(folder: Path) -> dict[str, Any]:
     try:
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"it is longer than {MAX_CONFIG_BYTES:,} bytes")
-        data = foreign_json(text)
+        data = parse_untrusted_json(text)
     except ValueError as error:
         raise PreconditionError(
             f"{shown(path)} is not JSON.", visible_line(f"{type(error).__name__}: {error}", 300), EXPORT_AGAIN
@@ -147,7 +147,7 @@ def _code(path: Path, what: str, there: str) -> UnsafeError:
 
 
 def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
-    set_libraries_aside()  # a run needs them first here
+    freeze_libraries()  # a run needs them first here
     from peft import LoraConfig
 
     safe = {key: value for key, value in data.items() if key not in NOT_FOR_PEFT}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.errors import PreconditionError
-from engine.core.nesting import foreign_json
+from engine.core.nesting import parse_untrusted_json
 from engine.models.adapters.expected_tensors import BaseFacts
 from engine.models.adapters.folder import open_in, shown
 
@@ -32,7 +32,7 @@ def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable
         with open_in(folder, name) as file:
             text = file.read(LONGEST + 1)
         try:
-            highest = max(_ids(foreign_json(text)), default=-1)
+            highest = max(_ids(parse_untrusted_json(text)), default=-1)
         except (ValueError, TypeError, AttributeError):
             unreadable.append(name)
             continue

@@ -8,8 +8,8 @@ from collections.abc import Coroutine, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.core.bodies import is_refusal
-from engine.core.nesting import foreign_json
+from engine.core.nesting import parse_untrusted_json
+from engine.core.response_limits import is_rejected_response
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
@@ -31,7 +31,7 @@ _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _LIMITS = frozenset({429, 529})
 """It limits the rate: no request is at fault."""
 _AWAY = frozenset({502, 503, 504})
-"""A proxy says that nobody is behind it, or a server that it is not ready."""
+"""A proxy reports that nothing is behind it, or a server that it is not ready."""
 _REFUSED = frozenset({400, 413, 422})
 _SECONDS = re.compile(r"\d{1,6}(\.\d+)?")
 
@@ -158,7 +158,7 @@ class ChatApi:
         except TimeoutError:
             raise RetryableError(errors.too_slow(address, self.timeout_seconds), SLOW_TRIES) from None
         except httpx2.HTTPError as error:
-            if is_refusal(error):
+            if is_rejected_response(error):
                 raise RetryableError(errors.unreadable(address, error), SLOW_TRIES, gone=True) from None
             gone = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
             raise RetryableError(errors.unreachable(address, error), TRIES, gone=gone) from None
@@ -177,7 +177,7 @@ def _busy(response: Response, address: ServerAddress) -> RetryableError:
 
 def _chat_response(response: Response) -> ChatResponse:
     """Raises ValueError, LookupError, TypeError or AttributeError if it is none."""
-    answer = foreign_json(response.content)
+    answer = parse_untrusted_json(response.content)
     choice = answer["choices"][0]
     text = choice["message"].get("content") or ""
     if not isinstance(text, str):
@@ -195,7 +195,9 @@ def _chat_response(response: Response) -> ChatResponse:
 def _listed(response: Response) -> dict[str, int | None]:
     """The models in a response to /models, with their context length; empty if it is no such list."""
     try:
-        return {str(model["id"]): _count(model, "max_model_len") for model in foreign_json(response.content)["data"]}
+        return {
+            str(model["id"]): _count(model, "max_model_len") for model in parse_untrusted_json(response.content)["data"]
+        }
     except (ValueError, LookupError, TypeError):
         return {}
 

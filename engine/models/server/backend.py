@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode, NetworkError, Stage3Error
-from engine.core.events import Tell, nobody
+from engine.core.events import EventSink, discard_event
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, prompt_length
 from engine.models.server import errors
@@ -34,7 +34,7 @@ from engine.models.templates.behaviour import behaviour_of
 from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.models.templates.thoughts import without_thought
 from engine.run.stop import StopToken
-from engine.security.sanitize import half_character, visible_line
+from engine.security.sanitize import lone_surrogate, visible_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -191,17 +191,19 @@ class ServerBackend:
         if answer.finish_reason not in _FINISHED | _CUT_OFF:
             self._odd_endings[answer.finish_reason] += 1
         text = without_thought(answer.text).strip()
-        if half := half_character(text):
+        if half := lone_surrogate(text):
             return RefusedReply("", False, answer.tokens or 0, f"half a character ({half}) is in it", no_text=True)
         tokens = len(self.tokenizer.encode(text, add_special_tokens=False)) if answer.tokens is None else answer.tokens
         # `transformers serve` reports "length" if the end of turn is the last allowed token; we count that as cut off.
         return Reply(text, finished=answer.finish_reason in _FINISHED, tokens=tokens)
 
 
-def load_server_client(config: Stage3Config, role: ServerRole, stop: StopToken, tell: Tell = nobody) -> ServerClient:
+def load_server_client(
+    config: Stage3Config, role: ServerRole, stop: StopToken, emit: EventSink = discard_event
+) -> ServerClient:
     """A client for the servers of a role; sends nothing yet. Raises ConfigError, AccessError, UnsafeError.
 
-    tell   is told when a server is left out or comes back, and how busy they are
+    emit   receives an event when a server is left out or comes back, and how busy the servers are
     """
     addresses = [server_address(url, token_variable=role.token_variable, option=role.url_option) for url in role.urls]
     return ServerClient(
@@ -210,12 +212,12 @@ def load_server_client(config: Stage3Config, role: ServerRole, stop: StopToken, 
         stop,
         concurrency=config.server_concurrency,
         timeout_seconds=config.server_timeout,
-        tell=tell,
+        emit=emit,
     )
 
 
 def load_server_backend(
-    config: Stage3Config, role: ServerRole, stop: StopToken, token: str | None = None, tell: Tell = nobody
+    config: Stage3Config, role: ServerRole, stop: StopToken, token: str | None = None, emit: EventSink = discard_event
 ) -> ServerBackend:
     """A server as a backend; sends nothing until `check`.
 
@@ -224,4 +226,4 @@ def load_server_backend(
     from engine.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(config, token)
-    return ServerBackend(load_server_client(config, role, stop, tell), tokenizer, is_policy=role.role == "server")
+    return ServerBackend(load_server_client(config, role, stop, emit), tokenizer, is_policy=role.role == "server")

@@ -14,9 +14,9 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
-from engine.core.bodies import bound_async
 from engine.core.errors import Stage3Error
-from engine.core.events import Tell, nobody
+from engine.core.events import EventSink, discard_event
+from engine.core.response_limits import limit_response_async
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
@@ -50,14 +50,14 @@ class ServerClient:
         concurrency: int,
         timeout_seconds: float,
         sleep: Sleep = asyncio.sleep,
-        tell: Tell = nobody,
+        emit: EventSink = discard_event,
     ) -> None:
         """concurrency   most requests at once, to each server"""
         self.address = addresses[0]
         self.model = model
         self.concurrency = concurrency * len(addresses)
         role = self.address.option.removeprefix("--").removesuffix("-url")
-        self.pool = ServerPool(addresses, concurrency, role=role, tell=tell)
+        self.pool = ServerPool(addresses, concurrency, role=role, emit=emit)
         self._api = ChatApi(model, timeout_seconds)
         self._retry = RetryPolicy(stop, self.pool, sleep)
         self._lists_the_model: set[Server] = set()
@@ -194,7 +194,7 @@ def _http_client(address: ServerAddress, timeout_seconds: float) -> AsyncClient:
         ),  # `ServerPool` limits concurrency; waiting for a connection would count towards the timeout
         verify=_certificates(),
         follow_redirects=False,
-        event_hooks={"response": [bound_async]},
+        event_hooks={"response": [limit_response_async]},
         trust_env=not address.is_loopback,  # HTTP_PROXY must not apply to this machine
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.errors import AccessError, ConfigError, DataError, NetworkError, Stage3Error
-from engine.core.nesting import foreign_json
+from engine.core.nesting import parse_untrusted_json
 from engine.models.server.address import ServerAddress
 from engine.security.sanitize import visible_line
 
@@ -47,7 +47,7 @@ def quoted_message(response: Response, address: ServerAddress) -> str:
     """The server's reason in one line: OpenAI's `error.message`, FastAPI's `detail`, or the text itself."""
     text = response.text
     try:
-        answer = foreign_json(response.content)
+        answer = parse_untrusted_json(response.content)
     except ValueError:
         answer = None
     if isinstance(answer, dict):
@@ -69,7 +69,7 @@ def unreachable(address: ServerAddress, error: Exception) -> NetworkError:
 
 
 def unreadable(address: ServerAddress, error: Exception) -> NetworkError:
-    """The body of an answer was not read to its end (`engine.core.bodies`)."""
+    """The body of an answer was not read to its end (`engine.core.response_limits`)."""
     return NetworkError(
         f"The server at {address} sends what is no answer.",
         f"{visible_line(str(error), 300)}.",

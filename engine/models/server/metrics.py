@@ -26,7 +26,7 @@ _CACHE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 
 @dataclass(frozen=True)
 class ServerLoad:
-    """How busy a server is; None for what it does not tell, or tells as no number that can be."""
+    """How busy a server is; None for what it does not report, or reports as an impossible number."""
 
     running: float | None = None
     waiting: float | None = None

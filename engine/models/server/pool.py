@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
-from engine.core.events import Event, Message, ServerReading, Servers, Tell, nobody
+from engine.core.events import Event, EventSink, Message, ServerReading, Servers, discard_event
 from engine.models.server.address import ServerAddress
 from engine.models.server.metrics import ServerLoad
 
@@ -63,12 +63,12 @@ class ServerPool:
         concurrency: int,
         *,
         role: str = "server",
-        tell: Tell = nobody,
+        emit: EventSink = discard_event,
         clock: Clock = time.monotonic,
     ) -> None:
         """concurrency   most requests at once, to each server"""
         self.servers = tuple(Server(address) for address in addresses)
-        self.concurrency, self._role, self._tell, self._clock = concurrency, role, tell, clock
+        self.concurrency, self._role, self._emit, self._clock = concurrency, role, emit, clock
         self._jitter = Random()  # separate from the run's random numbers, which must not depend on the network
         self._changed = asyncio.Event()
         self._news: list[Event] = []
@@ -76,7 +76,7 @@ class ServerPool:
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """A new event loop begins: nothing is in flight, nobody waits."""
+        """A new event loop begins: nothing is in flight, and nothing waits."""
         self._changed = asyncio.Event()
         for server in self.servers:
             server.in_flight, server.asking = 0, False
@@ -130,7 +130,7 @@ class ServerPool:
     def failed(self, server: Server, sent: float, why: str, *, gone: bool, rest_seconds: float | None) -> None:
         """A request sent at `sent` failed.
 
-        gone           nobody is there: no need to try it three times
+        gone           nothing listens there: no need to try it three times
         rest_seconds   it is busy, and asks to be left alone so long; None if it is not that
         """
         if sent < server.since:
@@ -225,4 +225,4 @@ class ServerPool:
         news, self._news = self._news, []
         readings = [event for event in news if isinstance(event, Servers)]
         for event in [event for event in news if not isinstance(event, Servers)] + readings[-1:]:
-            self._tell(event)
+            self._emit(event)

@@ -29,7 +29,7 @@ class RetryableError(Exception):
     error          the error to raise after the last attempt
     tries          maximum attempts for this kind of failure
     rest_seconds   the server is busy: its Retry-After, 0 if it names none; None for every other failure
-    gone           whether nobody is there
+    gone           whether nothing listens there
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class RetryPolicy:
         except RetryableError as fault:
             self._note(server, sent, fault)
             raise
-        except Stage3Error as error:  # it lets nobody in, or has another model: of several, the others may do
+        except Stage3Error as error:  # it rejects our token, or has another model: of several, the others may do
             if len(self._pool.servers) == 1:
                 raise
             away = RetryableError(error, 1, gone=True)

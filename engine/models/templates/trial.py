@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from engine.core.errors import UnsafeError
-from engine.process.first_look import first_look, given_file
+from engine.process.crash_check import check_in_child, checked_file
 
 CPU_SECONDS = 3
 """Of the child, imports included. A published template renders a short conversation in a few milliseconds."""
@@ -34,7 +34,7 @@ def require_an_end(template: str, name: str) -> None:
         file.flush()
         file.seek(0)
         try:
-            first_look(__name__, "jinja2", file, f"The chat template of {name}", mend="")
+            check_in_child(__name__, "jinja2", file, f"The chat template of {name}", remedy="")
         except UnsafeError as error:
             raise UnsafeError(
                 f"The chat template of {name} does not end.",
@@ -47,9 +47,9 @@ def require_an_end(template: str, name: str) -> None:
 # -- in the child ------------------------------------------------------------------------------------------------------
 
 
-def look() -> None:
+def crash_check() -> None:
     """Render as transformers does, with and without a system message."""
-    with given_file() as file:
+    with checked_file() as file:
         template = file.read().decode("utf-8")
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

@@ -17,7 +17,7 @@ REJECTED = "rejected"
 NOT_BETTER = "not better"
 """Usable, but a trusted judge does not prefer it to the draft, and nobody decided about it."""
 
-_JUDGED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
+_ASSESSED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def assess_pair(
 
 def reasons_of(pair: Pair) -> list[str]:
     """Why the revision of a generated pair cannot be used; empty if it can."""
-    if pair.status not in _JUDGED_BY_TEXT:
+    if pair.status not in _ASSESSED_BY_TEXT:
         return [pair.status]  # no revision was ever generated
     finished = pair.finish.get("revision") != "cut off"
     found = detectors.reasons(
@@ -151,7 +151,7 @@ def training_reasons(pair: Pair, decision: Decision) -> list[str]:
     """Why an edited pair cannot train. In a flipped pair only the draft must be usable: a revision that is not a reply is a
     good reason to prefer the draft.
     """
-    if not decision.flipped or pair.chosen != "base" or pair.status not in _JUDGED_BY_TEXT:
+    if not decision.flipped or pair.chosen != "base" or pair.status not in _ASSESSED_BY_TEXT:
         return reasons_of(replace(pair, status=OK) if decision.edited and pair.status == detectors.REQUEST else pair)
     finished = pair.finish.get("draft") != "cut off"
     return detectors.reasons(pair.prompt, pair.revised_response, pair.base_response, finished=finished)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -46,8 +47,8 @@ class Figure:
     bound: Literal["at least", "at most"]
     refuses: bool
     """Whether the gate stays shut if it fails; otherwise it is a warning."""
-    mend: str
-    """How to make it pass."""
+    remedy: str
+    """How to make it pass; the report's key is `mend`."""
     note: str = ""
     """Explains the value if the name does not."""
     needed: bool = False
@@ -71,6 +72,16 @@ class Figure:
         if value == threshold and self.passes is False:  # missed by a hair
             value = f"{self.value:.4%}"
         return f"{value} ({self.bound} {threshold}){f': {self.note}' if self.note else ''}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """A row of the report's `gate.figures`."""
+        names = {"remedy": "mend"}
+        return {names.get(name, name): value for name, value in asdict(self).items()} | {"passes": self.passes}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Figure:
+        names = {"mend": "remedy"}
+        return cls(**{names.get(name, name): value for name, value in row.items() if name != "passes"})
 
 
 class Prompts(Protocol):
@@ -422,12 +433,12 @@ def damage(tally: Counts, config: Stage3Config) -> list[str]:
 
 def gate_error(shut: list[Figure]) -> DataError:
     """The error for a shut gate: every figure that failed, and how to fix each."""
-    said = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
-    mend = " ".join(f"{figure.title.capitalize()}: {figure.mend}" for figure in shut)
+    figures_shut = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
+    remedies = " ".join(f"{figure.title.capitalize()}: {figure.remedy}" for figure in shut)
     return DataError(
-        f"The gate is shut: {said}.",
+        f"The gate is shut: {figures_shut}.",
         "Training on these pairs would spend GPU hours on what cannot teach.",
-        f'{mend} To train anyway: --accept-quality "your reason".',
+        f'{remedies} To train anyway: --accept-quality "your reason".',
     )
 
 
@@ -454,7 +465,7 @@ def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[s
         "gate": {
             "open": not damaged and (not shut or accepted),
             "failed": shut + damaged,
-            "figures": [{**asdict(figure), "passes": figure.passes} for figure in all_figures],
+            "figures": [figure.as_dict() for figure in all_figures],
             "accepted_for": config.accept_quality if shut else None,
         },
         "left_out": dict(tally.reasons.most_common()),

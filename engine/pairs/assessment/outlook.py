@@ -18,7 +18,7 @@ from engine.pairs.data.record import EMPTY_DRAFT
 from engine.pairs.detectors import EMPTY
 from engine.security.sanitize import visible_line
 
-Z_OF_MANY_LOOKS = 3.890592
+Z_INTERIM = 3.890592
 """z of a two-sided 99.99 % interval."""
 MIN_PROMPTS_BEFORE_LOOK = 48
 """Prompts before the first interim look of stage pairs: two pilots' worth."""
@@ -26,8 +26,8 @@ MIN_PROMPTS_BEFORE_LOOK = 48
 
 Reasons = Sequence[tuple[str, int]]
 """(reason, number of prompts)."""
-REASONS_TOLD = 3
-SAYS_NOTHING = (EMPTY_DRAFT, EMPTY)
+REASONS_SHOWN = 3
+NO_TEXT_REASONS = (EMPTY_DRAFT, EMPTY)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Estimate:
     n: int
     threshold: float
     bound: Literal["at least", "at most"]
-    mend: str
+    remedy: str
     z: float = Z_95
     left_out: Reasons = ()
     """Why the others do not count, the most frequent reason first."""
@@ -87,9 +87,9 @@ class Estimate:
 
 
 def usable_estimate(usable: int, n: int, config: Stage3Config, *, left_out: Reasons = (), z: float = Z_95) -> Estimate:
-    nothing = sum(count for reason, count in left_out if reason in SAYS_NOTHING)
-    mend = remedy_for_silence(config) if 2 * nothing > n - usable else remedy_for_unusable(config)
-    return Estimate("usable_share", usable, n, config.min_usable_share, "at least", mend, z, left_out)
+    nothing = sum(count for reason, count in left_out if reason in NO_TEXT_REASONS)
+    remedy = remedy_for_silence(config) if 2 * nothing > n - usable else remedy_for_unusable(config)
+    return Estimate("usable_share", usable, n, config.min_usable_share, "at least", remedy, z, left_out)
 
 
 def relevant_estimate(relevant: int, n: int, config: Stage3Config) -> Estimate:
@@ -97,17 +97,17 @@ def relevant_estimate(relevant: int, n: int, config: Stage3Config) -> Estimate:
 
 
 def improved_estimate(better: int, n: int, config: Stage3Config) -> Estimate:
-    mend = {
+    remedy = {
         "critique-revision": "use a stronger policy, --method contrast, or another --constitution",
         "contrast": "use a --constitution that says each principle's opposite, or --method critique-revision",
         "best-of-n": "raise --num-drafts",
     }[config.method]
-    return Estimate("improved_share", better, n, config.min_improved_share, "at least", mend)
+    return Estimate("improved_share", better, n, config.min_improved_share, "at least", remedy)
 
 
 def too_long_estimate(too_long: int, n: int, config: Stage3Config) -> Estimate:
-    mend = "raise --max-length, or lower --max-prompt-tokens or --max-new-tokens"
-    return Estimate("too_long_share", too_long, n, config.max_too_long_share, "at most", mend)
+    remedy = "raise --max-length, or lower --max-prompt-tokens or --max-new-tokens"
+    return Estimate("too_long_share", too_long, n, config.max_too_long_share, "at most", remedy)
 
 
 def remedy_for_unusable(config: Stage3Config) -> str:
@@ -135,16 +135,16 @@ def remedy_for_silence(config: Stage3Config) -> str:
     return "the model ends its turn at once: try --dtype float32, and look at its --chat-template"
 
 
-def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, look_at: str) -> DataError:
+def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, pairs_path: str) -> DataError:
     """The error that ends generation early: which figures are out of reach, and how to fix each."""
     figures = "; ".join(f"{estimate.title} is {estimate.sentence}" for estimate in hopeless)
-    mend = " ".join(f"{estimate.title.capitalize()}: {estimate.mend}." for estimate in hopeless)
-    told = [reason for estimate in hopeless for reason in estimate.left_out[:REASONS_TOLD]]
+    remedy = " ".join(f"{estimate.title.capitalize()}: {estimate.remedy}." for estimate in hopeless)
+    told = [reason for estimate in hopeless for reason in estimate.left_out[:REASONS_SHOWN]]
     reasons = ", ".join(f"{visible_line(reason, 120)} ({count})" for reason, count in dict.fromkeys(told))
     return DataError(
         f"{what}: {figures}.{f' Left out: {reasons}.' if reasons else ''}",
         why,
-        f'{mend} The pairs so far are in {look_at}. To continue anyway: --accept-quality "your reason".',
+        f'{remedy} The pairs so far are in {pairs_path}. To continue anyway: --accept-quality "your reason".',
     )
 
 
@@ -174,12 +174,12 @@ class Outlook:
         """
         if asked < MIN_PROMPTS_BEFORE_LOOK or (self.prompts is not None and asked + too_long >= self.prompts):
             return []  # too few to tell, or all of them, which the gate itself decides
-        estimate = usable_estimate(usable, asked, self.config, left_out=left_out, z=Z_OF_MANY_LOOKS)
+        estimate = usable_estimate(usable, asked, self.config, left_out=left_out, z=Z_INTERIM)
         if self.prompts is None:
             return [estimate]
         to_ask = self.prompts - too_long
         share = replace(estimate, threshold=self.config.min_usable_share * self.prompts / to_ask)
         pairs = replace(
-            estimate, name="training_pairs", threshold=self.config.min_pairs / to_ask, mend="raise --num-examples"
+            estimate, name="training_pairs", threshold=self.config.min_pairs / to_ask, remedy="raise --num-examples"
         )
         return [share, pairs] if self.config.min_pairs <= self.prompts else [share]

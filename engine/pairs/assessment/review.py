@@ -65,7 +65,7 @@ class Review:
             changed.append(first_before)
         return changed
 
-    def finding(self, line: int) -> Assessment | None:
+    def assessment(self, line: int) -> Assessment | None:
         return self._found.get(line)
 
     def repeats(self, line: int) -> bool:

@@ -15,7 +15,7 @@ from engine.pairs.assessment.gate import Tally
 from engine.pairs.data.edits import Decision, apply_decision
 from engine.pairs.data.record import Pair
 from engine.pairs.detectors import canonical
-from engine.storage.lazy import picked
+from engine.storage.lazy import take
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[Seq
     held, train = array("Q"), array("Q")
     for place, (_, group) in enumerate(groupby(ordered, key=itemgetter(0))):
         (held if place < wanted else train).extend(number for _, _, number in group)
-    return picked(pairs, train), picked(pairs, held)
+    return take(pairs, train), take(pairs, held)
 
 
 def prompts_held_out(prompts: int, fraction: float, at_least: int) -> int:

@@ -17,7 +17,7 @@ from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.export import Export
 from engine.pairs.assessment.gate import Tally, damage, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import assessed_pairs
-from engine.pairs.data.edits import Edits, edits_beside, read_edits
+from engine.pairs.data.edits import Edits, edits_path_of, read_edits
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.containers import NumberedRow
 from engine.pairs.formats.reading import RowReader, pairs_of
@@ -38,8 +38,8 @@ OnLine = Callable[[PairVerdict | BadLine], None]
 @dataclass(frozen=True)
 class Validation:
     report: dict[str, Any]
-    """Everything but the verdicts, which `on_line` received one at a time."""
-    refusal: DataError | None
+    """Everything except the verdicts, which `on_line` receives one at a time."""
+    error: DataError | None
     """Why the file may not train; None if the gate is open."""
     bad_lines: list[BadLine]
     """The first few; `figures.bad_lines` in the report counts all."""
@@ -47,7 +47,7 @@ class Validation:
 
     @property
     def open(self) -> bool:
-        return self.refusal is None
+        return self.error is None
 
 
 def validate(
@@ -60,41 +60,41 @@ def validate(
     split: str | None = None,
     meter: RelevanceMeter | None = None,
 ) -> Validation:
-    """Assess every line, with the `edits.jsonl` and the scores beside the file. Lines that are not pairs are reported and skipped.
+    """Assess every line, together with the `edits.jsonl` and the scores beside the file. Report and skip lines that are not pairs.
 
     source    a file, a folder, or a dataset on the Hub; `-` is standard input
     split     of a folder or a dataset; the default is the whole folder, or the dataset's train split
     on_line   receives the verdict on every pair, and every bad line, in order
     export    where to write the training set in TRL's format, if the gate is open
     force     allow `export` to replace a file
-    meter     measures the relevance of pairs for which it is not known yet
+    meter     measures the relevance of pairs that have none yet
 
     Raises ConfigError if the file is missing or empty, DataError for a KTO file, DiskError, and the Hub's errors.
     """
-    beside = SidecarFiles.of(source)
-    lines = _Lines(RowReader.of(config), beside, on_line)
-    inputs = (source, beside.edits_path, beside.scores_path)
-    with opened(source, split) as rows, Export(export, inputs, force=force) if export else nullcontext() as out:
-        made = measure_stream(lines.pairs(rows), meter, beside.measures) if meter else lines.pairs(rows)
-        _assess(made, beside, lines.tally, on_line, out)
+    sidecar = SidecarFiles.of(source)
+    lines = _Lines(RowReader.of(config), sidecar, on_line)
+    inputs = (source, sidecar.edits_path, sidecar.scores_path)
+    with open_rows(source, split) as rows, Export(export, inputs, force=force) if export else nullcontext() as out:
+        made = measure_stream(lines.pairs(rows), meter, sidecar.measures) if meter else lines.pairs(rows)
+        _assess(made, sidecar, lines.tally, on_line, out)
         if lines.tally.made + lines.tally.bad_lines == 0:
-            raise ConfigError(f"{_name(source)} is empty.", "", "Give a file with one pair per row.")
-        told = report(lines.tally, config)
-        if out is not None and told["gate"]["open"]:
+            raise ConfigError(f"{_name(source)} is empty.", "", "Pass a file with one pair per row.")
+        data = report(lines.tally, config)
+        if out is not None and data["gate"]["open"]:
             out.keep()
-    told["bad_lines"] = [asdict(bad) for bad in lines.bad]
-    told["people"] |= beside.as_dict(lines.decided)
-    told["scored_by"] = beside.judge
-    told["export"] = None if out is None else _export_report(out, written=told["gate"]["open"])
-    return Validation(told, _refusal(lines.tally, config, told, beside, source), lines.bad, _name(source))
+    data["bad_lines"] = [asdict(bad) for bad in lines.bad]
+    data["people"] |= sidecar.as_dict(lines.decided)
+    data["scored_by"] = sidecar.judge
+    data["export"] = None if out is None else _export_report(out, written=data["gate"]["open"])
+    return Validation(data, _gate_error(lines.tally, config, data, sidecar, source), lines.bad, _name(source))
 
 
 class _Lines:
-    """The pairs among the rows of a file. Counts the bad lines, and remembers which pairs a person decided about."""
+    """The pairs among the rows of a file. Counts bad lines, and records which pairs a person decided about."""
 
-    def __init__(self, reading: RowReader, beside: SidecarFiles, on_line: OnLine) -> None:
-        self._reading, self._beside, self._on_line = reading, beside, on_line
-        self.tally = Tally(bad_edits=len(beside.edits.damaged))
+    def __init__(self, reading: RowReader, sidecar: SidecarFiles, on_line: OnLine) -> None:
+        self._reading, self._sidecar, self._on_line = reading, sidecar, on_line
+        self.tally = Tally(bad_edits=len(sidecar.edits.damaged))
         self.bad: list[BadLine] = []
         """The first few."""
         self.decided: set[str] = set()
@@ -104,9 +104,9 @@ class _Lines:
             if isinstance(pair, BadLine):
                 self._note(pair)
                 continue
-            if pair.id in self._beside.edits:
+            if pair.id in self._sidecar.edits:
                 self.decided.add(pair.id)
-            yield line, with_measures(pair, self._beside.measures)
+            yield line, with_measures(pair, self._sidecar.measures)
 
     def _note(self, bad: BadLine) -> None:
         self.tally.bad_lines += 1
@@ -116,10 +116,10 @@ class _Lines:
 
 
 def _assess(
-    pairs: Iterator[tuple[int, Pair]], beside: SidecarFiles, tally: Tally, on_line: OnLine, out: Export | None
+    pairs: Iterator[tuple[int, Pair]], sidecar: SidecarFiles, tally: Tally, on_line: OnLine, out: Export | None
 ) -> None:
-    """Count each pair, tell its verdict, and export what is usable."""
-    for judged in assessed_pairs(pairs, beside.edits, tally, beside.completed):
+    """Count each pair, report its verdict, and export the usable ones."""
+    for judged in assessed_pairs(pairs, sidecar.edits, tally, sidecar.annotated):
         on_line(judged.verdict)
         if out is not None and judged.verdict.usable:
             out.add(judged.pair)
@@ -129,47 +129,46 @@ def _export_report(out: Export, *, written: bool) -> dict[str, Any]:
     return {"path": str(out.path), "pairs": out.pairs if written else 0, "written": written}
 
 
-def _refusal(
-    tally: Tally, config: Stage3Config, told: dict[str, Any], beside: SidecarFiles, source: Path
+def _gate_error(
+    tally: Tally, config: Stage3Config, data: dict[str, Any], sidecar: SidecarFiles, source: Path
 ) -> DataError | None:
-    """The gate's error, together with what nobody can accept: damaged lines, here or in the edits."""
-    if told["gate"]["open"]:
+    """The gate's error, together with what --accept-quality does not cover: damaged lines here or in the edits."""
+    if data["gate"]["open"]:
         return None
     if not tally.made:
-        return _no_pair(tally.bad_lines, told["bad_lines"][0], source)
+        return _no_pair_error(tally.bad_lines, data["bad_lines"][0], source)
     shut = failed(figures(tally, config))
     found = [(error.what, error.why, error.what_to_do) for error in ([gate_error(shut)] if shut else [])]
     if "bad_lines" in damage(tally, config):
-        said = f"{tally.bad_lines:,} lines of {_name(source)} are not pairs."
         found.append(
             (
-                said,
+                f"{tally.bad_lines:,} lines of {_name(source)} are not pairs.",
                 "Their content is lost, or never was a pair.",
-                "Fix or remove the lines listed above, say how to read the rows with --form or --columns, or allow a "
+                "Fix or remove the lines listed above, set how the rows are read with --form or --columns, or allow a "
                 "share of bad rows with --max-bad-rows.",
             )
         )
     if tally.bad_edits:
-        first = beside.edits.damaged[0]
-        said = f"Line {first.line + 1} of {beside.edits_path} is damaged: {first.reason}"
+        first = sidecar.edits.damaged[0]
+        what = f"Line {first.line + 1} of {sidecar.edits_path} is damaged: {first.reason}"
         more = f", and {tally.bad_edits - 1} more" if tally.bad_edits > 1 else ""
-        found.append((f"{said}{more}.", "It may hold a decision that would be lost.", "Fix or remove it."))
+        found.append((f"{what}{more}.", "It may hold a decision that would be lost.", "Fix or remove it."))
     if not tally.training and not tally.bad_lines:
         found.append(("", "Nothing is left to train on.", ""))
-    whats, whys, mends = (" ".join(part for part in parts if part) for parts in zip(*found, strict=True))
-    return DataError(whats, whys, mends)
+    whats, whys, remedies = (" ".join(part for part in parts if part) for parts in zip(*found, strict=True))
+    return DataError(whats, whys, remedies)
 
 
-def _no_pair(rows: int, first: dict[str, Any], source: Path) -> DataError:
+def _no_pair_error(rows: int, first: dict[str, Any], source: Path) -> DataError:
     return DataError(
         f"None of the {rows:,} rows of {_name(source)} is a pair.",
         visible_line(f"Row {first['line'] + 1}: {first['reason']}.", 600),
-        "Say how to read the rows with --columns prompt=…,chosen=…,rejected=… or --form NAME (`stage3-tui validate --help` "
-        "lists the forms), or give another file.",
+        "Set how the rows are read with --columns prompt=…,chosen=…,rejected=… or --form NAME (`stage3-tui validate --help` "
+        "lists the forms), or pass another file.",
     )
 
 
-# -- what lies beside a pairs file ------------------------------------------------------------------------------------
+# -- sidecar files ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -187,17 +186,17 @@ class SidecarFiles:
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
-        edits_path = edits_beside(source).resolve()
+        edits_path = edits_path_of(source).resolve()
         scores_path = source.parent / Path(SCORES_JSONL).name
         if source == STDIN:  # a pipe has no sidecar files
             return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair, {})
         judge = _last_judge(scores_path)
-        scored = (lambda pair: pair) if judge is None else _by(judge, scores_path)
+        scored = (lambda pair: pair) if judge is None else _with_scores_of(judge, scores_path)
         measures = read_relevance(source.parent / Path(RELEVANCE_JSONL).name)
         return cls(edits_path, read_edits(edits_path), scores_path, judge, scored, measures)
 
-    def completed(self, pair: Pair) -> Pair:
-        """An edited pair with its scores and its relevance."""
+    def annotated(self, pair: Pair) -> Pair:
+        """The edited pair with its scores and its relevance."""
         return with_measures(self.scored(pair), self.measures)
 
     def as_dict(self, decided: set[str]) -> dict[str, Any]:
@@ -219,8 +218,8 @@ def _last_judge(path: Path) -> str | None:
     return judge
 
 
-def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
-    """A function that adds the judge's scores to a pair; none if its texts have changed since."""
+def _with_scores_of(judge: str, path: Path) -> Callable[[Pair], Pair]:
+    """A function that sets a pair's scores to the judge's; to None if its texts have changed since."""
     from engine.pairs.judges.base import ScorePair
     from engine.pairs.judges.scores import comparison_of, key_of, read_scores
 
@@ -238,9 +237,9 @@ def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
 
 
 @contextmanager
-def opened(source: Path, split: str | None = None) -> Iterator[Iterator[NumberedRow]]:
+def open_rows(source: Path, split: str | None = None) -> Iterator[Iterator[NumberedRow]]:
     """The rows of the source. Raises ConfigError if it cannot be opened, DiskError if reading fails."""
-    advice = "Give a file with one pair per row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
+    advice = "Pass a file with one pair per row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
     try:
         if source.is_dir() and (run := _advice_for_a_folder(source)):
             raise ConfigError(f"{source} is a run folder.", "", run)
@@ -251,16 +250,16 @@ def opened(source: Path, split: str | None = None) -> Iterator[Iterator[Numbered
     except FileNotFoundError:
         raise ConfigError(f"The pairs file {source} does not exist.", "", advice) from None
     except PermissionError as error:
-        raise ConfigError(f"{source} cannot be read.", str(error.strerror), advice) from None
+        raise ConfigError(f"Cannot read {source}.", str(error.strerror), advice) from None
     except OSError as error:
-        what = f"{_name(source)} cannot be read."
+        what = f"Cannot read {_name(source)}."
         raise system_error(error, what) or DiskError(
-            what, str(error), "Download it again, or give another file."
+            what, str(error), "Download it again, or pass another file."
         ) from error
 
 
 def _advice_for_a_folder(folder: Path) -> str:
-    """Points to the pairs file inside, if the folder is a run's or looks like one."""
+    """Point to the pairs file inside, if this is a run folder or looks like one."""
     found = next((path for name in ("pairs/pairs.jsonl", "pairs.jsonl") if (path := folder / name).is_file()), None)
     return f"Did you mean {found}?" if found else ""
 

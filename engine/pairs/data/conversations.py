@@ -1,4 +1,4 @@
-"""Build conversations that a chat template accepts: user and assistant alternate, the user first."""
+"""Builds conversations that a chat template accepts: user and assistant alternate, the user first."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ _ASSISTANT = ("Assistant", "Response")
 
 
 def transcript_turns(text: str) -> Conversation:
-    r"""hh-rlhf: `\n\nHuman: … \n\nAssistant: …`; or `### Human: … ### Assistant: …`. Consecutive turns of one
-    speaker are joined, because chat templates require that they alternate."""
+    r"""The turns of an hh-rlhf transcript (`\n\nHuman: … \n\nAssistant: …`) or `### Human: … ### Assistant: …`.
+
+    Consecutive turns of one speaker are joined, because chat templates require that speakers alternate."""
     parts = TURN.split(hh_transcript(text))
     turns: Conversation = []
-    for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
-        add_turn(turns, "user" if speaker == "Human" else "assistant", said.strip())
+    for speaker, text in zip(parts[1::2], parts[2::2], strict=True):
+        add_turn(turns, "user" if speaker == "Human" else "assistant", text.strip())
     return turns
 
 
 def hh_transcript(text: str) -> str:
-    """A transcript of either form in hh-rlhf's form; other text gets two newlines in front."""
+    """A transcript of either form in hh-rlhf's form; other text is only prefixed with two newlines."""
     if _OTHER_TURN.match(text):
         text = _OTHER_TURN.sub(lambda found: f"\n\n{'Assistant' if found[1] in _ASSISTANT else 'Human'}:", text)
     return "\n\n" + text.lstrip()
@@ -43,8 +44,8 @@ def add_turn(turns: Conversation, role: str, text: str) -> None:
         turns.append(ChatMessage(role=role, content=text))
 
 
-def _shows(text: str) -> bool:
-    """Whether there is anything to see: zero-width marks alone ask nothing."""
+def _has_visible_text(text: str) -> bool:
+    """Whether anything is visible: zero-width characters alone are not a prompt."""
     return any(character.isprintable() and not character.isspace() for character in text)
 
 
@@ -52,6 +53,6 @@ def before_the_answer(turns: Conversation) -> Conversation:
     """The conversation before the last assistant turn. Raises ValueError if nothing is left."""
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
-    if not turns or not _shows(turns[-1]["content"]):
+    if not turns or not _has_visible_text(turns[-1]["content"]):
         raise ValueError("no user turn is waiting for an answer")
     return turns

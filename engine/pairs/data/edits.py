@@ -1,6 +1,6 @@
-"""People's decisions about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of both files.
+"""People's decisions about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of this and `pairs.jsonl`.
 
-An edit is `{"id", "action", "time"}`, `time` in seconds since 1970; `edit` and `note` have a `text`, and `edit` may name the
+An edit is `{"id", "action", "time"}`, `time` in seconds since 1970; `edit` and `note` have a `text`, and `edit` may have the
 `field` that it replaces. `undo` reverts the last edit of its pair that is still in effect, notes included; with none left it
 does nothing. Edits of different pairs are independent.
 """
@@ -18,7 +18,7 @@ from engine.core import layout
 from engine.core.reading import open_file
 from engine.pairs.data.edits_lock import sole_writer
 from engine.pairs.data.record import OK, Pair
-from engine.storage.jsonl import BadLine, JsonlAppender, last_unended_line, parsed_line, read_jsonl
+from engine.storage.jsonl import BadLine, JsonlAppender, parsed_line, read_jsonl, unterminated_last_line
 
 Action = Literal["accept", "reject", "flip", "edit", "note", "undo"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -27,7 +27,7 @@ EditedField = Literal["revised_response", "base_response"]
 EDITED_FIELDS: tuple[EditedField, ...] = get_args(EditedField)
 
 MAX_EDIT_CHARACTERS = 1 << 20
-"""Limit for an edit's text or a note, so that a line stays far below what the reader accepts."""
+"""Limit for an edit's text or a note, so that a line stays far below the reader's limit."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Decision:
     """The state of one pair after its edits."""
 
     accepted: bool | None = None
-    """True uses the pair whatever the detectors say, False leaves it out, None lets the detectors decide."""
+    """True uses the pair whatever the detectors find, False leaves it out, None lets the detectors decide."""
     flipped: bool = False
     revised_response: str | None = None
     """New text of the revision."""
@@ -54,11 +54,11 @@ class Edits(Mapping[str, Decision]):
 
     decisions: dict[str, Decision]
     damaged: tuple[BadLine, ...] = ()
-    """Lines that are not edits. They may hold somebody's decision, so callers report them."""
+    """Lines that are not edits. They may be decisions, so callers report them."""
     torn: bool = False
     """The last line is unfinished. It was never acknowledged, so it does not count as damage."""
     history: History = field(default_factory=lambda: History(), compare=False)
-    """The edits themselves, to which new decisions are added."""
+    """The edits themselves, to which new ones are added."""
 
     def __getitem__(self, pair_id: str) -> Decision:
         return self.decisions[pair_id]
@@ -70,9 +70,9 @@ class Edits(Mapping[str, Decision]):
         return len(self.decisions)
 
 
-def edits_beside(pairs: Path) -> Path:
-    """Path of the decisions about a pairs file: `edits.jsonl` beside a run's `pairs.jsonl`, or if there is one and no
-    other; else `FILE.edits.jsonl`.
+def edits_path_of(pairs: Path) -> Path:
+    """Where the decisions about a pairs file are: `FILE.edits.jsonl` if it exists; `edits.jsonl` in the same folder if that
+    exists or the file is a run's `pairs.jsonl`; else `FILE.edits.jsonl`.
     """
     own, of_a_run = pairs.parent / f"{pairs.name}.edits.jsonl", pairs.parent / Path(layout.EDITS_JSONL).name
     if own.exists():
@@ -91,7 +91,8 @@ def write_edit(
     text    of `edit` and `note`
     field   what `edit` replaces; `revised_response` by default
 
-    Another process may do the same. Raises ValueError with the reason as a sentence if the edit is invalid, and DiskError.
+    Other processes may write to the file at the same time.
+    Raises ValueError with the reason as a sentence if the edit is invalid, and DiskError.
     """
     edit: dict[str, Any] = {"id": pair_id, "action": action}
     if text is not None:
@@ -108,19 +109,19 @@ def write_edit(
 
 
 def read_settled_edits(path: Path) -> tuple[Edits, int]:
-    """All decisions at one moment, and the bytes of the file then; what is decided later is not among them."""
+    """A consistent snapshot of all decisions, and the size of the file in bytes at that moment."""
     if not path.exists():
         return Edits({}), 0
     with sole_writer(path):
         return read_edits(path), _size(path)
 
 
-def edits_after(path: Path, read: int) -> int:
-    """How many edits were appended to a file of which `read` bytes are known. Raises OSError."""
-    if _size(path) <= read:
+def count_edits_after(path: Path, offset: int) -> int:
+    """How many edits were appended to a file after byte `offset`. Raises OSError."""
+    if _size(path) <= offset:
         return 0
     with open_file(path) as file:
-        file.seek(read)
+        file.seek(offset)
         return sum(line.endswith(b"\n") for line in file)
 
 
@@ -132,7 +133,7 @@ def _size(path: Path) -> int:
 
 
 def read_edits(path: Path) -> Edits:
-    """The decisions in a file, with damaged lines listed separately; empty if there is no file."""
+    """The decisions in a file, with damaged lines listed separately; empty if the file does not exist."""
     if not path.exists():
         return Edits({})
     edits: list[dict[str, Any]] = []
@@ -144,15 +145,15 @@ def read_edits(path: Path) -> Edits:
         else:
             edits.append(row)
     # The file may have been written by hand, without a final newline.
-    tail = last_unended_line(path)
+    tail = unterminated_last_line(path)
     last = parsed_line(0, tail) if tail.strip() else None
-    whole = isinstance(last, dict) and not edit_problem(last)
-    if isinstance(last, dict) and whole:
+    complete = isinstance(last, dict) and not edit_problem(last)
+    if isinstance(last, dict) and complete:
         edits.append(last)
     history = History()
     for edit in edits:
         history.add(edit)
-    return Edits(history.decisions(), tuple(damaged), torn=last is not None and not whole, history=history)
+    return Edits(history.decisions(), tuple(damaged), torn=last is not None and not complete, history=history)
 
 
 def edit_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -162,7 +163,7 @@ def edit_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def edit_problem(row: Mapping[str, Any]) -> str:
-    """Why a row is not a valid edit; empty if it is one."""
+    """Why a row is not a valid edit; an empty string if it is valid."""
     pair_id, action, text = row.get("id"), row.get("action"), row.get("text")
     if not isinstance(pair_id, str) or not pair_id.strip():
         return "it has no pair id"
@@ -176,13 +177,13 @@ def edit_problem(row: Mapping[str, Any]) -> str:
         return f"{action} takes no text"
     edited = row.get("field")
     if edited is not None and (action != "edit" or edited not in EDITED_FIELDS):
-        return f"only edit has a field, one of {', '.join(EDITED_FIELDS)}"
+        return f"only edit takes a field, one of {', '.join(EDITED_FIELDS)}"
     if "time" in row and not _is_time(row["time"]):
         return "its time is not a number of seconds"
-    return _why_no_text(pair_id) or _why_no_text(text or "")
+    return _text_problem(pair_id) or _text_problem(text or "")
 
 
-def _why_no_text(text: str) -> str:
+def _text_problem(text: str) -> str:
     if len(text) > MAX_EDIT_CHARACTERS:
         return f"the text is longer than {MAX_EDIT_CHARACTERS:,} characters"
     if "\0" in text:
@@ -190,7 +191,7 @@ def _why_no_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "it contains half a character (a lone surrogate)"
+        return "it contains a lone surrogate"
     return ""
 
 
@@ -198,7 +199,7 @@ def _is_time(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
-# -- what stands ------------------------------------------------------------------------------------------------------
+# -- decisions --------------------------------------------------------------------------------------------------------
 
 
 def fold_edits(edits: Iterable[Mapping[str, Any]]) -> dict[str, Decision]:
@@ -216,7 +217,7 @@ class History:
         self._of_pair: dict[str, list[Mapping[str, Any]]] = {}
 
     def add(self, edit: Mapping[str, Any]) -> Decision | None:
-        """Add an edit. Returns the decision about its pair, or None if no edit is left."""
+        """Add an edit. Return the decision about its pair, or None if no edit is left."""
         pair_id = str(edit["id"])
         of_pair = self._of_pair.setdefault(pair_id, [])
         if edit["action"] != "undo":
@@ -236,7 +237,7 @@ class History:
 def apply_decision(pair: Pair, decision: Decision | None) -> Pair:
     """The pair with its edits applied. Whether it is used depends on `decision.accepted`, which the caller checks.
 
-    An edited text loses the score, the cut-off mark and the failure status of the generated one.
+    An edited text loses the score, the failure status and the "cut off" mark of the generated one.
     """
     if decision is None:
         return pair

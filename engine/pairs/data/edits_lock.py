@@ -1,7 +1,8 @@
-"""One writer at a time for a file of decisions: the wizard, a second terminal (`attach`), and the stage that carries them over.
+"""Lets one process at a time write to a file of decisions: the wizard, a second terminal (`attach`), or the stage that carries
+decisions over.
 
-The file itself is locked (flock), and the lock counts only while the file is at its path: whoever replaces the file holds the
-lock on the one that goes, and who waits for that one opens the new one.
+The file itself is locked (flock), and the lock counts only while that file is at its path: a process that replaces the file
+holds the lock on the old one, and a process that waited for the old one then opens the new one.
 """
 
 from __future__ import annotations
@@ -16,34 +17,34 @@ from pathlib import Path
 
 from engine.core.errors import DiskError
 from engine.security.sanitize import visible_line
-from engine.storage.jsonl import opened_to_append
+from engine.storage.jsonl import open_for_append
 
 MAX_SECONDS = 5.0
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Of a file system without locks: then two writers at the same moment are not kept apart."""
-_LOOK_SECONDS = 0.01
+"""Errors of a file system without locks, where simultaneous writers cannot be kept apart."""
+_RETRY_SECONDS = 0.01
 
 
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
-    """Nobody else writes to `path` meanwhile; creates it if it is missing. Raises DiskError if another one goes on for long, and
-    as `opened_to_append`.
+    """Hold the lock on `path`, which is created if missing. Raises DiskError if another process keeps the lock for too long,
+    and as `open_for_append`.
     """
     end = time.monotonic() + MAX_SECONDS
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = opened_to_append(path)
+    file = open_for_append(path)
     try:
         while not (_locked(file) and _is_at(path, file)):
             if time.monotonic() > end:
                 raise DiskError(
-                    f"{visible_line(str(path))} is being written by another process for over {MAX_SECONDS:.0f} seconds.",
-                    "It may be stopped or stuck.",
-                    "End it, then decide again.",
+                    f"{visible_line(str(path))} has been locked by another process for over {MAX_SECONDS:.0f} seconds.",
+                    "That process may be stopped or stuck.",
+                    "End it, then try again.",
                 )
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_RETRY_SECONDS)
             os.close(file)
             file = -1
-            file = opened_to_append(path)
+            file = open_for_append(path)
         yield
     finally:
         if file >= 0:

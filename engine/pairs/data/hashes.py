@@ -1,4 +1,4 @@
-"""64-bit hashes, to recognise texts without storing them."""
+"""64-bit hashes that recognise texts without storing them."""
 
 from __future__ import annotations
 

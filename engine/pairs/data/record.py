@@ -1,4 +1,4 @@
-"""One line of `pairs.jsonl`: the notebook's keys and ours (a contract)."""
+"""One line of `pairs.jsonl`, with the notebook's keys and ours. The format is a contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.models.chat import Conversation
 OK = "ok"
 EMPTY_DRAFT = "empty draft"
 FAILED_ON_SERVER = "failed on the server"
-"""The server failed at this prompt each time while it answered others; `critic_notes` has its words."""
+"""The server kept failing at this prompt while it answered others; `critic_notes` holds its error message."""
 
 TEXT_LABELS = {
     "contrast": ("Under the opposite", "Under the principle"),
@@ -44,17 +44,17 @@ class PairRecord:
     revised_score: float | None = None
     chosen: str = "revised"
     made_by: tuple[str, ...] = ()
-    """Those of `principle_ids` whose critique led to the revision, one per round. Empty if there is no pair."""
+    """The ones among `principle_ids` whose critique led to the revision, one per round. Empty if there is no pair."""
     finish: dict[str, str] = field(default_factory=dict)
     """How draft, critique and revision ended: `stopped` or `cut off`."""
     made_with: str = ""
     """A hash of everything its texts depend on (`engine.pairs.generation.identity`)."""
     prompt_tokens: int | None = None
     method: str = "critique-revision"
-    """How it was generated (`--method`); empty if it was imported and its file does not say.
+    """How it was generated (`--method`); empty if it was imported from a file that does not say.
 
-    `base_response` is the rejected text of every method, `revised_response` the chosen one: draft and revision, the answers under
-    the opposite and under the principle, the worst and the best draft."""
+    For every method, `base_response` is the rejected text and `revised_response` the chosen one: draft and revision, the answers
+    under the opposite and under the principle, or the worst and the best draft."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +62,7 @@ class PairRecord:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One pair as read from any pairs file: ours, the notebook's, or TRL's prompt, chosen, rejected."""
+    """One pair as read from any pairs file: ours, the notebook's, or TRL's with prompt, chosen and rejected."""
 
     id: str
     prompt: str
@@ -72,20 +72,20 @@ class Pair:
     revised_response: str
     status: str = OK
     chosen: str = "revised"
-    """`revised` or `base`: which of the two trains as the better one."""
+    """Which of the two trains as the better one: `revised` or `base`."""
     critic_notes: str = ""
     principle_ids: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
-    """Those of `principle_ids` whose attempt made the revision."""
+    """The ones among `principle_ids` whose attempt made the revision."""
     base_score: float | None = None
     revised_score: float | None = None
     finish: dict[str, str] = field(default_factory=dict)
     method: str = ""
     """How it was made; empty if the file does not say."""
     relevance: float | None = None
-    """How much more likely its prompt makes the revision, in nats; None if not measured."""
+    """How much more likely the prompt makes the revision, in nats; None if not measured."""
     surprise: float | None = None
-    """How much less likely it is than what the base model would have drawn, in nats per token; None if not measured."""
+    """How much less likely the revision is than what the base model would have sampled, in nats per token; None if not measured."""
 
     @property
     def preferred(self) -> str:

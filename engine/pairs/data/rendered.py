@@ -1,6 +1,6 @@
-"""Conversations that a chat template already rendered to text: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi.
+"""Parses conversations that a chat template already rendered to text: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi.
 
-Trained as they are, the model would see a template inside of its own.
+If they were trained as they are, the model would see one template inside another.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
 
 
 def rendered_turns(text: str) -> Conversation | None:
-    """The turns of a text that begins with a template's mark; system turns are the user's. None for any other text."""
+    """The turns of a text that begins with a template's mark; system turns become the user's. None for any other text."""
     if not _BEGINS.match(text.lstrip()):
         return None
     turns: Conversation = []
-    for role, said in _marked(text) or _llama2(text):
-        add_turn(turns, role, without_end_marks(said).strip())
+    for role, content in _marked_turns(text) or _llama2_turns(text):
+        add_turn(turns, role, without_end_marks(content).strip())
     return turns or None
 
 
 def without_end_marks(reply: str) -> str:
-    """A reply without the marks that a template writes behind it: the model's own template writes its own."""
+    """A reply without the end marks of a template: the model's own template adds its own."""
     end = len(reply.rstrip())
     if not reply.endswith(_ENDS, 0, end):
         return reply
@@ -42,7 +42,7 @@ def without_end_marks(reply: str) -> str:
     return reply[:end]
 
 
-def _marked(text: str) -> list[tuple[str, str]]:
+def _marked_turns(text: str) -> list[tuple[str, str]]:
     found = list(_OPENS.finditer(text))
     return [
         (
@@ -53,12 +53,12 @@ def _marked(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def _llama2(text: str) -> list[tuple[str, str]]:
+def _llama2_turns(text: str) -> list[tuple[str, str]]:
     turns: list[tuple[str, str]] = []
     for part in text.split("[INST]")[1:]:
-        asked, closed, said = part.partition("[/INST]")
-        system = _SYSTEM.match(asked)
-        turns.append(("user", f"{system[1].strip()}\n\n{asked[system.end() :]}" if system else asked))
+        prompt, closed, reply = part.partition("[/INST]")
+        system = _SYSTEM.match(prompt)
+        turns.append(("user", f"{system[1].strip()}\n\n{prompt[system.end() :]}" if system else prompt))
         if closed:
-            turns.append(("assistant", said.strip().removesuffix("<s>")))
+            turns.append(("assistant", reply.strip().removesuffix("<s>")))
     return turns

@@ -1,4 +1,4 @@
-"""A random seed for each step of each prompt, independent of order and batch."""
+"""Random seeds for each step of each prompt, independent of order and batch."""
 
 from __future__ import annotations
 

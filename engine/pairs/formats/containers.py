@@ -19,7 +19,7 @@ from engine.core.errors import ConfigError, UnsafeError
 from engine.core.reading import open_file
 from engine.pairs.formats.documents import rows_in_document
 from engine.pairs.formats.json_values import is_json_document, json_values
-from engine.pairs.formats.stored import as_text
+from engine.pairs.formats.nested_values import as_text
 from engine.pairs.formats.streams import (
     as_utf8,
     decompressed,
@@ -39,16 +39,16 @@ from engine.pairs.formats.tables import (
 )
 from engine.pairs.formats.unsupported import refuse_unsupported
 from engine.security.sanitize import visible_line
-from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, foreign_loads, loads, read_records
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, loads_allowing_nan, read_records
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadLine]
 """(row number from 0, row). In line-based files blank lines are counted."""
 
 MAX_BATCH_BYTES = 64 << 20
-"""Largest batch of a table, by its dictionaries: every row may name a text that is stored once."""
+"""Largest batch of a table, counting each dictionary text once for every row that refers to it."""
 MAX_ROW_BYTES = 512 << 20
-"""Largest row of a table, by the same count."""
+"""Largest row of a table, counted the same way."""
 MAX_PARSED_CELL_CHARACTERS = 1 << 20
 """Longest CSV cell that is parsed as a list or an object."""
 DELIMITERS = ",\t;|"
@@ -77,7 +77,7 @@ def rows_from(
     except EOFError as error:
         yield 0, BadLine(0, str(error))
         return
-    if plain is not file and start.startswith(_PACKED_TWICE):
+    if plain is not file and start.startswith(_COMPRESSED_TWICE):
         yield from rows_from(
             plain, without_compression_suffix(name), last_line_may_lack_newline=last_line_may_lack_newline
         )
@@ -85,9 +85,9 @@ def rows_from(
     yield from _rows(plain, start, without_compression_suffix(name), last_line_may_lack_newline)
 
 
-_COLUMNS = re.compile(rb"[A-Za-z][\w -]{0,40}(?:\t[A-Za-z][\w -]{0,40})+\r?\n")
-"""The first line of a table that a spreadsheet saved as text."""
-_PACKED_TWICE = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+_TAB_SEPARATED_HEADER = re.compile(rb"[A-Za-z][\w -]{0,40}(?:\t[A-Za-z][\w -]{0,40})+\r?\n")
+"""The first line of a table that a spreadsheet program saved as text."""
+_COMPRESSED_TWICE = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 
 
 def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool) -> Iterator[NumberedRow]:
@@ -96,19 +96,19 @@ def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool)
     refuse_unsupported(start, name)
     text, suffix = as_utf8(file), PurePath(name).suffix.lower()
     try:
-        if suffix not in CSV_SUFFIXES:  # there a cell may hold one
+        if suffix not in CSV_SUFFIXES:  # a CSV cell may contain a carriage return
             text = with_newlines(text)
         beginning = head(text)
-        if suffix in CSV_SUFFIXES or (suffix in TEXT_SUFFIXES and _COLUMNS.match(beginning)):
+        if suffix in CSV_SUFFIXES or (suffix in TEXT_SUFFIXES and _TAB_SEPARATED_HEADER.match(beginning)):
             return _csv_rows(text)
         if suffix in TEXT_SUFFIXES and not beginning.lstrip().startswith(b'{"'):
             return _text_rows(text, may_lack_newline)
-        one_a_line = suffix != ".json" and suffix in JSON_SUFFIXES
-        if is_json_document(text, one_a_line=one_a_line):
-            return json_values(text) if one_a_line else rows_in_document(json_values(text))
+        one_per_line = suffix != ".json" and suffix in JSON_SUFFIXES
+        if is_json_document(text, one_per_line=one_per_line):
+            return json_values(text) if one_per_line else rows_in_document(json_values(text))
     except EOFError as error:
         return iter([(0, BadLine(0, str(error)))])
-    read = foreign_loads if may_lack_newline else loads
+    read = loads_allowing_nan if may_lack_newline else loads
     records = read_records(cast(Any, text), last_line_may_lack_newline=may_lack_newline, read=read)
     return rows_in_document(records) if suffix == ".json" else records
 
@@ -121,8 +121,8 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
     csv.field_size_limit(min(MAX_LINE_BYTES, sys.maxsize))
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
     start = head(file)
-    named = _SEP.match(start)
-    delimiter = named[1].decode() if named else _delimiter(start)
+    sep_line = _SEP.match(start)
+    delimiter = sep_line[1].decode() if sep_line else _delimiter(start)
     escape = "\\" if _ESCAPED_QUOTE.search(start) else None
     reader = csv.reader(
         text,
@@ -146,11 +146,11 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
             number += 1
             yield number, BadLine(number, f"not a CSV row: {error}")
             continue
-        if header is None and (named or not any(cell.strip() for cell in cells)):
-            named = None  # Excel's line that names the delimiter, or an empty one
+        if header is None and (sep_line or not any(cell.strip() for cell in cells)):
+            sep_line = None  # skip Excel's `sep=` line, or an empty one
         elif header is None:
             header = [cell.strip() for cell in cells]
-            _refuse_doubles(header)
+            _refuse_duplicate_columns(header)
         elif any(cell.strip() for cell in cells):
             number += 1
             yield number, _csv_row(number, header, cells)
@@ -158,23 +158,23 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
 
 _SEP = re.compile(rb"\"?sep=([,;\t|])\"?\r?\n")
 _ESCAPED_QUOTE = re.compile(rb"[^\\\"]\\\"[^,;\t|\r\n\"]")
-"""A quote with a backslash, as Spark and MySQL write it, inside of a cell."""
+"""A quote escaped with a backslash inside a cell, as Spark and MySQL write it."""
 
 
-def _refuse_doubles(header: list[str]) -> None:
-    """Raises ConfigError: of two columns with one name only the last would be read."""
-    twice = next((name for name in header if name and header.count(name) > 1), None)
-    if twice is not None:
+def _refuse_duplicate_columns(header: list[str]) -> None:
+    """Raises ConfigError: of two columns with the same name, only the last would be read."""
+    duplicate = next((name for name in header if name and header.count(name) > 1), None)
+    if duplicate is not None:
         raise ConfigError(
-            f"The table has two columns named {visible_line(twice, 60)!r}.",
-            "It is not known which of them is meant.",
-            "Give one of them another name.",
+            f"The table has two columns named {visible_line(duplicate, 60)!r}.",
+            "It is unclear which of them to read.",
+            "Rename one of them.",
         )
 
 
 def _csv_row(number: int, header: list[str], cells: list[str]) -> Row | BadLine:
     if len(cells) != len(header):
-        return BadLine(number, f"it has {len(cells)} cells, and the header names {len(header)}")
+        return BadLine(number, f"it has {len(cells)} cells, but the header has {len(header)}")
     for cell in cells:
         if not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell):
             return BadLine(number, "a cell is not valid UTF-8: save the table as UTF-8")
@@ -182,7 +182,7 @@ def _csv_row(number: int, header: list[str], cells: list[str]) -> Row | BadLine:
 
 
 _MISSING = frozenset(("NULL", "\\N", "NaN", "nan", "<NA>"))
-"""Cells of a value that was none: of databases, pandas and R."""
+"""How databases, pandas and R write a missing value."""
 
 
 def _cell(cell: str) -> Any:
@@ -255,31 +255,31 @@ def _table_rows(file: BufferedReader, start: bytes, name: str) -> Iterator[Numbe
         yield number, BadLine(number, f"the table is damaged from here on: {str(error).splitlines()[0]}")
 
 
-def _rows_at_once(table: Any, source: Any, group: int) -> int:
-    """Rows of a row group that are read side by side: fewer if its dictionaries name long texts, which each row would copy.
+def _batch_size(table: Any, source: Any, group: int) -> int:
+    """How many rows of a row group to read at once: fewer if its dictionaries hold long texts, which each row would copy.
 
-    Raises UnsafeError for rows that no memory would hold.
+    Raises UnsafeError if even one row would not fit into memory.
     """
-    facts = table.metadata.row_group(group)
-    packed = columns_with_dictionaries(facts)
-    if not packed or not facts.num_rows:
+    metadata = table.metadata.row_group(group)
+    dictionary_columns = columns_with_dictionaries(metadata)
+    if not dictionary_columns or not metadata.num_rows:
         return ROWS_PER_BATCH
-    as_dictionaries = parquet_file(source, read_dictionary=packed)
+    as_dictionaries = parquet_file(source, read_dictionary=dictionary_columns)
     first = next(as_dictionaries.iter_batches(batch_size=1, row_groups=[group]), None)
     longest = max(map(_longest_text, first.columns), default=0) if first is not None else 0
-    values = max(facts.column(number).num_values for number in range(facts.num_columns)) / facts.num_rows
-    row = longest * max(values, 1.0)
-    if row > MAX_ROW_BYTES:
+    values = max(metadata.column(number).num_values for number in range(metadata.num_columns)) / metadata.num_rows
+    row_bytes = longest * max(values, 1.0)
+    if row_bytes > MAX_ROW_BYTES:
         raise UnsafeError(
-            f"A row of the table unfolds to {row:,.0f} bytes.",
-            "It names one long text again and again: it would fill the memory.",
-            "Look at where the file comes from, and give only the columns that hold prompts or pairs.",
+            f"A row of the table expands to {row_bytes:,.0f} bytes.",
+            "It repeats one long text so often that it would fill the memory.",
+            "Check where the file comes from, and keep only the columns that hold prompts or pairs.",
         )
-    return max(1, min(ROWS_PER_BATCH, int(MAX_BATCH_BYTES // max(row, 1))))
+    return max(1, min(ROWS_PER_BATCH, int(MAX_BATCH_BYTES // max(row_bytes, 1))))
 
 
 def _longest_text(array: Any) -> int:
-    """Bytes of the longest text in the dictionaries of an array, those inside of lists and structs too."""
+    """Bytes of the longest text in the dictionaries of an array, including those inside lists and structs."""
     import pyarrow.compute
     import pyarrow.types
 
@@ -315,4 +315,4 @@ def _batches(file: BufferedReader, start: bytes, name: str) -> Iterator[Any]:
         return
     table = parquet_file(source)
     for group in range(table.num_row_groups):
-        yield from table.iter_batches(batch_size=_rows_at_once(table, source, group), row_groups=[group])
+        yield from table.iter_batches(batch_size=_batch_size(table, source, group), row_groups=[group])

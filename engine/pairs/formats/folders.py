@@ -14,14 +14,15 @@ from engine.storage.files import sha256_of_file, sha256_of_json
 
 _SHARD = re.compile(r"[-_.]?\d{3,}(-of-\d+)?(-[0-9a-f]{16,})?$")
 _ABOUT = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
-"""Metadata that `datasets` saves beside the data."""
+"""Metadata files that `datasets` saves beside the data."""
 _TEXTS_ABOUT = ("readme", "license", "licence", "notice", "changelog", "citation", "requirements")
-"""Names of texts about the data, such as LICENSE.txt."""
+"""Names of text files about the data, such as LICENSE.txt."""
 _NAMES_NO_SPLIT = ("data", "cache", "default", "plain_text")
 
 
-def local_splits(path: Path, given_with: str = "") -> dict[str, list[Path]]:
-    """The splits of a local dataset. A single file is `train`; in a folder each file, or set of shards, is a split of its name.
+def local_splits(path: Path, option: str = "") -> dict[str, list[Path]]:
+    """The splits of a local dataset. A single file is `train`; in a folder, each file or set of shards is a split
+    with its name.
 
     Raises ConfigError if there are no data files.
     """
@@ -33,14 +34,14 @@ def local_splits(path: Path, given_with: str = "") -> dict[str, list[Path]]:
     if found:
         return found
     raise ConfigError(
-        f"{given_with} {path}: no data files found.".strip(),
-        f"Data files are {', '.join(DATA_SUFFIXES)}, compressed or not.",
-        "Give a file, a folder with one file per split, or a Hub id such as Anthropic/hh-rlhf.",
+        f"{option} {path}: no data files found.".strip(),
+        f"Data files end in {', '.join(DATA_SUFFIXES)}, and may be compressed.",
+        "Pass a file, a folder with one file per split, or a Hub id such as Anthropic/hh-rlhf.",
     )
 
 
 def has_rows(path: Path) -> bool:
-    """Whether there is a data file that is not empty."""
+    """Whether the path is, or contains, a data file that is not empty."""
     files = _data_files(path) if path.is_dir() else [path]
     return any(file.is_file() and file.stat().st_size > 0 for file in files)
 
@@ -56,7 +57,7 @@ def rows_of_files(paths: Iterable[Path]) -> Iterator[NumberedRow]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """The data files below a folder, except those of run folders in it."""
+    """The data files in a folder and its subfolders, except in run folders."""
     of_runs = {file.parent for file in folder.rglob(RUN_JSON)}
     return sorted(
         file
@@ -82,12 +83,12 @@ def _split_of(file: Path, folder: Path) -> str:
 def hash_of_files(path: Path | None) -> str | None:
     """Hash of a file, or of a folder's data files and their names; None for None.
 
-    Raises ConfigError if nothing is there.
+    Raises ConfigError if the path does not exist.
     """
     if path is None:
         return None
     if not path.exists():
-        raise ConfigError(f"--pairs {path} does not exist.", "", "Give the path of a file or a folder of pairs.")
+        raise ConfigError(f"--pairs {path} does not exist.", "", "Pass the path of a file or a folder of pairs.")
     if not path.is_dir():
         return sha256_of_file(path)
     files = [file for files in local_splits(path, "--pairs").values() for file in files]

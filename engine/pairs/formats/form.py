@@ -1,4 +1,4 @@
-"""A form: how the rows of one kind of file hold a prompt or a pair, and the columns by which it is recognised."""
+"""A form: how one kind of file stores a prompt or a pair in a row, and the columns that identify it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Form(Generic[Read]):
     """A row has this form if it has at least one column of each group."""
     read: Callable[[Row], Read]
     """Raises KeyError, TypeError or ValueError with the reason if the row does not fit."""
-    who: str
-    """Which datasets and tools use it, for the docs."""
+    used_by: str
+    """The datasets and tools that use it, for the docs."""
     refuses: bool = False
-    """Rows of this form are refused. It counts only if no other form tells them under any spelling of the names."""
+    """Rows of this form are refused. Tried last, after all other forms under any spelling of the column names."""
 
-    def tells(self, row: Row) -> bool:
+    def matches(self, row: Row) -> bool:
         return all(any(column(row, name) is not None for name in names) for names in self.required_columns)
 
     @property
@@ -34,7 +34,7 @@ class Form(Generic[Read]):
 
 
 def column(row: Row, name: str) -> Any:
-    """The value of a column or a nested one (`question.full_text`); None if missing, as pandas' NaN is, too."""
+    """The value of a column or a nested one (`question.full_text`); None if it is missing or pandas' NaN."""
     if name in row:
         return None if row[name] != row[name] else row[name]
     first, dot, rest = name.partition(".")
@@ -43,7 +43,7 @@ def column(row: Row, name: str) -> Any:
 
 
 def first_column(row: Row, names: Iterable[str]) -> tuple[str, Any]:
-    """(name, value) of the first of these columns that the row has. Raises KeyError."""
+    """(name, value) of the first of these columns that the row has. Raises KeyError if it has none."""
     names = tuple(names)
     for name in names:
         value = column(row, name)
@@ -54,9 +54,9 @@ def first_column(row: Row, names: Iterable[str]) -> tuple[str, Any]:
 
 def matching_form(row: Row, forms: Sequence[Form[Read]]) -> Form[Read] | None:
     """The first form that matches the row; None if none does."""
-    return next((form for form in forms if form.tells(row)), None)
+    return next((form for form in forms if form.matches(row)), None)
 
 
 def with_plain_names(row: Row) -> Row:
-    """The row with column names in lower case and underscores; existing columns of such names win."""
+    """The row with column names in lower case with underscores; columns that already have such a name win."""
     return {name.strip().casefold().replace(" ", "_").replace("-", "_"): value for name, value in row.items()} | row

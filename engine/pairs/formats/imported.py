@@ -1,4 +1,4 @@
-"""Read the pairs of `--pairs`, with unique ids."""
+"""Reads the pairs of `--pairs` and gives them unique ids."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def read_imported_pairs(config: Stage3Config, bad: BadRows) -> Iterator[Pair]:
     """
     if config.pairs is None:
         return
-    place, seen = config.pairs.expanduser(), Counter[str]()
-    if not place.exists():
-        raise ConfigError(f"--pairs {place} does not exist.", "", "Give the path of a file or a folder of pairs.")
+    source, seen = config.pairs.expanduser(), Counter[str]()
+    if not source.exists():
+        raise ConfigError(f"--pairs {source} does not exist.", "", "Pass the path of a file or a folder of pairs.")
     try:
-        for _, read in pairs_of(rows_of_source(place), RowReader.of(config)):
+        for _, read in pairs_of(rows_of_source(source), RowReader.of(config)):
             bad.rows += 1
             if isinstance(read, BadLine):
                 bad.add(read)
@@ -34,7 +34,7 @@ def read_imported_pairs(config: Stage3Config, bad: BadRows) -> Iterator[Pair]:
             seen[read.id] += 1
             yield read if seen[read.id] == 1 else replace(read, id=f"{read.id}-{seen[read.id]}")
     except OSError as error:
-        raise ConfigError(f"--pairs {place} cannot be read.", str(error), "Give another file.") from error
-    bad.refuse(str(place), config.max_bad_rows)
+        raise ConfigError(f"Cannot read --pairs {source}.", str(error), "Pass another file.") from error
+    bad.raise_if_too_many(str(source), config.max_bad_rows)
     if not bad.rows:
-        raise ConfigError(f"--pairs {place} is empty.", "", "Give a file with one pair per row.")
+        raise ConfigError(f"--pairs {source} is empty.", "", "Pass a file with one pair per row.")

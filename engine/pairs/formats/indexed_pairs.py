@@ -1,5 +1,5 @@
-"""Some pairs of a run's file, by their lines: each is read from the disk when it is asked for, so that a set of a million costs no
-more memory than where its lines begin.
+"""Selected pairs of a run's file, by line number. Each is read from disk on access, so a set of a million pairs takes only the
+memory for its line offsets.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from engine.storage.lazy import JsonLines, LazySequence
 
 
 class IndexedPairs(LazySequence[Pair]):
-    """The pairs of the lines `lines` (from 0, ascending) of a file that nobody writes to meanwhile; 16 bytes each.
+    """The pairs on `lines` (from 0, ascending) of a file that must not change meanwhile. Takes 16 bytes per pair.
 
-    finish   what is done to each pair that was read: decisions, scores, measures
+    finish   applied to each pair after reading: adds decisions, scores, measures
 
-    Reading raises DamagedState for a line that is no pair (any more), and OSError.
+    Access raises OSError, and DamagedState if the line is not a pair (any more).
     """
 
     def __init__(self, path: Path, lines: array[int], finish: Callable[[Pair], Pair]) -> None:
@@ -33,5 +33,5 @@ class IndexedPairs(LazySequence[Pair]):
     def at(self, index: int) -> Pair:
         pair = pair_of(self._lines[index], self._records[index])
         if isinstance(pair, BadLine):
-            raise damaged_line(self._path, pair, "It was a pair a moment ago: something else changed the file.")
+            raise damaged_line(self._path, pair, "It was a pair before: another program changed the file.")
         return self._finish(pair)

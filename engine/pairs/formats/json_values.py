@@ -1,6 +1,6 @@
 """JSON that is not one record per line: an array of records, multi-line records, or an object around an array.
 
-Streams one record at a time, however long the array is.
+It streams one record at a time, however long the array is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from io import BufferedReader
 from typing import Any
 
 from engine.pairs.formats.streams import PEEK_BYTES, head
-from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, foreign_loads, loads, parsed_line
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, loads_allowing_nan, parsed_line
 
 _BLOCK = 1 << 16
 _TOKEN = re.compile(rb'[\[\]{}",]')
@@ -27,18 +27,18 @@ _WRAPPED = re.compile(
 )
 
 
-def is_json_document(file: BufferedReader, *, one_a_line: bool) -> bool:
+def is_json_document(file: BufferedReader, *, one_per_line: bool) -> bool:
     """Whether to read a JSON text value by value rather than line by line.
 
-    one_a_line   the file name says JSON lines; then only an array is recognised
+    one_per_line   the file name says JSON lines; then only an array is recognised
     """
     start = head(file)
     first, newline, _ = start.lstrip().partition(b"\n")
     if newline and first.strip() == b"{":
-        return True  # one value over many lines, whatever the file is called
+        return True  # one value over many lines, whatever the file's name
     if _ARRAY.match(start) or start.strip() == b"[":
-        return not one_a_line or not start.lstrip().startswith(b'["')
-    if one_a_line:
+        return not one_per_line or not start.lstrip().startswith(b'["')
+    if one_per_line:
         return False
     return bool(_WRAPPED.match(start)) or (
         (bool(newline) or len(start) < PEEK_BYTES) and first.startswith(b"{") and not _is_whole(first)
@@ -46,7 +46,7 @@ def is_json_document(file: BufferedReader, *, one_a_line: bool) -> bool:
 
 
 def json_values(file: BufferedReader) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """Yield (number from 0, record or BadLine) for each element of the array, or for each value in a row."""
+    """Yield (number from 0, record or BadLine) for each element of the array, or for each of consecutive values."""
     wrapped = _WRAPPED.match(head(file))
     opened = bool(_ARRAY.match(head(file))) or head(file).strip() == b"["
     scanner = _Scanner(file)
@@ -70,18 +70,18 @@ def _record(number: int, raw: bytes | None) -> dict[str, Any] | BadLine:
     """A bare string becomes a row with the single column `text`."""
     if raw is None:
         return BadLine(number, _TOO_LONG)
-    return parsed_line(number, b'{"text":' + raw + b"}" if raw.startswith(b'"') else raw, foreign_loads)
+    return parsed_line(number, b'{"text":' + raw + b"}" if raw.startswith(b'"') else raw, loads_allowing_nan)
 
 
 _TOO_LONG = f"longer than {MAX_LINE_BYTES >> 20} MiB, or a bracket is missing"
 
 
 _BETWEEN = b", \t\r\n"
-"""Commas between values without an array around them are a common slip."""
+"""Values without an array around them often still have commas in between."""
 
 
 class _Scanner:
-    """Finds the end of each value by brackets and quotes alone, so a broken value does not affect the next one."""
+    """Finds the end of each value by its brackets and quotes alone, so a broken value does not affect the next one."""
 
     def __init__(self, file: BufferedReader) -> None:
         self._file, self._buffer, self._at_end = file, b"", False
@@ -92,7 +92,7 @@ class _Scanner:
         self._file.read(count)
 
     def values(self, *, in_array: bool) -> Iterator[bytes | None]:
-        """The text of each value. A value longer than a record may be gives None and ends the file."""
+        """Yield the text of each value. A value over the record limit yields None and ends the file."""
         start = place = depth = 0
         while True:
             token = _TOKEN.search(self._buffer, place)
@@ -115,7 +115,7 @@ class _Scanner:
                 continue
             depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
             if not in_array and depth < 0:
-                depth = 0  # an extra bracket: report the value that it ends as damaged, and go on with the next
+                depth = 0  # an extra bracket: report the value it closes as damaged and continue with the next
             at_top = depth == 0 and (token[0] == b"," if in_array else token[0] == b"}")
             if depth < 0 or at_top:
                 text = self._buffer[start : place if not in_array else token.start()].strip(_BETWEEN)

@@ -1,4 +1,4 @@
-"""The form of our own `pairs.jsonl` and of the notebook's: `prompt, base_response, revised_response` and more."""
+"""The form of our own `pairs.jsonl` and the notebook's: `prompt`, `base_response`, `revised_response` and more."""
 
 from __future__ import annotations
 

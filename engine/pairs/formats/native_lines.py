@@ -1,4 +1,4 @@
-"""Convert pairs of any form to lines of our `pairs.jsonl`, for import and for the pair browser."""
+"""Converts pairs of any form to lines of our `pairs.jsonl`, for import and for the pair browser."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from engine.pairs.data.record import Pair
 from engine.pairs.data.rendered import rendered_turns, without_end_marks
 from engine.pairs.formats.form import Form, column, first_column
 from engine.pairs.formats.native_form import native_pair
-from engine.pairs.formats.prompt_forms import NO_PROMPT, asked_beside_replies, with_system
-from engine.pairs.formats.stored import unwrapped
+from engine.pairs.formats.nested_values import unwrapped
+from engine.pairs.formats.prompt_forms import NO_PROMPT, prompt_beside_replies, with_system
 from engine.pairs.formats.values import Row, check_text, id_of, messages_in, number_in, type_name
 
 Reply = tuple[Conversation | None, str]
@@ -83,7 +83,7 @@ def _chosen_rejected(row: Row) -> Pair:
 
 
 def _with_own_scores(pair: Pair, row: Row) -> Pair:
-    """The scores that the file gives its two replies, if they differ: where the better one has the lower, the gate sees it."""
+    """The pair with the scores of its row, if they differ. If the better reply has the lower score, the gate counts it."""
     for names in SCORES_OF_TWO:
         try:
             better, worse = (number_in(row.get(name), name) for name in names)
@@ -94,14 +94,17 @@ def _with_own_scores(pair: Pair, row: Row) -> Pair:
 
 
 def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_key: str) -> Pair:
-    """Make a pair of two replies, given as texts, messages or transcripts. Raises TypeError, ValueError."""
+    """Make a pair of two replies, which may be texts, messages or transcripts. Raises TypeError, ValueError."""
     own, problem = _own_prompt(row)
-    asked_better, chosen = _reply(better, better_key, own is not None or problem is not None)
-    asked_worse, rejected = _reply(worse, worse_key, own is not None or problem is not None)
-    asked_better, asked_worse = asked_better or asked_worse, asked_worse or asked_better  # one may be the bare reply
-    if asked_better != asked_worse:
+    before_better, chosen = _reply(better, better_key, own is not None or problem is not None)
+    before_worse, rejected = _reply(worse, worse_key, own is not None or problem is not None)
+    before_better, before_worse = (
+        before_better or before_worse,
+        before_worse or before_better,
+    )  # one may be a bare reply
+    if before_better != before_worse:
         raise ValueError("chosen and rejected answer different conversations: they differ before the last turn")
-    messages = _conversation(row, own, problem, asked_better)
+    messages = _conversation(row, own, problem, before_better)
     return Pair(
         id=id_of(messages, chosen, rejected),
         prompt=messages[-1]["content"],
@@ -112,9 +115,9 @@ def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_ke
 
 
 def _own_prompt(row: Row) -> tuple[Conversation | None, Exception | None]:
-    """The prompt from its own columns, or the error in it, which does not matter if the replies contain the prompt."""
+    """The prompt from its own columns, or why it is invalid, which does not matter if the replies contain the prompt."""
     try:
-        return asked_beside_replies(row), None
+        return prompt_beside_replies(row), None
     except (KeyError, TypeError, ValueError) as error:
         return None, error
 
@@ -147,7 +150,7 @@ def _reply(value: Any, key: str, has_own_prompt: bool) -> Reply:
     value = without_end_marks(value)
     text = hh_transcript(value)
     if has_own_prompt and not text.startswith("\n\nHuman:"):
-        # Kept whole, so that the detectors see simulated turns.
+        # Keep the full text, so that the detectors see simulated turns.
         return None, value.strip()
     _, *replies = text.rpartition("\n\nHuman:")[2].split("\n\nAssistant:")
     if not replies:
@@ -160,7 +163,7 @@ def _reply(value: Any, key: str, has_own_prompt: bool) -> Reply:
 
 def _reply_of_messages(value: Any, key: str) -> Reply:
     if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
-        raise TypeError(f"{key} is a list of {len(value)} texts, and a pair has one on each side")
+        raise TypeError(f"{key} is a list of {len(value)} texts, but a pair has one on each side")
     messages = messages_in(value, key)
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError(f"{key} does not end with an assistant message")
@@ -180,9 +183,9 @@ def _reply_of_messages(value: Any, key: str) -> Reply:
 
 
 def _best_and_worst(row: Row, answers: list[Any], scores: list[float], key: str) -> Pair:
-    """The best against the worst; the first among equals."""
+    """The best reply against the worst; among equals, the first."""
     if len(scores) < 2:
-        raise ValueError(f"{len(scores)} of {key} have a rank or a score, and a pair needs two")
+        raise ValueError(f"{len(scores)} of {key} have a rank or a score, but a pair needs two")
     best, worst = max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)
     if scores[best] == scores[worst]:
         raise ValueError(f"all {key} have the same score: none is better")
@@ -190,7 +193,7 @@ def _best_and_worst(row: Row, answers: list[Any], scores: list[float], key: str)
 
 
 def _ranked(row: Row) -> Pair:
-    """A list of objects, each with a text and a rank or a score. One that has neither is left out."""
+    """A list of objects, each with a text and a rank or a score. Objects with neither are left out."""
     key, answers = _answers(row)
     texts, scores = [], []
     for number, answer in enumerate(answers):
@@ -219,7 +222,7 @@ def _rated(row: Row) -> Pair:
         raise ValueError(f"{name} must be a list with one number for each of {key}")
     known = [
         number for number, value in enumerate(values) if value is not None and value == value
-    ]  # a judge may fail at one of them
+    ]  # a judge may have failed on some
     numbers = [number_in(values[number], f"{name}[{number}]") * (-1 if name in RANKS else 1) for number in known]
     return _best_and_worst(row, [answers[number] for number in known], numbers, key)
 
@@ -243,7 +246,7 @@ def _answers(row: Row) -> tuple[str, list[Any]]:
     return key, answers
 
 
-# -- two replies, and which is better ----------------------------------------------------------------------------------
+# -- two replies, and which one is better ------------------------------------------------------------------------------
 
 FIRST, SECOND = 1.0, -1.0
 
@@ -272,7 +275,7 @@ def _ordered(row: Row, first: str, second: str, first_is_better: float) -> Pair:
 
 
 def _signed(value: Any) -> float:
-    """HelpSteer: negative prefers the first, positive the second."""
+    """HelpSteer: a negative value prefers the first reply, a positive one the second."""
     return -number_in(value, "the preference")
 
 
@@ -292,7 +295,7 @@ def _is_first(value: Any) -> float:
 
 
 def _letter(value: Any) -> float:
-    """`model_a`, `A`, `response_b`: the last word. A tie, or both bad, prefers neither."""
+    """`model_a`, `A`, `response_b`: the last word counts. A tie, or both bad, prefers neither."""
     words = str(value).strip().casefold().replace("_", " ").split()
     return {"a": FIRST, "b": SECOND}.get(words[-1] if words else "", 0.0)
 
@@ -312,15 +315,15 @@ _COMPARED_TWO = (
 )
 
 
-def _told_in_words(row: Row) -> Pair:
+def _verdict_in_words(row: Row) -> Pair:
     first, second = _first_of(row, _COMPARED_TWO)
-    name, said = first_column(row, _VERDICTS)
-    return _ordered(row, first, second, _in_words(name, said))
+    name, verdict = first_column(row, _VERDICTS)
+    return _ordered(row, first, second, _parse_verdict(name, verdict))
 
 
-def _in_words(name: str, said: Any) -> float:
-    """`model_a`, `[[B]]`, `response_2`, `A>>B`, Label Studio's `left`. A bare number is not read: it may count from 0 or 1."""
-    text = said.strip() if isinstance(said, str) else ""
+def _parse_verdict(name: str, value: Any) -> float:
+    """`model_a`, `[[B]]`, `response_2`, `A>>B`, Label Studio's `left`. A bare number is refused: it may count from 0 or 1."""
+    text = value.strip() if isinstance(value, str) else ""
     compared, verdict = _COMPARED.fullmatch(text), _VERDICT.fullmatch(text)
     if compared:
         return FIRST if (compared[1].casefold() == "a") == (compared[2][0] == ">") else SECOND
@@ -328,7 +331,7 @@ def _in_words(name: str, said: Any) -> float:
         return FIRST if verdict[1].casefold() in "a1" else SECOND
     if text.casefold() in ("left", "right"):
         return FIRST if text.casefold() == "left" else SECOND
-    raise ValueError(f"{name} is {str(said)[:40]!a}: it names neither reply as the better one")
+    raise ValueError(f"{name} is {str(value)[:40]!a}: it names neither reply as the better one")
 
 
 def _one_hot(row: Row) -> Pair:
@@ -352,7 +355,7 @@ CHOICES: tuple[tuple[str, str, str, str, Callable[[Any], float], str], ...] = (
     ("helpsteer3", "response1", "response2", "overall_preference", _signed, "HelpSteer3"),
     ("shp", "human_ref_A", "human_ref_B", "labels", _is_first, "SHP"),
     ("arena", "conversation_a", "conversation_b", "winner", _letter, "LMSYS arena; a tie is left out"),
-    ("arena-responses", "response_a", "response_b", "winner", _letter, "arenas of other makers"),
+    ("arena-responses", "response_a", "response_b", "winner", _letter, "other arenas"),
     ("alpaca-eval", "output_1", "output_2", "preference", _from_one, "AlpacaEval"),
 )
 """(form, first reply, second reply, choice column, how to read the choice, who uses it)."""
@@ -372,10 +375,10 @@ def _summaries(row: Row) -> Pair:
     if number not in (0.0, 1.0):
         raise ValueError("choice must be 0 or 1")
     texts = [first_column(answer, TEXTS)[1] if isinstance(answer, dict) else answer for answer in answers[:2]]
-    return pair_of_replies(row, texts[int(number)], texts[1 - int(number)], "the chosen one", "the other one")
+    return pair_of_replies(row, texts[int(number)], texts[1 - int(number)], "the chosen summary", "the other summary")
 
 
-# -- replies with a label, one a row -----------------------------------------------------------------------------------
+# -- labelled replies, one per row -------------------------------------------------------------------------------------
 
 
 class NotPaired(ValueError):
@@ -392,8 +395,8 @@ def _kto(row: Row) -> Pair:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def _columns(names: Sequence[tuple[str, ...]], place: int) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(each[place] for each in names))
+def _columns(names: Sequence[tuple[str, ...]], position: int) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each[position] for each in names))
 
 
 PAIR_FORMS: tuple[Form[Pair], ...] = (
@@ -417,15 +420,15 @@ PAIR_FORMS: tuple[Form[Pair], ...] = (
     ),
     Form(
         "scored-two",
-        tuple(_columns(SCORED_TWO, place) for place in range(4)),
+        tuple(_columns(SCORED_TWO, position) for position in range(4)),
         _scored_two,
         "WebGPT comparisons; equal scores are left out",
     ),
     Form(
         "verdict",
-        (*(_columns(_COMPARED_TWO, place) for place in range(2)), _VERDICTS),
-        _told_in_words,
-        "JudgeBench, PPE, Label Studio: two replies, and in words which is better",
+        (*(_columns(_COMPARED_TWO, position) for position in range(2)), _VERDICTS),
+        _verdict_in_words,
+        "JudgeBench, PPE, Label Studio: two replies, and which is better in words",
     ),
     Form(
         "arena-one-hot",

@@ -1,4 +1,4 @@
-"""Read rows as prompts or pairs, by the form that matches their columns or the one that --form and --columns give."""
+"""Reads rows as prompts or pairs, by the form that matches their columns or the one set with --form and --columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.containers import NumberedRow, rows_of
 from engine.pairs.formats.form import Form, column, matching_form, with_plain_names
 from engine.pairs.formats.pair_forms import PAIR_FORMS, NotPaired
-from engine.pairs.formats.prompt_forms import ASKED_FORMS, PROMPT_FORMS
+from engine.pairs.formats.prompt_forms import PAIR_PROMPT_FORMS, PROMPT_FORMS
 from engine.pairs.formats.values import Row, refuse_pictures
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine
@@ -35,7 +35,7 @@ NOT_A_PAIR = "not_a_pair"
 
 @dataclass(frozen=True)
 class RowReader:
-    """How to read a file's rows. Without options, by their columns."""
+    """How to read a file's rows; by default, by their columns."""
 
     form: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class RowReader:
             raise ConfigError(
                 f"--form {config.form}: unknown form.",
                 f"The nearest is {nearest}. Pairs: {_names(PAIR_FORMS)}. Prompts: {_names(PROMPT_FORMS)}.",
-                "Give one of them, or name the columns with --columns prompt=…,chosen=…,rejected=….",
+                "Use one of them, or map the columns with --columns prompt=…,chosen=…,rejected=….",
             )
         return cls(config.form, parse_columns(config.columns))
 
@@ -88,31 +88,31 @@ class RowReader:
             inside = [row[name] for name in INSIDE if isinstance(row.get(name), dict)]
             outside = [row, with_plain_names(row)]
             return [*inside, *outside] if "fields" in row else [*outside, *inside]
-        named = {to: column(row, source) for to, source in self.columns.items()}
-        lacking = [source for to, source in self.columns.items() if named[to] is None]
-        if lacking:
-            raise ValueError(f"the column {lacking[0][:60]!a} of --columns is missing")
-        taken = set(self.columns.values())
-        if "prompt" in named:  # replaces every other prompt column of the row
-            taken |= {name for form in ASKED_FORMS for name in form.required_columns[0]}
-        return [named, {key: value for key, value in row.items() if key not in taken} | named]
+        mapped = {to: column(row, source) for to, source in self.columns.items()}
+        missing = [source for to, source in self.columns.items() if mapped[to] is None]
+        if missing:
+            raise ValueError(f"the column {missing[0][:60]!a} of --columns is missing")
+        replaced = set(self.columns.values())
+        if "prompt" in mapped:  # replaces every other prompt column of the row
+            replaced |= {name for form in PAIR_PROMPT_FORMS for name in form.required_columns[0]}
+        return [mapped, {key: value for key, value in row.items() if key not in replaced} | mapped]
 
 
 class NoForm(ValueError):
-    """No form matches the row's columns."""
+    """Raised when no form matches the row's columns."""
 
 
 def _read(rows: Sequence[Row], forms: Sequence[Form[Read]], what: str) -> Read:
-    for some in ([form for form in forms if not form.refuses], [form for form in forms if form.refuses]):
+    for candidates in ([form for form in forms if not form.refuses], [form for form in forms if form.refuses]):
         for row in rows:
-            form = matching_form(row, some)
+            form = matching_form(row, candidates)
             if form is not None:
                 return _read_as(form, row)
     if len(forms) == 1:
-        return _read_as(forms[0], rows[0])  # chosen by name: the error names what is missing
+        return _read_as(forms[0], rows[0])  # selected by name, so the error says what is missing
     known = ", ".join(sorted(str(name)[:40] for name in rows[0])[:12]) or "none"
     wanted = "base_response and revised_response nor chosen and rejected" if what == "pair" else "prompt nor messages"
-    raise NoForm(f"it has neither {wanted}, nor the columns of another form (its columns: {known})")
+    raise NoForm(f"it has neither {wanted}, nor the columns of any other form (its columns: {known})")
 
 
 def _read_as(form: Form[Read], row: Row) -> Read:
@@ -132,8 +132,8 @@ def parse_columns(text: str | None) -> dict[str, str]:
         if not equals or not to.strip() or not source.strip():
             raise ConfigError(
                 f"--columns {text}: {part.strip()!r} is not NAME=COLUMN.",
-                "NAME is the form's name for a column, COLUMN the file's.",
-                "For example --columns prompt=question,chosen=good,rejected=bad; `info.text` is a nested column.",
+                "NAME is the form's name for a column, and COLUMN is the file's.",
+                "Example: --columns prompt=question,chosen=good,rejected=bad; write a nested column as `info.text`.",
             )
         found[to.strip()] = source.strip()
     return found
@@ -144,7 +144,7 @@ def _names(forms: Iterable[Form[Any]]) -> str:
 
 
 DEFAULT_READER = RowReader()
-"""Reads by the columns alone."""
+"""Reads rows by their columns alone."""
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def pair_of(number: int, row: Row, reading: RowReader = DEFAULT_READER, *, first
     except NotPaired as error:
         if first:
             raise DataError(
-                "This is a KTO file: each row has one reply and a label, and no second reply to compare it with.",
+                "This is a KTO file: each row has one reply and a label, but no second reply to compare it with.",
                 "DPO trains on pairs: a better and a worse reply to the same prompt.",
                 "Generate pairs from its prompts (--dataset FILE), or use a KTO trainer.",
             ) from None
@@ -190,11 +190,11 @@ def prompt_of(number: int, row: Row, reading: RowReader = DEFAULT_READER) -> Con
         return BadLine(number, f"not a prompt: {error}")
 
 
-# -- rows that are none ------------------------------------------------------------------------------------------------
+# -- bad rows ----------------------------------------------------------------------------------------------------------
 
 
 class BadRows:
-    """Counts the rows that are not prompts (or pairs), and keeps the first with number and reason."""
+    """Counts the rows that are not prompts (or pairs), and keeps the first ones with number and reason."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -210,26 +210,26 @@ class BadRows:
             self.first.append(bad)
 
     @property
-    def named(self) -> str:
-        """The first few, with number and reason."""
+    def summary(self) -> str:
+        """The first few bad rows, with number and reason."""
         shown = "; ".join(f"row {bad.line + 1}: {bad.reason}" for bad in self.first[:BAD_ROWS_SHOWN])
         more = self.count - min(self.count, BAD_ROWS_SHOWN)
         return f"{shown}; and {more:,} more" if more else shown
 
     def messages(self, source: str) -> Iterator[Message]:
-        """A warning about them; nothing if there are none."""
+        """Yield a warning if there are any."""
         if self.count:
-            told = f"{self.count:,} of {self.rows:,} rows of {source} are not {self.what}s and were left out: {self.named}."
-            yield Message("warning", visible_line(told, 2000))
+            text = f"{self.count:,} of {self.rows:,} rows of {source} are not {self.what}s and were left out: {self.summary}."
+            yield Message("warning", visible_line(text, 2000))
 
-    def refuse(self, source: str, most: float | None) -> None:
-        """Raise DataError if more than the share `most` of the rows are bad, or all of them."""
-        limit = DEFAULT_MAX_BAD_SHARE if most is None else most
+    def raise_if_too_many(self, source: str, max_share: float | None) -> None:
+        """Raise DataError if more than the share `max_share` of the rows are bad, or all of them."""
+        limit = DEFAULT_MAX_BAD_SHARE if max_share is None else max_share
         if not self.count or (self.count < self.rows and self.count <= limit * self.rows):
             return
         raise DataError(
-            f"{self.count:,} of {self.rows:,} rows of {source} are not {self.what}s: {self.named}.",
+            f"{self.count:,} of {self.rows:,} rows of {source} are not {self.what}s: {self.summary}.",
             f"--max-bad-rows allows {limit:.0%}.",
-            "Say how to read its rows with --form NAME or --columns prompt=…,chosen=…,rejected=… (`stage3-tui validate "
-            "--help` lists the forms), fix the rows, or allow more.",
+            "Set how to read the rows with --form NAME or --columns prompt=…,chosen=…,rejected=… (`stage3-tui validate "
+            "--help` lists the forms), fix the rows, or raise --max-bad-rows.",
         )

@@ -1,4 +1,4 @@
-"""Rows of a source: a file, a folder, standard input (`-`) or a dataset on the Hub; all of it, or some splits."""
+"""Reads the rows of a file, a folder, standard input (`-`) or a dataset on the Hub, or only those of some splits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parse_split(expression: str) -> list[SplitTerm]:
         match = _SPLIT_TERM.match(part)
         if match is None:
             raise ConfigError(
-                f"--split {expression!r}: {part.strip()!r} is not a split.",
+                f"--split {expression!r}: {part.strip()!r} is not a valid split.",
                 "A split is a name with an optional slice.",
                 'Write it like "train", "test[:1000]" or "test[:1000]+train[10%:20%]".',
             )
@@ -55,37 +55,35 @@ def slice_of(term: SplitTerm, length: int) -> slice:
     return slice(bound(term.start), bound(term.stop))
 
 
-def rows_of_splits(path: Path, expression: str, given_with: str) -> Iterator[NumberedRow]:
+def rows_of_splits(path: Path, expression: str, option: str) -> Iterator[NumberedRow]:
     """The rows of some splits of a local file or folder. Raises ConfigError."""
-    for term, files in files_of_splits(path, expression, given_with):
+    for term, files in files_of_splits(path, expression, option):
         try:
             yield from _part(files, term)
         except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be read.", str(error), "Download it again, or give another file."
-            ) from error
+            raise ConfigError(f"Cannot read {path}.", str(error), "Download it again, or pass another file.") from error
 
 
-def files_of_splits(path: Path, expression: str, given_with: str) -> list[tuple[SplitTerm, list[Path]]]:
-    """The files of each split that an expression names. Raises ConfigError if one is not there."""
-    terms, files = parse_split(expression), local_splits(path, given_with)
+def files_of_splits(path: Path, expression: str, option: str) -> list[tuple[SplitTerm, list[Path]]]:
+    """The files of each split that an expression names. Raises ConfigError if one does not exist."""
+    terms, files = parse_split(expression), local_splits(path, option)
     for term in terms:
         if term.name not in files:
             raise _no_such_split(expression, term.name, str(path), files)
     return [(term, files[term.name]) for term in terms]
 
 
-def _no_such_split(expression: str, name: str, where: str, there: Iterable[str]) -> ConfigError:
-    names = sorted(there)
+def _no_such_split(expression: str, name: str, source: str, available: Iterable[str]) -> ConfigError:
+    names = sorted(available)
     return ConfigError(
-        f"--split {expression!r}: {where} has no split {name!r}.",
-        f"It has {', '.join(names)}; a single file is one split named train.",
-        f'For example --split "{names[0]}[:100]".',
+        f"--split {expression!r}: {source} has no split {name!r}.",
+        f"Its splits: {', '.join(names)}. A single file has one split, train.",
+        f'Use one of them, for example --split "{names[0]}[:100]".',
     )
 
 
 def _part(files: list[Path], term: SplitTerm) -> Iterator[NumberedRow]:
-    """If the slice depends on the number of rows, the files are read twice rather than held in memory."""
+    """The rows of one term. If its slice depends on the number of rows, the files are read twice rather than kept in memory."""
     if any(character in term.start + term.stop for character in "-%"):
         length = sum(1 for _ in rows_of_files(files))
         start, stop, _ = slice_of(term, length).indices(length)
@@ -93,22 +91,22 @@ def _part(files: list[Path], term: SplitTerm) -> Iterator[NumberedRow]:
     return islice(rows_of_files(files), int(term.start or 0), int(term.stop) if term.stop else None)
 
 
-def rows_of_source(place: Path, split: str | None = None) -> Iterator[NumberedRow]:
-    """All rows of a file, a folder or standard input; only those of `split` if it is given.
+def rows_of_source(source: Path, split: str | None = None) -> Iterator[NumberedRow]:
+    """All rows of a file, a folder or standard input, or only those of `split`.
 
     Raises OSError, ConfigError.
     """
-    if place == STDIN:
+    if source == STDIN:
         return rows_from(cast(BufferedReader, sys.stdin.buffer))
     if split is not None:
-        return rows_of_splits(place, split, "")
-    if place.is_dir():
-        return rows_of_files(file for files in local_splits(place).values() for file in files)
-    return rows_of(place)
+        return rows_of_splits(source, split, "")
+    if source.is_dir():
+        return rows_of_files(file for files in local_splits(source).values() for file in files)
+    return rows_of(source)
 
 
 def hub_rows(name: str, split: str, revision: str, token: str | None) -> Iterator[NumberedRow]:
-    """The rows of a dataset on the Hub, through its disk cache.
+    """The rows of a dataset on the Hub, read through the disk cache.
 
     Raises ConfigError if it has no such split, NetworkError, and the Hub's other errors.
     """
@@ -118,11 +116,11 @@ def hub_rows(name: str, split: str, revision: str, token: str | None) -> Iterato
         with _hub_errors(f"{name} ({split})"):
             yield from enumerate(load_dataset(**_on_hub(name, revision, token), split=split))
     except ValueError as error:  # "Unknown split", among others
-        there = hub_splits(name, revision, token)
-        unknown = [term.name for term in parse_split(split) if term.name not in there]
+        available = hub_splits(name, revision, token)
+        unknown = [term.name for term in parse_split(split) if term.name not in available]
         if not unknown:
             raise
-        raise _no_such_split(split, unknown[0], f"the dataset {name}", there) from error
+        raise _no_such_split(split, unknown[0], f"the dataset {name}", available) from error
 
 
 def hub_splits(name: str, revision: str, token: str | None) -> list[str]:
@@ -135,7 +133,7 @@ def hub_splits(name: str, revision: str, token: str | None) -> list[str]:
 
 def _on_hub(name: str, revision: str, token: str | None) -> dict[str, Any]:
     if is_offline() and (here := cached_snapshot(name, "dataset", revision)):
-        return {"path": str(here)}  # otherwise datasets takes its newest copy, whatever the revision
+        return {"path": str(here)}  # otherwise `datasets` loads its newest copy, whatever the revision
     return {"path": name, "revision": revision, "token": token}
 
 
@@ -145,7 +143,7 @@ def _hub_errors(what: str) -> Iterator[None]:
         yield
     except (ConnectionError, TimeoutError, OSError) as error:
         raise as_stage3_error(error) or NetworkError(
-            f"The dataset {what} could not be loaded.",
+            f"Cannot load the dataset {what}.",
             str(error),
-            "Check the network, or give a local file.",
+            "Check the network, or pass a local file.",
         ) from error

@@ -1,4 +1,4 @@
-"""Read a file or a pipe as plain UTF-8: decompress gzip, zstandard, bzip2 and xz, recode UTF-16 and UTF-32, end
+"""Reads a file or a pipe as plain UTF-8: decompresses gzip, zstandard, bzip2 and xz, recodes UTF-16 and UTF-32, and ends
 lines with a newline.
 """
 
@@ -17,14 +17,17 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
 from engine.core.errors import UnsafeError
-from engine.core.reading import MAX_UNFOLDING, UNFOLDS_FREELY
+from engine.core.reading import ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO
 
 PEEK_BYTES = 1 << 12
 COMPRESSED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
 
 
 def decompressed(file: BufferedReader) -> BufferedReader:
-    """The content of a compressed stream, or the stream itself. Reading damaged data raises EOFError, a bomb UnsafeError."""
+    """The content of a compressed stream, or the stream itself.
+
+    Reading raises EOFError if the data is damaged, and UnsafeError for a decompression bomb.
+    """
     for magic, opener in _OPENERS.items():
         if head(file).startswith(magic):
             packed = _Counted(file)
@@ -38,7 +41,7 @@ def without_compression_suffix(name: str) -> str:
 
 
 def head(file: BufferedReader) -> bytes:
-    """Peek at the first bytes. Raises what reading raises."""
+    """The first bytes, without consuming them. Raises what reading raises."""
     return file.peek(PEEK_BYTES)[:PEEK_BYTES]
 
 
@@ -70,7 +73,7 @@ _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 def _utf16_of(start: bytes) -> str | None:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    # Without a mark: ASCII characters with a NUL at every second byte. A run of NULs is not UTF-16.
+    # Without a byte order mark: every second byte of ASCII text is NUL. A run of NULs is not UTF-16.
     even, odd = start[0:8:2], start[1:8:2]
     if len(odd) == 4 and not any(odd) and all(even):
         return "utf-16-le"
@@ -78,7 +81,7 @@ def _utf16_of(start: bytes) -> str | None:
 
 
 def with_newlines(file: BufferedReader) -> BufferedReader:
-    """The file itself, or with newlines for carriage returns if its lines end in these alone, as on a Mac of long ago."""
+    """The file, with carriage returns replaced by newlines if its lines end in these alone, as on old Macs."""
     start = head(file)
     return io.BufferedReader(_Newlines(file)) if b"\r" in start and b"\n" not in start else file
 
@@ -97,7 +100,7 @@ class _Newlines(io.RawIOBase):
 
 
 class _Unpacked(io.RawIOBase):
-    """Wraps a decompressor, turns its various errors for damage into EOFError, and limits how far little data unfolds."""
+    """Wraps a decompressor, turns its various errors for damage into EOFError, and limits the expansion ratio."""
 
     def __init__(self, file: Any, packed: _Counted) -> None:
         self._file, self._packed = file, packed
@@ -108,17 +111,17 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            block = self._file.read1(len(buffer))  # what comes before the damage, too
+            block = self._file.read1(len(buffer))  # also returns what precedes the damage
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the disk
+                raise  # a disk error, not damage
             raise EOFError(f"the compressed data is damaged or ends here: {error}") from error
         self._unfolded += len(block)
-        if self._unfolded > max(UNFOLDS_FREELY, MAX_UNFOLDING * self._packed.count):
+        if self._unfolded > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * self._packed.count):
             raise UnsafeError(
-                f"{self._packed.count:,} bytes of compressed data unfold to more than {self._unfolded:,}.",
-                f"Texts unfold to ten times their size, and this to over {MAX_UNFOLDING} times: it would fill memory or disk.",
-                "Look at where the file comes from. If it is meant, unpack it yourself and give what is in it.",
+                f"{self._packed.count:,} bytes of compressed data expand to more than {self._unfolded:,}.",
+                f"Text expands about tenfold, this file over {MAX_DECOMPRESSION_RATIO}-fold: it would fill the memory or the disk.",
+                "Check where the file comes from. If it is intended, unpack it yourself and pass its contents.",
             )
         buffer[: len(block)] = block
         return len(block)
@@ -142,7 +145,7 @@ class _Counted(io.RawIOBase):
 
 
 class _Recoded(io.RawIOBase):
-    """Recodes text to UTF-8. Half a character is passed through, so that its line is reported as damaged."""
+    """Recodes text to UTF-8. A lone surrogate is passed through, so that its line is reported as damaged."""
 
     def __init__(self, file: BinaryIO, encoding: str) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Batches of Parquet and Arrow tables. pyarrow is C++: it checks what a file says only if it is asked to, and can crash."""
+"""Reads batches of Parquet and Arrow tables. pyarrow is C++: it validates a file only on request, and can crash on a bad one."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from engine.process.first_look import first_look, given_file
+from engine.process.crash_check import check_in_child, checked_file
 
 MAX_SURVEY_SECONDS = 10.0
-"""How long the first look reads on in a large table."""
+"""How long the first look reads a large table."""
 PARQUET, ARROW = b"PAR1", b"ARROW1"
 ROWS_PER_BATCH = 256
 """Rows of Parquet and Arrow held in memory."""
 BUFFER = 1 << 18
-"""Bytes read at once: pyarrow's `pre_buffer` would hold a whole row group."""
+"""Bytes read at once. pyarrow's `pre_buffer` would keep an entire row group in memory."""
 
 
 def look_at_table(file: BinaryIO, name: str) -> None:
-    """Raises UnsafeError if reading the table crashes or hangs (`engine.process.first_look`)."""
-    first_look(
+    """Raises UnsafeError if reading the table crashes or hangs (`engine.process.crash_check`)."""
+    check_in_child(
         __name__,
         "pyarrow.parquet",
         file,
         name,
-        mend="Look at where it comes from. What pyarrow cannot read, its writer may: export it as JSON lines, and give those.",
+        remedy="Check where it comes from. The program that wrote it may still read it: export it as JSON lines, and pass those.",
     )
 
 
-def look() -> None:
-    """In the child: decode all columns as far as the time reaches."""
+def crash_check() -> None:
+    """In the child: decode all columns until the time is up."""
     end = time.monotonic() + MAX_SURVEY_SECONDS
-    with given_file() as file:
+    with checked_file() as file:
         is_parquet = file.peek(len(PARQUET)).startswith(PARQUET)
         for batch in _parquet(file) if is_parquet else arrow_batches(file):
             batch.validate(full=True)
@@ -40,26 +40,28 @@ def look() -> None:
 
 
 def _parquet(file: BinaryIO) -> Iterator[Any]:
-    """Texts that rows name again and again are not copied for each of them."""
-    facts = parquet_file(file).metadata
-    packed = {
-        name for group in range(facts.num_row_groups) for name in columns_with_dictionaries(facts.row_group(group))
+    """The batches of a Parquet file. Dictionary texts are not copied for each row that refers to them."""
+    metadata = parquet_file(file).metadata
+    columns = {
+        name
+        for group in range(metadata.num_row_groups)
+        for name in columns_with_dictionaries(metadata.row_group(group))
     }
-    table = parquet_file(file, read_dictionary=sorted(packed))
+    table = parquet_file(file, read_dictionary=sorted(columns))
     yield from table.iter_batches(batch_size=ROWS_PER_BATCH, use_threads=False)
 
 
 def columns_with_dictionaries(group: Any) -> list[str]:
-    """Paths of the columns of a row group whose texts are stored once, and named by their rows."""
+    """Paths of the dictionary-encoded columns of a row group, whose texts are stored once and referred to by rows."""
     columns = (group.column(number) for number in range(group.num_columns))
     return [column.path_in_schema for column in columns if column.has_dictionary_page]
 
 
-def parquet_file(source: Any, **more: Any) -> Any:
+def parquet_file(source: Any, **options: Any) -> Any:
     """pyarrow's ParquetFile, with small buffers."""
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER, **more)
+    return pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER, **options)
 
 
 def arrow_batches(source: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Check the values of a row: strings can be encoded, numbers are finite, messages have a known role."""
+"""Checks the values of a row: strings can be encoded, numbers are finite, messages have a known role."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.pairs.data.hashes import hash_of
 Row = dict[str, Any]
 
 MAX_NAME_CHARACTERS = 200
-"""Limit for a status or a principle's id. They are counted by name, so a file must not make them huge."""
+"""Limit for a status or a principle's id. They are counted by name, so a file must not make them long."""
 
 ROLES = {
     "user": "user", "human": "user", "prompter": "user", "customer": "user",
@@ -34,19 +34,19 @@ def text_in(row: Row, key: str) -> str:
 
 
 def check_text(text: str, key: str) -> None:
-    """A lone surrogate is valid JSON, but no tokenizer or file accepts it."""
+    """Raises ValueError for a lone surrogate: valid in JSON, but no tokenizer or file accepts it."""
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{key} has half a character (\\u{ord(text[error.start]):04x}) in it") from None
+            raise ValueError(f"{key} contains a lone surrogate (\\u{ord(text[error.start]):04x})") from None
 
 
 def refuse_pictures(row: Row) -> None:
-    """Raises ValueError for a row that goes with pictures, sounds or films: its texts are about what the model would not get."""
+    """Raises ValueError for a row with images, audio or video: its texts are about something the model does not get."""
     found = next((name for name in ("images", "image", "videos", "video", "audios", "audio") if row.get(name)), None)
     if found is not None:
-        raise ValueError(f"it goes with what is no text, in its column {found}")
+        raise ValueError(f"it belongs to an image, audio or video, in its column {found}")
 
 
 def messages_in(value: Any, key: str) -> Conversation:
@@ -64,8 +64,8 @@ def _in_turns(messages: list[Any]) -> list[Any]:
     """Capybara's objects with `input` and `output` hold two turns each."""
     if not all(isinstance(each, dict) and {"input", "output"} <= each.keys() for each in messages):
         return messages
-    asked_and_said = (("user", "input"), ("assistant", "output"))
-    return [{"role": role, "content": each[key]} for each in messages for role, key in asked_and_said]
+    turns = (("user", "input"), ("assistant", "output"))
+    return [{"role": role, "content": each[key]} for each in messages for role, key in turns]
 
 
 def _message(message: Any, where: str) -> ChatMessage:
@@ -79,7 +79,7 @@ def _message(message: Any, where: str) -> ChatMessage:
     content = next((message[key] for key in _CONTENT_KEYS if message.get(key) is not None), None)
     text = _joined(content, where) if isinstance(content, list) else content
     if not isinstance(text, str):
-        raise TypeError(f"{where} has no content that is a string")
+        raise TypeError(f"{where} has no text content")
     check_text(text, where)
     return ChatMessage(role=ROLES[role.casefold()], content=text)
 
@@ -115,11 +115,11 @@ def score_in(row: Row, key: str) -> float | None:
 
 
 _DECIMAL_COMMA = re.compile(r"^(\s*[-+]?\d+),(\d{1,2}\s*)$")
-"""Three digits behind a comma may be thousands."""
+"""Three digits after a comma may be thousands."""
 
 
 def number_in(value: Any, key: str) -> float:
-    """A number, or a string that holds one; `8,5` as spreadsheets of half of Europe write it."""
+    """A number, or a string that holds one; with a decimal comma, too (`8,5`)."""
     if isinstance(value, str):
         try:
             value = float(_DECIMAL_COMMA.sub(r"\1.\2", value))
@@ -141,7 +141,7 @@ def finite(value: float, key: str) -> float:
 
 
 def id_of(messages: Conversation, *replies: str) -> str:
-    """An id from the content, for files whose own ids are not ours: equal ids mean equal rows."""
+    """An id made from the content, for files without ids of ours: equal ids mean equal rows."""
     return f"{hash_of(*[message['content'] for message in messages], *replies):016x}"
 
 

@@ -1,7 +1,7 @@
-"""The batch plan, written before the first batch, so that a killed run makes the same batches again.
+"""The batch plan, written before the first batch, so that a run that was killed makes the same batches again.
 
-The shape of a batch may change the last bits of a row's logits, and so its text. Batches are therefore cut from the prompts
-that were missing when the set was started, not from those missing when a process starts.
+The shape of a batch may change the last bits of a row's logits, and with them its text. Batches are therefore cut from the
+prompts that were missing when the set was started, not from those that are missing when a process starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.storage.documents import read_json_or_none
 from engine.storage.files import sha256_of_json, write_json
 
 LARGEST_BATCH = 1 << 20
-"""Prompts; no machine makes as many side by side, and a larger number in a file is damage."""
+"""In prompts. No machine generates that many at once, so a larger number in the file means damage."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class BatchPlan:
         write_json(path, asdict(self))
 
 
-def key_of_plan(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
+def plan_key(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
     return sha256_of_json([identity.settings, identity.max_prompt_tokens, [prompt.id for prompt in prompts]])
 
 
 def read_plan(path: Path, made_for: str) -> BatchPlan | None:
-    """The saved plan for this set of prompts; None if there is none that can be used."""
+    """The saved plan for this set of prompts; None if there is no usable one."""
     plan = read_json_or_none(path, BatchPlan)
     return plan if plan is not None and plan.made_for == made_for else None
 

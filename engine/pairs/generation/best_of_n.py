@@ -15,7 +15,7 @@ from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import count_of, refusal_of, server_words
+from engine.pairs.generation.critique_revision import count_of, server_failure, server_message
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, Judge
@@ -24,27 +24,27 @@ from engine.pairs.principles.constitution import Principle
 from engine.run.stop import StopToken
 
 NO_DIFFERENCE = "no draft better"
-"""The judge scores all drafts equal, or cannot score them."""
+"""The judge scored all drafts the same, or could not score them."""
 
 
 @dataclass(frozen=True)
-class Drafted:
+class PromptDrafts:
     """One prompt with its drafts."""
 
     prompt: Prompt
     principle: Principle
-    """The principle for judges that ask with one."""
+    """For judges that compare by a principle."""
     drafts: tuple[Reply, ...]
 
     @property
     def usable(self) -> list[Reply]:
         """The usable drafts, without duplicates."""
-        found = {detectors.canonical(draft.text): draft for draft in self.drafts if not _fault(self.prompt, draft)}
-        return list(found.values())
+        distinct = {detectors.canonical(draft.text): draft for draft in self.drafts if not _fault(self.prompt, draft)}
+        return list(distinct.values())
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Each usable draft against the first one."""
+        """Each usable draft compared with the first one."""
         usable = self.usable
         return [
             Comparison(f"{self.prompt.id}:{n}", self.prompt.messages, usable[0].text, other.text, self.principle.id)
@@ -61,19 +61,19 @@ def make_records(
         yield f"{count_of(prompts, 'draft')} ({number + 1} of {settings.num_drafts})"
         seeds = [seed_of(settings.seed, prompt.id, "draft", number) for prompt in prompts]
         rounds.append(backend.reply([prompt.messages for prompt in prompts], settings.sampling, seeds))
-    drafted = [
-        Drafted(prompt, _principle(prompt, settings), drafts)
+    candidates = [
+        PromptDrafts(prompt, _principle(prompt, settings), drafts)
         for prompt, drafts in zip(prompts, zip(*rounds, strict=True), strict=True)
     ]
-    comparisons = [comparison for each in drafted for comparison in each.comparisons]
+    comparisons = [comparison for candidate in candidates for comparison in candidate.comparisons]
     yield count_of(comparisons, "comparison")
     gains = {
-        comparison.id: given.second - given.first
+        comparison.id: scores.second - scores.first
         for batch in score_in_batches(judge, comparisons, stop)
-        for comparison, given in batch
-        if given.first is not None and given.second is not None
+        for comparison, scores in batch
+        if scores.first is not None and scores.second is not None
     }
-    return [_record(each, gains) for each in drafted]
+    return [_record(candidate, gains) for candidate in candidates]
 
 
 def _principle(prompt: Prompt, settings: GenerationSettings) -> Principle:
@@ -81,44 +81,44 @@ def _principle(prompt: Prompt, settings: GenerationSettings) -> Principle:
 
 
 def _fault(prompt: Prompt, draft: Reply) -> str:
-    if refused := refusal_of(draft):
-        return refused
-    found = detectors.reply_reasons(prompt.text, draft.text, finished=draft.finished)
-    return found[0] if found else ""
+    if failure := server_failure(draft):
+        return failure
+    reasons = detectors.reply_reasons(prompt.text, draft.text, finished=draft.finished)
+    return reasons[0] if reasons else ""
 
 
-def _ordered(each: Drafted, gains: Mapping[str, float]) -> tuple[Reply, Reply, str]:
-    """(worst, best, `ok` or why they are no pair)."""
-    usable = each.usable
+def _worst_and_best(candidate: PromptDrafts, gains: Mapping[str, float]) -> tuple[Reply, Reply, str]:
+    """(worst, best, `ok` or why they do not make a pair)."""
+    usable = candidate.usable
     if len(usable) < 2:
-        # All drafts are the same, or at most one is usable: report the last fault.
-        faults = [_fault(each.prompt, draft) for draft in each.drafts]
-        why = next((fault for fault in reversed(faults) if fault), detectors.IDENTICAL)
-        return each.drafts[0], each.drafts[-1], EMPTY_DRAFT if why == detectors.EMPTY else why
+        # All drafts are the same, or at most one is usable. Report the last fault.
+        faults = [_fault(candidate.prompt, draft) for draft in candidate.drafts]
+        status = next((fault for fault in reversed(faults) if fault), detectors.IDENTICAL)
+        return candidate.drafts[0], candidate.drafts[-1], EMPTY_DRAFT if status == detectors.EMPTY else status
     scored = [(0.0, usable[0])] + [
         (gains[comparison.id], draft)
-        for comparison, draft in zip(each.comparisons, usable[1:], strict=True)
+        for comparison, draft in zip(candidate.comparisons, usable[1:], strict=True)
         if comparison.id in gains
     ]
     gain_of_worst, worst = min(scored, key=lambda row: row[0])
     gain_of_best, best = max(scored, key=lambda row: row[0])
     if gain_of_best <= gain_of_worst:
         return usable[0], usable[1], NO_DIFFERENCE
-    found = detectors.reasons(each.prompt.text, worst.text, best.text, finished=best.finished)
-    return worst, best, found[0] if found else OK
+    reasons = detectors.reasons(candidate.prompt.text, worst.text, best.text, finished=best.finished)
+    return worst, best, reasons[0] if reasons else OK
 
 
-def _record(each: Drafted, gains: Mapping[str, float]) -> PairRecord:
-    worst, best, status = _ordered(each, gains)
+def _record(candidate: PromptDrafts, gains: Mapping[str, float]) -> PairRecord:
+    worst, best, status = _worst_and_best(candidate, gains)
     return PairRecord(
-        id=each.prompt.id,
-        prompt=each.prompt.text,
-        messages=each.prompt.messages,
+        id=candidate.prompt.id,
+        prompt=candidate.prompt.text,
+        messages=candidate.prompt.messages,
         base_response=worst.text,
         revised_response=best.text,
-        critic_notes="" if status == OK else server_words(*each.drafts),
-        principle_ids=(each.principle.id,),
-        made_by=(each.principle.id,) if status == OK else (),
+        critic_notes="" if status == OK else server_message(*candidate.drafts),
+        principle_ids=(candidate.principle.id,),
+        made_by=(candidate.principle.id,) if status == OK else (),
         attempts=1,
         status=status,
         finish={

@@ -1,7 +1,7 @@
 """--method contrast: answer the same prompt as an assistant that follows a principle (chosen) and as one that does the opposite.
 
-Yang et al. 2023, "RLCD: Reinforcement Learning from Contrastive Distillation". How the answers were asked for decides which is
-better, so the policy need not be able to criticise itself.
+Yang et al. 2023, "RLCD: Reinforcement Learning from Contrastive Distillation". The system message of an answer decides which
+one is better, so the policy need not be able to criticise itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import count_of, refusal_of, server_words
+from engine.pairs.generation.critique_revision import count_of, server_failure, server_message
 from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
@@ -45,8 +45,8 @@ class ContrastInProgress:
 def make_records(
     prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings
 ) -> Generator[str, None, list[PairRecord]]:
-    """The records of one batch, in the order of `prompts`. Yields each step as it begins. Failed prompts are retried under
-    another principle.
+    """The records of one batch, in the order of `prompts`. Yields each step as it begins. Retries failed prompts under another
+    principle.
     """
     pairs = [ContrastInProgress(prompt) for prompt in prompts]
     for attempt in range(settings.max_attempts):
@@ -62,31 +62,33 @@ def _try(
     principles = [_draw_principle(pair, attempt, settings) for pair in pairs]
 
     def answers(personas: Sequence[str], step: str) -> list[Reply]:
-        asked = [with_persona(pair.prompt.messages, one) for pair, one in zip(pairs, personas, strict=True)]
+        conversations = [
+            with_persona(pair.prompt.messages, persona) for pair, persona in zip(pairs, personas, strict=True)
+        ]
         seeds = [seed_of(settings.seed, pair.prompt.id, step, attempt) for pair in pairs]
-        return backend.reply(asked, settings.sampling, seeds)
+        return backend.reply(conversations, settings.sampling, seeds)
 
     yield count_of(pairs, "chosen answer")
-    chosen = answers([principle.followed for principle in principles], "chosen")
+    chosen = answers([principle.chosen_system for principle in principles], "chosen")
     yield count_of(pairs, "rejected answer")
-    rejected = answers([principle.contrary for principle in principles], "rejected")
+    rejected = answers([principle.rejected_system for principle in principles], "rejected")
     for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
         pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, principle, better, worse)))
 
 
 def _draw_principle(pair: ContrastInProgress, attempt: int, settings: GenerationSettings) -> Principle:
-    """Draw a principle that this prompt has not had yet, while there is one."""
-    used = tuple(tried.principle.id for tried in pair.attempts)
+    """Draw a principle that this prompt has not used yet, if any is left."""
+    used = tuple(earlier.principle.id for earlier in pair.attempts)
     return settings.constitution.draw(Random(seed_of(settings.seed, pair.prompt.id, "principle", attempt)), avoid=used)
 
 
 def _fault(prompt: Prompt, principle: Principle, chosen: Reply, rejected: Reply) -> str:
-    refused = refusal_of(chosen) or refusal_of(rejected)
-    if refused or not rejected.text:
-        return refused or EMPTY_DRAFT
-    asked = (principle.followed,)
-    found = detectors.reasons(prompt.text, rejected.text, chosen.text, finished=chosen.finished, requests=asked)
-    return found[0] if found else OK
+    failure = server_failure(chosen) or server_failure(rejected)
+    if failure or not rejected.text:
+        return failure or EMPTY_DRAFT
+    requests = (principle.chosen_system,)
+    reasons = detectors.reasons(prompt.text, rejected.text, chosen.text, finished=chosen.finished, requests=requests)
+    return reasons[0] if reasons else OK
 
 
 def _record(pair: ContrastInProgress) -> PairRecord:
@@ -98,8 +100,8 @@ def _record(pair: ContrastInProgress) -> PairRecord:
         messages=pair.prompt.messages,
         base_response=last.rejected.text,
         revised_response=last.chosen.text,
-        critic_notes="" if last.fault == OK else server_words(last.chosen, last.rejected),
-        principle_ids=tuple(tried.principle.id for tried in pair.attempts),
+        critic_notes="" if last.fault == OK else server_message(last.chosen, last.rejected),
+        principle_ids=tuple(attempt.principle.id for attempt in pair.attempts),
         made_by=(last.principle.id,) if last.fault == OK else (),
         attempts=len(pair.attempts),
         status=last.fault,

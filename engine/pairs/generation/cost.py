@@ -9,11 +9,11 @@ from engine.core.config import Stage3Config
 REPLIES_PER_ROUND = 2
 """Critique and revision; the draft precedes the first round."""
 PROMPT_READS_PER_ROUND = 0.5
-"""As a fraction of the prompt's length: the two requests of a round. The KV cache keeps everything before them."""
+"""Tokens read for the two requests of a round, as a fraction of the prompt's length. The KV cache holds everything before them."""
 
 
 def replies_per_pair(config: Stage3Config, attempts: int | None = None) -> int:
-    """Replies generated for a pair in this many attempts; by default the minimum."""
+    """Replies generated for a pair in `attempts` attempts, by default in as few as possible."""
     if attempts is None:
         attempts = config.rounds if config.method == "critique-revision" else 1
     match config.method:
@@ -26,7 +26,7 @@ def replies_per_pair(config: Stage3Config, attempts: int | None = None) -> int:
 
 
 def expected_prompts(config: Stage3Config, usable_share: float = 1.0) -> int:
-    """Prompts the run needs: --num-examples, or what --target-pairs needs at this share of usable pairs."""
+    """Prompts that the run needs: --num-examples, or what --target-pairs takes at this share of usable pairs."""
     if config.target_pairs is None:
         return config.num_examples
     return ceil(config.target_pairs / max(usable_share, config.min_usable_share, 0.01))

@@ -1,7 +1,7 @@
 """--method critique-revision: draft, critique and revision of a batch of prompts, with retries under another principle.
 
 Every random draw (principle, sampling) has its own seed, made from the run's seed, the prompt's id, the step and the attempt;
-batches depend on the prompts alone. So a run that was killed and restarted makes the same records.
+batches depend on the prompts alone. A run that was killed and restarted therefore makes the same records.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class PairInProgress:
 
     @property
     def last(self) -> Attempt | None:
-        """The tried that the record tells of: the last one that succeeded, else the last one."""
-        done = self.rounds or self.attempts
-        return done[-1] if done else None
+        """The attempt that the record describes: the last successful one, else the last one."""
+        candidates = self.rounds or self.attempts
+        return candidates[-1] if candidates else None
 
     @property
     def status(self) -> str:
-        if refusal_of(self.draft):
-            return refusal_of(self.draft)
+        if server_failure(self.draft):
+            return server_failure(self.draft)
         if not self.draft.text:
             return EMPTY_DRAFT
         return self.last.fault if self.last else ""
@@ -100,15 +100,15 @@ def make_records(
     return [_record(pair) for pair in pairs]
 
 
-def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
-    """The record of a prompt that is too long to be given to the model."""
+def too_long_record(prompt: Prompt, tokens: int, limit: int) -> PairRecord:
+    """The record of a prompt that is too long for the model."""
     return PairRecord(
         id=prompt.id,
         prompt=prompt.text,
         messages=prompt.messages,
         base_response="",
         revised_response="",
-        critic_notes=f"{tokens} tokens; the limit is {most}",
+        critic_notes=f"{tokens} tokens; the limit is {limit}",
         principle_ids=(),
         attempts=0,
         status=detectors.PROMPT_TOO_LONG,
@@ -119,8 +119,8 @@ def count_of(items: Sequence[object], noun: str) -> str:
     return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
 
 
-def refusal_of(reply: Reply) -> str:
-    """Why the server gave no reply; empty if it did."""
+def server_failure(reply: Reply) -> str:
+    """Why the server sent no reply; empty if it did."""
     if isinstance(reply, RefusedReply):
         if reply.failed:
             return FAILED_ON_SERVER
@@ -128,8 +128,8 @@ def refusal_of(reply: Reply) -> str:
     return ""
 
 
-def server_words(*replies: Reply) -> str:
-    """What the server said instead of the first reply that it did not give; empty if it gave all."""
+def server_message(*replies: Reply) -> str:
+    """The server's message for the first missing reply; empty if none is missing."""
     return next((reply.reason for reply in replies if isinstance(reply, RefusedReply)), "")
 
 
@@ -157,23 +157,23 @@ def _try(
         [seed_of(settings.seed, pair.prompt.id, "revision", attempt) for pair in pairs],
     )
     for pair, principle, critique, revision in zip(pairs, principles, critiques, revisions, strict=True):
-        tried = Attempt(principle, critique, revision, _fault(pair, principle, critique, revision))
-        pair.attempts.append(tried)
-        if tried.fault == OK:
-            pair.rounds.append(tried)
+        made = Attempt(principle, critique, revision, _fault(pair, principle, critique, revision))
+        pair.attempts.append(made)
+        if made.fault == OK:
+            pair.rounds.append(made)
 
 
 def _draw_principle(pair: PairInProgress, attempt: int, settings: GenerationSettings) -> Principle:
-    """Draw a principle that this prompt has not had yet, while there is one."""
-    used = tuple(tried.principle.id for tried in pair.attempts)
+    """Draw a principle that this prompt has not used yet, if any is left."""
+    used = tuple(earlier.principle.id for earlier in pair.attempts)
     return settings.constitution.draw(Random(seed_of(settings.seed, pair.prompt.id, "principle", attempt)), avoid=used)
 
 
 def _fault(pair: PairInProgress, principle: Principle, critique: Reply, revision: Reply) -> str:
-    refused = refusal_of(critique) or refusal_of(revision)
-    if refused:
-        return refused
-    found = detectors.reasons(
+    failure = server_failure(critique) or server_failure(revision)
+    if failure:
+        return failure
+    reasons = detectors.reasons(
         pair.prompt.text,
         pair.draft.text,
         revision.text,
@@ -181,9 +181,9 @@ def _fault(pair: PairInProgress, principle: Principle, critique: Reply, revision
         critique=critique.text,
         requests=(principle.critique_request, principle.revision_request),
     )
-    if not found and detectors.canonical(revision.text) == detectors.canonical(pair.text):
+    if not reasons and detectors.canonical(revision.text) == detectors.canonical(pair.text):
         return detectors.IDENTICAL  # to the previous round's revision
-    return found[0] if found else OK
+    return reasons[0] if reasons else OK
 
 
 def _record(pair: PairInProgress) -> PairRecord:
@@ -191,16 +191,16 @@ def _record(pair: PairInProgress) -> PairRecord:
     steps: dict[str, Reply] = {"draft": pair.draft}
     if last is not None:
         steps |= {"critique": last.critique, "revision": last.revision}
-    refused = "" if pair.status == OK else server_words(*steps.values())
+    message = "" if pair.status == OK else server_message(*steps.values())
     return PairRecord(
         id=pair.prompt.id,
         prompt=pair.prompt.text,
         messages=pair.prompt.messages,
         base_response=pair.draft.text,
         revised_response=last.revision.text if last else "",
-        critic_notes=refused or (last.critique.text if last else ""),
-        principle_ids=tuple(tried.principle.id for tried in pair.attempts),
-        made_by=tuple(tried.principle.id for tried in pair.rounds),
+        critic_notes=message or (last.critique.text if last else ""),
+        principle_ids=tuple(attempt.principle.id for attempt in pair.attempts),
+        made_by=tuple(attempt.principle.id for attempt in pair.rounds),
         attempts=len(pair.attempts),
         status=pair.status,
         finish={step: "stopped" if reply.finished else "cut off" for step, reply in steps.items()},

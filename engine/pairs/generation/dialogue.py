@@ -1,8 +1,8 @@
-"""The conversations that ask for draft, critique and revision, or for an answer in a role.
+"""The conversations that ask for a draft, a critique and a revision, or for an answer in a role.
 
-Each of the three is a separate generation that sees the whole conversation so far, through the model's own chat template; no
-tagged answer has to be parsed. Worked examples come first and are the same for every prompt, so that a backend reads them
-only once.
+Each of the three is generated separately from the whole conversation so far, through the model's own chat template, so no
+tagged output has to be parsed. Worked examples come first and are the same for every prompt, so a backend reads them only
+once.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def revision_prompt(
 
 
 def with_persona(conversation: Conversation, persona: str) -> Conversation:
-    """The conversation with `persona` as its system message, in front of an existing one.
+    """The conversation with `persona` as its system message, put before the text of an existing one.
 
-    The two answers of a contrast differ by it alone (Yang et al. 2023, RLCD, section 3). If it follows the question as a rule
-    instead, small models talk about the rule.
+    The two answers of a contrast differ only in the persona (Yang et al. 2023, RLCD, section 3). If it came after the question,
+    as a rule, small models would talk about the rule.
     """
     if conversation[0]["role"] == "system":
         first, *conversation = conversation

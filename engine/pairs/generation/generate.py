@@ -21,8 +21,8 @@ from engine.models.backend import ModelSizes
 from engine.models.server.errors import too_many_failed
 from engine.pairs.data.record import FAILED_ON_SERVER, OK, PairRecord
 from engine.pairs.detectors import PROMPT_TOO_LONG
-from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
-from engine.pairs.generation.critique_revision import plan_batches, too_long
+from engine.pairs.generation.batch_plan import BatchPlan, plan_key, prompts_to_make, read_plan
+from engine.pairs.generation.critique_revision import plan_batches, too_long_record
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.methods import MakeBatches
 from engine.pairs.generation.prompts import Prompt
@@ -153,7 +153,7 @@ def set_aside_outdated(
             return ""  # of the pilot: what it does not have is made again
         prompt = wanted.get(str(record.get("id")))
         total += 1
-        others += prompt is None or not identity.is_of(prompt, record)
+        others += prompt is None or not identity.matches(prompt, record)
         failed += record.get("status") == FAILED_ON_SERVER
     again = too_many_failed(failed, total, max_failed_share)
     if not others and not again:
@@ -182,14 +182,14 @@ def reuse_records(
     """Copy the valid records of other sets of this run. Returns how many records the set then has."""
     recorded = open_set.recorded
     missing = {prompt.id: prompt for prompt in prompts if prompt.id not in recorded.ids}
-    for data in reusable_records(open_set.run, missing, identity, but_not=open_set.files.pairs):
+    for data in reusable_records(open_set.run, missing, identity, excluding=open_set.files.pairs):
         yield open_set.acknowledge(PairRecord(**data))
         stop.raise_if_requested()
     return recorded.total
 
 
 @dataclass(frozen=True)
-class Maker:
+class GenerationInputs:
     """Everything needed to generate records."""
 
     config: Stage3Config
@@ -206,29 +206,29 @@ InterimCheck = Callable[[Recorded], None]
 
 def generate_pairs(
     prompts: Sequence[Prompt],
-    maker: Maker,
+    inputs: GenerationInputs,
     open_set: OpenSet,
     check: InterimCheck = lambda recorded: None,
 ) -> Iterator[Event]:
     """Generate the missing records. A batch with some records missing is generated whole, because the shape of a batch may affect
     a row's text; existing records stay unchanged.
     """
-    backend, identity, recorded = maker.backend, maker.identity, open_set.recorded
+    backend, identity, recorded = inputs.backend, inputs.identity, open_set.recorded
     clock = ProgressMeter(recorded.total, len(prompts))
     yield clock.progress(recorded, backend)
     lengths = [backend.length(prompt.messages) for prompt in prompts]
-    beside = maker.settings.tokens_beside_prompt(backend)
-    most = longest_prompt(maker.config.max_prompt_tokens, backend.context_length, beside)
+    beside = inputs.settings.overhead_tokens(backend)
+    most = longest_prompt(inputs.config.max_prompt_tokens, backend.context_length, beside)
     for prompt, length in zip(prompts, lengths, strict=True):
         if length > most and prompt.id not in recorded.ids:
-            record = replace(too_long(prompt, length, most), method=maker.settings.method)
+            record = replace(too_long_record(prompt, length, most), method=inputs.settings.method)
             yield open_set.acknowledge(replace(record, made_with=identity.key_of_too_long(prompt)))
     tokens = {prompt.id: length for prompt, length in zip(prompts, lengths, strict=True) if length <= most}
     fitting = [prompt for prompt in prompts if prompt.id in tokens]
     if all(prompt.id in recorded.ids for prompt in fitting):
         return
-    made_for = key_of_plan(prompts, identity)
-    plan = _batch_plan(maker, open_set, made_for, max(tokens.values()) + beside)
+    made_for = plan_key(prompts, identity)
+    plan = _batch_plan(inputs, open_set, made_for, max(tokens.values()) + beside)
     to_make = prompts_to_make(fitting, recorded.ids, plan)
     check(recorded)
     batches = [
@@ -236,7 +236,7 @@ def generate_pairs(
         for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size)
         if not all(prompt.id in recorded.ids for prompt in batch)
     ]
-    for told in maker.make(batches):
+    for told in inputs.make(batches):
         if isinstance(told, Event):
             yield told
             continue
@@ -248,14 +248,14 @@ def generate_pairs(
                 key = identity.key(batch_prompt)
                 yield open_set.acknowledge(replace(made, made_with=key, prompt_tokens=tokens[made.id]))
         yield clock.progress(recorded, backend)
-        maker.stop.raise_if_requested()
-        require_few_failures(recorded, maker.config)
+        inputs.stop.raise_if_requested()
+        require_few_failures(recorded, inputs.config)
         check(recorded)
 
 
 def generate_until(
     prompts: Sequence[Prompt],
-    maker: Maker,
+    inputs: GenerationInputs,
     open_set: OpenSet,
     target: int,
     check: InterimCheck = lambda recorded: None,
@@ -266,7 +266,7 @@ def generate_until(
     records of earlier rounds, so a killed run draws the same prompts again.
     """
     for drawn in draws(prompts, open_set.recorded, target):
-        yield from generate_pairs(prompts[:drawn], maker, open_set, check)
+        yield from generate_pairs(prompts[:drawn], inputs, open_set, check)
 
 
 def draws(prompts: Sequence[Prompt], recorded: Recorded, target: int) -> Iterator[int]:
@@ -319,15 +319,15 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
     return min(max_prompt_tokens, context_length - beside)
 
 
-def _batch_plan(maker: Maker, open_set: OpenSet, made_for: str, longest: int) -> BatchPlan:
+def _batch_plan(inputs: GenerationInputs, open_set: OpenSet, made_for: str, longest: int) -> BatchPlan:
     """The plan that an earlier start saved for this set, else a new one. A new batch size also needs a new plan, because batches
     of that size could mix prompts with and without records.
     """
-    path, given = open_set.run / open_set.files.plan, maker.config.generation_batch_size
+    path, given = open_set.run / open_set.files.plan, inputs.config.generation_batch_size
     found = read_plan(path, made_for)
     if found is not None and given in (None, found.batch_size):
         return found
-    plan = BatchPlan(made_for, open_set.recorded.total, given or maker.backend.batch_size(longest), longest)
+    plan = BatchPlan(made_for, open_set.recorded.total, given or inputs.backend.batch_size(longest), longest)
     plan.write(path)
     return plan
 

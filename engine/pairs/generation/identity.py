@@ -47,13 +47,13 @@ class RecordIdentity:
         """The key of a prompt's "too long" record, which also depends on the limit."""
         return sha256_of_json([self.settings, prompt.id, self.max_prompt_tokens])[:32]
 
-    def matches(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
+    def can_reuse(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
         """Whether the run would make this same record now, wherever it was made. At a prompt on which a server failed it may do
         better in another set.
         """
-        return record.get("status") != FAILED_ON_SERVER and self.is_of(prompt, record)
+        return record.get("status") != FAILED_ON_SERVER and self.matches(prompt, record)
 
-    def is_of(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
+    def matches(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
         """Whether the record was made from this prompt with these settings."""
         if record.get("status") == PROMPT_TOO_LONG:
             return record.get("made_with") == self.key_of_too_long(prompt)

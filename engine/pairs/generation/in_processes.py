@@ -29,7 +29,7 @@ KIND = "pairs"
 
 
 @dataclass
-class ModelsElsewhere:
+class WorkerModels:
     """The model that each of the processes has loaded, as this one knows it: a `ModelSizes`."""
 
     pool: WorkerPool
@@ -57,12 +57,12 @@ class ModelsElsewhere:
 class MakeInProcesses:
     """A `MakeBatches`. What an earlier start's processes left in their files is not made again."""
 
-    models: ModelsElsewhere
+    models: WorkerModels
     run: Run
     identity: RecordIdentity
 
     def __call__(self, batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
-        left = _left(self.run, self.identity, batches)
+        left = _earlier_records(self.run, self.identity, batches)
         for told in distribute(self.models.pool, batches, lambda prompt: left.get(prompt.id), self._task):
             if not isinstance(told, FinishedBatch):
                 yield told
@@ -75,11 +75,11 @@ class MakeInProcesses:
         return {"prompts": [vars(prompt) for prompt in batch], "made with": made_with}
 
 
-def after_processes(make: MakeBatches, run: Run, identity: RecordIdentity) -> MakeBatches:
+def reuse_earlier_records(make: MakeBatches, run: Run, identity: RecordIdentity) -> MakeBatches:
     """One process that goes on after several: what they left in their files is not made again."""
 
     def make_batches(batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
-        left = _left(run, identity, batches)
+        left = _earlier_records(run, identity, batches)
         for batch in batches:
             if all(prompt.id in left for prompt in batch):
                 yield [(prompt, PairRecord(**left[prompt.id])) for prompt in batch]
@@ -89,17 +89,17 @@ def after_processes(make: MakeBatches, run: Run, identity: RecordIdentity) -> Ma
     return make_batches
 
 
-def _left(run: Run, identity: RecordIdentity, batches: Sequence[Batch]) -> dict[str, dict[str, Any]]:
+def _earlier_records(run: Run, identity: RecordIdentity, batches: Sequence[Batch]) -> dict[str, dict[str, Any]]:
     """The records that processes of an earlier start left, by id."""
     wanted = {prompt.id: prompt for batch in batches for prompt in batch}
     return {
         row["id"]: row
         for row in earlier_rows(run, KIND)
-        if (prompt := wanted.get(str(row.get("id")))) is not None and identity.matches(prompt, row)
+        if (prompt := wanted.get(str(row.get("id")))) is not None and identity.can_reuse(prompt, row)
     }
 
 
-def work_of(make: MakeRecords, backend: Any) -> Work:
+def task_handler(make: MakeRecords, backend: Any) -> Work:
     """What each of the processes does with a task.
 
     backend   the model's, whose tokens are counted

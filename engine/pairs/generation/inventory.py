@@ -19,7 +19,7 @@ from engine.storage.jsonl import BadLine, read_jsonl
 class Inventory:
     kept: int
     """Valid records in `pairs.jsonl`."""
-    taken_over: int
+    reused: int
     """Valid records in earlier sets."""
     missing: int
     """A lower bound with `--target-pairs`, which depends on how many turn out usable."""
@@ -27,37 +27,39 @@ class Inventory:
     """The number of usable pairs wanted, if `missing` is a lower bound."""
 
     @property
-    def in_words(self) -> str:
-        parts = {"kept": self.kept, "taken over": self.taken_over, "to make": self.missing}
-        told = ", ".join(f"{count:,} {word}" for word, count in parts.items() if count)
-        return (
-            told if self.target is None else f"{told}, and more until {self.target:,} are usable".removeprefix(", and ")
-        )
+    def summary(self) -> str:
+        parts = {"kept": self.kept, "reused": self.reused, "to make": self.missing}
+        counts = ", ".join(f"{count:,} {word}" for word, count in parts.items() if count)
+        if self.target is None:
+            return counts
+        return f"{counts}, and more until {self.target:,} are usable".removeprefix(", and ")
 
 
-def take_inventory(config: Stage3Config, run: Run, token: str | None, *, afresh: bool = False) -> Inventory:
-    """Count kept, reusable and missing records. `afresh` ignores all existing ones.
+def take_inventory(config: Stage3Config, run: Run, token: str | None, *, from_scratch: bool = False) -> Inventory:
+    """Count kept, reusable and missing records. `from_scratch` ignores all existing ones.
 
     Raises what reading the prompts raises, and PreconditionError if no adapter was verified yet."""
     identity = RecordIdentity.of(config, GenerationSettings.of(config), run.results)
     wanted = {prompt.id: prompt for prompt in load_prompts(config, token)}
     total, path = len(wanted), run / layout.PAIRS_JSONL
     if config.target_pairs:
-        return _towards(run, config.target_pairs, wanted, identity, afresh)
-    if afresh:
+        return _inventory_for_target(run, config.target_pairs, wanted, identity, from_scratch)
+    if from_scratch:
         return Inventory(0, 0, total)
     for _, record in read_jsonl(path) if path.is_file() else ():
         prompt = None if isinstance(record, BadLine) else wanted.get(str(record.get("id")))
-        if prompt is not None and identity.is_of(prompt, record):  # type: ignore[arg-type]
+        if prompt is not None and identity.matches(prompt, record):  # type: ignore[arg-type]
             del wanted[prompt.id]
     kept = total - len(wanted)
-    taken_over = sum(1 for _ in reusable_records(run, wanted, identity))
-    return Inventory(kept, taken_over, total - kept - taken_over)
+    reused = sum(1 for _ in reusable_records(run, wanted, identity))
+    return Inventory(kept, reused, total - kept - reused)
 
 
-def _towards(run: Run, target: int, wanted: dict[str, Prompt], identity: RecordIdentity, afresh: bool) -> Inventory:
+def _inventory_for_target(
+    run: Run, target: int, wanted: dict[str, Prompt], identity: RecordIdentity, from_scratch: bool
+) -> Inventory:
     """With `--target-pairs`, assuming that every prompt drawn gives a usable pair."""
-    if afresh:
+    if from_scratch:
         return Inventory(0, 0, min(target, len(wanted)), target)
     path = run / layout.PAIRS_JSONL
     kept = [
@@ -65,10 +67,10 @@ def _towards(run: Run, target: int, wanted: dict[str, Prompt], identity: RecordI
         for _, record in (read_jsonl(path) if path.is_file() else ())
         if not isinstance(record, BadLine)
         and (prompt := wanted.get(str(record.get("id")))) is not None
-        and identity.is_of(prompt, record)
+        and identity.matches(prompt, record)
     ]
     missing = {prompt_id: prompt for prompt_id, prompt in wanted.items() if prompt_id not in {r["id"] for r in kept}}
-    taken_over = list(reusable_records(run, missing, identity))
-    usable = sum(record.get("status") == OK for record in [*kept, *taken_over])
-    to_make = min(max(target - usable, 0), len(missing) - len(taken_over))
-    return Inventory(len(kept), len(taken_over), to_make, target if to_make else None)
+    reused = list(reusable_records(run, missing, identity))
+    usable = sum(record.get("status") == OK for record in [*kept, *reused])
+    to_make = min(max(target - usable, 0), len(missing) - len(reused))
+    return Inventory(len(kept), len(reused), to_make, target if to_make else None)

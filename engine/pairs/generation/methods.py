@@ -29,7 +29,7 @@ MakeBatches = Callable[[Sequence[Batch]], Iterator[Event | str | MadeBatch]]
 """Makes the records of batches, in their order. Between them it yields each step as it begins, and events."""
 
 
-def in_turn(make: MakeRecords) -> MakeBatches:
+def sequentially(make: MakeRecords) -> MakeBatches:
     """One batch after the other, in this process."""
 
     def make_batches(batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
@@ -45,7 +45,7 @@ def needs_judge(config: Stage3Config) -> bool:
     return config.method == "best-of-n" and config.pairs is None
 
 
-def is_made_here(config: Stage3Config, judge: str = "none") -> bool:
+def is_generated_locally(config: Stage3Config, judge: str = "none") -> bool:
     """Whether models on this machine make the pairs, and no server has a part in it.
 
     judge   the one that ranks drafts; "none" if the method needs none
@@ -75,7 +75,7 @@ def check_method(config: Stage3Config) -> None:
 
 def _check_personas(config: Stage3Config) -> None:
     constitution = load_constitution(config.constitution)
-    if any(principle.is_request_alone for principle in constitution.principles):
+    if any(principle.is_critique_request_only for principle in constitution.principles):
         raise ConfigError(
             f"--method contrast needs principles, and {constitution.source} has only requests for critiques and revisions.",
             "A contrast answers as an assistant that follows a principle; a request for a critique is none.",

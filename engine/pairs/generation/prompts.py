@@ -55,7 +55,7 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
     """
     reading = RowReader.of(config)
     if config.pairs is not None:
-        return prompts_of_pairs(config)
+        return prompts_from_pairs(config)
     parse_split(config.split)
     found: dict[str, Prompt] = {}
     bad, split = BadRows("prompt"), chosen_split(config, token)
@@ -67,13 +67,13 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
             continue
         prompt = Prompt(prompt_id(messages, _source_name(config)), messages)
         found.setdefault(prompt.id, prompt)
-    bad.refuse(f"{config.dataset} ({split})", config.max_bad_rows)
+    bad.raise_if_too_many(f"{config.dataset} ({split})", config.max_bad_rows)
     prompts = list(found.values())
     Random(config.seed).shuffle(prompts)
     return PromptSet(prompts if config.target_pairs else prompts[: config.num_examples], bad, split)
 
 
-def prompts_of_pairs(config: Stage3Config) -> PromptSet:
+def prompts_from_pairs(config: Stage3Config) -> PromptSet:
     """All prompts of `--pairs`, in order, for stages that need some before the pairs are imported.
 
     Raises as `read_imported_pairs`.

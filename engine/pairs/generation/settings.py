@@ -46,20 +46,22 @@ class GenerationSettings:
             judge_name(config),
         )
 
-    def tokens_beside_prompt(self, backend: ModelSizes) -> int:
+    def overhead_tokens(self, backend: ModelSizes) -> int:
         """Tokens of the longest conversation besides its prompt: examples, requests or rules, and all replies."""
         around = [
-            backend.length(asked) for principle in self.constitution.principles for asked in self._asked(principle)
+            backend.length(asked)
+            for principle in self.constitution.principles
+            for asked in self._request_conversations(principle)
         ]
         replies = REPLIES_PER_REVISION if self.method == "critique-revision" else 1
         return max(around) + replies * self.sampling.max_new_tokens
 
-    def _asked(self, principle: Principle) -> list[Conversation]:
+    def _request_conversations(self, principle: Principle) -> list[Conversation]:
         """The conversations of a principle around an empty prompt."""
         nothing: Conversation = [{"role": "user", "content": ""}]
         match self.method:
             case "contrast":
-                return [with_persona(nothing, one) for one in (principle.followed, principle.contrary)]
+                return [with_persona(nothing, one) for one in (principle.chosen_system, principle.rejected_system)]
             case "best-of-n":
                 return [nothing]
             case _:
@@ -72,7 +74,7 @@ class GenerationSettings:
         match self.method:
             case "contrast":
                 personas = [
-                    {"id": one.id, "weight": one.weight, "personas": [one.followed, one.contrary]}
+                    {"id": one.id, "weight": one.weight, "personas": [one.chosen_system, one.rejected_system]}
                     for one in self.constitution.principles
                 ]
                 return {**settings, "method": "contrast", "principles": personas, "max_attempts": self.max_attempts}

@@ -7,7 +7,7 @@ from engine.hub.references import is_local, local_path
 from engine.pairs.formats.folders import local_splits
 from engine.pairs.formats.sources import files_of_splits, hub_splits, parse_split
 
-OF_THE_DEFAULT_DATASET = str(Stage3Config.model_fields["split"].default)
+DEFAULT_SPLIT = str(Stage3Config.model_fields["split"].default)
 DEFAULT_DATASET = str(Stage3Config.model_fields["dataset"].default)
 
 
@@ -16,7 +16,7 @@ def chosen_split(config: Stage3Config, token: str | None = None) -> str:
 
     Raises ConfigError for a dataset without data files, and the Hub's errors.
     """
-    if config.split != OF_THE_DEFAULT_DATASET or config.dataset == DEFAULT_DATASET:
+    if config.split != DEFAULT_SPLIT or config.dataset == DEFAULT_DATASET:
         return config.split
     if is_local(config.dataset):
         there = list(local_splits(local_path(config.dataset), "--dataset"))

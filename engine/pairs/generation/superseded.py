@@ -23,17 +23,17 @@ CARRIED = "decisions-carried.json"
 
 
 def reusable_records(
-    run: Run, wanted: Mapping[str, Prompt], identity: RecordIdentity, *, but_not: str = layout.PAIRS_JSONL
+    run: Run, wanted: Mapping[str, Prompt], identity: RecordIdentity, *, excluding: str = layout.PAIRS_JSONL
 ) -> Iterator[dict[str, Any]]:
     """The valid records of other sets, one per prompt: first the pilot's (or, for the pilot, the run's), then those of earlier
     sets, newest first.
 
     wanted    prompts without a record, by id
-    but_not   the set that the records are for
+    excluding   the set that the records are for
     """
     missing = dict(wanted)
     reusable = [folder for folder in superseded_folders(run.folder) if is_reusable(folder)]
-    files = [run / name for name in SETS if name != but_not]
+    files = [run / name for name in SETS if name != excluding]
     files += [folder / name for folder in reusable for name in SETS]
     for path in files:
         if not missing:
@@ -42,7 +42,7 @@ def reusable_records(
             continue
         for _, record in read_jsonl(path):
             prompt = None if isinstance(record, BadLine) else missing.get(str(record.get("id")))
-            if prompt is not None and identity.matches(prompt, record):  # type: ignore[arg-type]
+            if prompt is not None and identity.can_reuse(prompt, record):  # type: ignore[arg-type]
                 del missing[prompt.id]
                 yield record  # type: ignore[misc]
 

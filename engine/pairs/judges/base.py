@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Outcome = Literal["better", "equal", "worse", "not scored"]
 
 
-FAILED_AT_IT = "the server failed at it"
+SERVER_FAILED = "the server failed at it"
 """Why a comparison has no score: the next start asks it again."""
 
 

@@ -51,7 +51,7 @@ class ExaminedJudge:
         return self.exams[-1] if self.exams and self.exams[-1].passed else None
 
     @property
-    def why_none(self) -> str:
+    def why_no_judge(self) -> str:
         """Why no judge is used, in one sentence; empty if one passed."""
         if self.trusted is not None:
             return ""
@@ -119,7 +119,7 @@ def examined_judge(
         asked = with_judge(config, candidate)
         try:
             result, judge = yield from _exam(asked, run, load_judge, stop, policy)
-        except MAY_BE_ABSENT as error:
+        except UNAVAILABLE as error:
             if config.judge != "auto" or candidate == "server":  # explicitly asked for
                 raise
             found = replace(found, absent=(*found.absent, f"{judge_name(asked)} cannot be asked ({error.what})"))
@@ -134,7 +134,7 @@ def examined_judge(
     return found
 
 
-MAY_BE_ABSENT = (AccessError, ConfigError, DiskError, NetworkError, NumbersError, PreconditionError)
+UNAVAILABLE = (AccessError, ConfigError, DiskError, NetworkError, NumbersError, PreconditionError)
 """Errors after which --judge auto tries the next candidate."""
 
 
@@ -145,10 +145,10 @@ def candidates(config: Stage3Config, run: Run) -> list[str]:
     if config.judge != "auto":
         return [] if config.judge == "none" else [config.judge]
     found = ["server"] if judge_server(config) is not None else []
-    return [*found, *(["reward-model"] if reward_model_at_hand(config, run) else []), "self"]
+    return [*found, *(["reward-model"] if reward_model_available(config, run) else []), "self"]
 
 
-def reward_model_at_hand(config: Stage3Config, run: Run) -> bool:
+def reward_model_available(config: Stage3Config, run: Run) -> bool:
     """Whether it is on this machine or may be downloaded. A run that needs nothing else from the Hub downloads no judge."""
     name = config.reward_model_id
     if is_local(name):

@@ -39,7 +39,7 @@ class ScoreInProcesses:
     """Of the files of these processes."""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Event | ScoredBatch]:
-        left = self._left()
+        left = self._earlier_rows()
 
         def row_of(comparison: Comparison) -> dict[str, Any] | None:
             return left.get(key_of(comparison)) if left else None
@@ -50,7 +50,7 @@ class ScoreInProcesses:
             elif not isinstance(told, str):
                 yield told
 
-    def _left(self) -> dict[tuple[str, str], dict[str, Any]]:
+    def _earlier_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
         rows = [(score_of_row(row), row) for row in earlier_rows(self.run, self.kind)]
         return {each.key: row for each, row in rows if each is not None and each.judge == self.judge}
 
@@ -59,7 +59,7 @@ def _task(comparisons: Sequence[Comparison]) -> Task:
     return {"comparisons": [vars(comparison) for comparison in comparisons]}
 
 
-def work_of(judge: Judge) -> Work:
+def task_handler(judge: Judge) -> Work:
     """What each of the processes does with a task."""
 
     def work(task: Task) -> Generator[str, None, TaskResult]:

@@ -19,13 +19,13 @@ from typing import Any
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Message, Progress
-from engine.machine.memory import free_memory, in_halves
+from engine.machine.memory import free_memory, halve_on_oom
 from engine.pairs.data.record import Pair
-from engine.pairs.judges.base import FAILED_AT_IT, Comparison, Judge, Outcome, ScorePair
+from engine.pairs.judges.base import SERVER_FAILED, Comparison, Judge, Outcome, ScorePair
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
-from engine.storage.lazy import Mapped, picked
+from engine.storage.lazy import Mapped, take
 
 COMPARISONS_PER_BATCH = 16
 """Judges read without generating; larger batches, each comparison with two replies or two orders, gain little."""
@@ -83,7 +83,7 @@ def score_pairs(
         if key_of(comparison) not in known
     ]
     # As `longest_first`, without the texts.
-    pending = picked(comparisons, array("Q", (number for _, _, number in sorted(missing))))
+    pending = take(comparisons, array("Q", (number for _, _, number in sorted(missing))))
     if pending:
         yield Message(
             "info", f"Scoring {len(pending)} pairs with the judge {name}; {len(comparisons) - len(pending)} are done."
@@ -159,7 +159,7 @@ def scored_batch(judge: Judge, batch: Sequence[Comparison]) -> ScoredBatch:
     def score(rows: Sequence[int]) -> list[ScorePair]:
         return judge.score([batch[row] for row in rows])
 
-    return list(zip(batch, in_halves(score, range(len(batch)), free_memory), strict=True))
+    return list(zip(batch, halve_on_oom(score, range(len(batch)), free_memory), strict=True))
 
 
 def longest_first(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -211,7 +211,7 @@ def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
 
 
 def _is_asked_again(given: ScorePair) -> bool:
-    return given.detail.get("not scored") == FAILED_AT_IT
+    return given.detail.get("not scored") == SERVER_FAILED
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, NetworkError, NumbersError
-from engine.core.events import Tell, nobody
+from engine.core.events import EventSink, discard_event
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.api import ChatRequest, ChatResponse
@@ -24,7 +24,7 @@ from engine.models.server.client import ServerClient
 from engine.models.server.errors import too_many_failed
 from engine.models.server.roles import judge_server
 from engine.models.templates.control_text import control_pattern, split_special_text
-from engine.pairs.judges.base import FAILED_AT_IT, Comparison, ScorePair, judge_name
+from engine.pairs.judges.base import SERVER_FAILED, Comparison, ScorePair, judge_name
 from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.stop import StopToken
@@ -43,7 +43,7 @@ _AROUND = " \t\n▁Ġ()[]*.:,\"'`"
 
 
 def connect_server_judge(
-    config: Stage3Config, stop: StopToken, tell: Tell = nobody, token: str | None = None
+    config: Stage3Config, stop: StopToken, emit: EventSink = discard_event, token: str | None = None
 ) -> ServerJudge:
     """Raises ConfigError if no server is given, and what `load_server_client` raises."""
     server = judge_server(config)
@@ -53,7 +53,7 @@ def connect_server_judge(
             "The judge needs the server's address and the name of a model on it.",
             "Give --judge-url and --judge-model, or --server-url and --server-model.",
         )
-    client = load_server_client(config, server, stop, tell)
+    client = load_server_client(config, server, stop, emit)
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     special = control_pattern(load_tokenizer(config, token))
     return ServerJudge(judge_name(config) or "", client, principles, special, max_failed_share=config.max_failed_share)
@@ -129,7 +129,7 @@ class ServerJudge:
                 )
             if answer.failed:
                 self._failed.append(answer.refused)
-                return ScorePair(None, None, {"not scored": FAILED_AT_IT, "server": answer.refused})
+                return ScorePair(None, None, {"not scored": SERVER_FAILED, "server": answer.refused})
             if answer.refused:
                 raise server_errors.refused(self._client.address, self._client.model, answer.refused)
         first, second = (self._order(comparison, answer) for answer in answers)

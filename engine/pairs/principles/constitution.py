@@ -1,4 +1,4 @@
-"""A constitution: principles, each with the request for a critique and the request for a revision.
+"""The constitution: principles, each with a request for a critique and a request for a revision.
 
 Bai et al. 2022, "Constitutional AI: Harmlessness from AI Feedback", section 3.1 and appendix C.
 """
@@ -34,23 +34,23 @@ class Principle:
     weight: float = 1.0
     """How often it is drawn, relative to the others."""
     persona: str = ""
-    """For --method contrast: the system message of an assistant that follows it; `text` by default."""
+    """For --method contrast: the system message of an assistant that follows the principle; `text` by default."""
     opposite: str = ""
-    """The same for an assistant that does the opposite; derived from `text` if the constitution has none."""
+    """The same for an assistant that does the opposite; derived from `text` if missing."""
 
     @property
-    def is_request_alone(self) -> bool:
-        """Whether it says how to criticize an answer (Anthropic's JSON), and not what an answer should be."""
+    def is_critique_request_only(self) -> bool:
+        """Whether it says only how to criticize an answer (Anthropic's JSON), not what an answer should be."""
         return self.text == self.critique_request and not self.persona
 
     @property
-    def followed(self) -> str:
-        """The system message for the chosen answer of a contrast."""
+    def chosen_system(self) -> str:
+        """The system message for the chosen answer of --method contrast."""
         return self.persona or self.text
 
     @property
-    def contrary(self) -> str:
-        """The system message for the rejected answer."""
+    def rejected_system(self) -> str:
+        """The system message for the rejected answer of --method contrast."""
         return self.opposite or OPPOSITE_OF_TEXT.format(text=self.text)
 
 
@@ -58,21 +58,22 @@ class Principle:
 class Constitution:
     principles: tuple[Principle, ...]
     source: str
-    """The file it came from, for the report."""
+    """The file that it was read from, for the report."""
 
     def draw(self, random: Random, *, avoid: tuple[str, ...] = ()) -> Principle:
-        """Draw a principle by weight; one of `avoid` only if there is no other."""
-        fresh = [p for p in self.principles if p.id not in avoid] or list(self.principles)
-        return random.choices(fresh, weights=[p.weight for p in fresh])[0]
+        """Draw a principle by weight; one in `avoid` only if there is no other."""
+        candidates = [p for p in self.principles if p.id not in avoid] or list(self.principles)
+        return random.choices(candidates, weights=[p.weight for p in candidates])[0]
 
 
 def load_constitution(path: Path | None) -> Constitution:
-    """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight, persona,
-    opposite}]`),
-    the notebook's (`categories: [{principles: [{id, text}]}]`, list or mapping), or Anthropic's JSON
-    (`{name: {"prompt": [request], "edit_request": request}}`). None loads the shipped one.
+    """Read a constitution; None loads the default one. Three formats are accepted:
 
-    Raises ConfigError when the file cannot be read or has no principle in it.
+    ours          `principles: [{id, text, critique_request, revision_request, weight, persona, opposite}]`
+    the notebook  `categories: [{principles: [{id, text}]}]`, as a list or a mapping
+    Anthropic     `{name: {"prompt": [request], "edit_request": request}}`
+
+    Raises ConfigError if the file cannot be read or has no principles.
     """
     path = path or DEFAULT_PATH
     try:
@@ -86,16 +87,16 @@ def load_constitution(path: Path | None) -> Constitution:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigError(
             f"The constitution {path} has an unknown format.",
-            f"Reading it failed at {error!r}.",
+            f"Parsing it failed with {error!r}.",
             "Write `principles:` with a list of {id, text}; critique_request, revision_request, persona and opposite are optional.",
         ) from error
     if not principles:
         raise ConfigError(f"The constitution {path} has no principles.", "", "Add one under `principles:`.")
-    doubles = {p.id for p in principles if [q.id for q in principles].count(p.id) > 1}
-    if doubles:
+    duplicates = {p.id for p in principles if [q.id for q in principles].count(p.id) > 1}
+    if duplicates:
         raise ConfigError(
-            f"The constitution {path} has the id {sorted(doubles)[0]!r} twice.",
-            "The report names principles by id.",
+            f"The constitution {path} has the id {sorted(duplicates)[0]!r} twice.",
+            "The report refers to principles by id.",
             "Give each principle a unique id.",
         )
     return Constitution(principles, str(path))

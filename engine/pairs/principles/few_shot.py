@@ -1,4 +1,4 @@
-"""Worked examples of critique and revision, put before each critique (Bai et al. 2022, section 3.1: "few-shot")."""
+"""Worked examples of critique and revision, inserted before each critique (Bai et al. 2022, section 3.1: "few-shot")."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TURNS = (
 
 
 def load_few_shot(path: Path | None) -> Conversation:
-    """The examples of a YAML file as one conversation, in the same form as the critique that follows.
+    """The examples of a YAML file as one conversation, in the same format as the critique that follows.
 
     The file has `examples:` with a list of {prompt, response, critique_request, critique, revision_request, revision}.
-    None means no examples. Raises ConfigError, naming the example and the key, if the file has another format.
+    None means no examples. Raises ConfigError, with the example and the key, if the file has another format.
     """
     if path is None:
         return []
@@ -36,22 +36,22 @@ def load_few_shot(path: Path | None) -> Conversation:
         ) from error
     examples = data.get("examples") if isinstance(data, dict) else None
     if not isinstance(examples, list) or not examples:
-        raise _refused(path, "It has no list under `examples:`.")
+        raise _format_error(path, "It has no list under `examples:`.")
     return [message for number, example in enumerate(examples, 1) for message in _dialogue(path, number, example)]
 
 
 def _dialogue(path: Path, number: int, example: Any) -> Conversation:
     if not isinstance(example, dict):
-        raise _refused(path, f"Example {number} is not a mapping.")
-    said: Conversation = []
+        raise _format_error(path, f"Example {number} is not a mapping.")
+    turns: Conversation = []
     for role, key in TURNS:
         text = example.get(key)
         if not isinstance(text, str) or not text.strip():
-            raise _refused(path, f"Example {number} has no text under {key!r}.")
-        said.append({"role": role, "content": text.strip()})
-    return said
+            raise _format_error(path, f"Example {number} has no text under {key!r}.")
+        turns.append({"role": role, "content": text.strip()})
+    return turns
 
 
-def _refused(path: Path, why: str) -> ConfigError:
+def _format_error(path: Path, why: str) -> ConfigError:
     keys = ", ".join(key for _, key in TURNS)
     return ConfigError(f"The examples {path} have an unknown format.", why, f"Each example needs {keys}.")

@@ -31,7 +31,7 @@ class MeasureInProcesses:
     """The name of the base model that each of them has loaded."""
 
     def __call__(self, batches: Sequence[Sequence[Pair]]) -> Iterator[Event | MeasuredBatch]:
-        left = self._left()
+        left = self._earlier_rows()
 
         def row_of(pair: Pair) -> dict[str, Any] | None:
             return left.get(key_of_reply(pair.messages, pair.revised_response)) if left else None
@@ -42,7 +42,7 @@ class MeasureInProcesses:
             elif not isinstance(told, str):
                 yield told
 
-    def _left(self) -> dict[str, dict[str, Any]]:
+    def _earlier_rows(self) -> dict[str, dict[str, Any]]:
         rows = [(measured_reply(row), row) for row in earlier_rows(self.run, KIND)]
         return {each.key: row for each, row in rows if each is not None and each.model == self.model}
 
@@ -52,7 +52,7 @@ def _task(pairs: Sequence[Pair]) -> Task:
     return {"pairs": read}
 
 
-def work_of(meter: RelevanceMeter, model: str) -> Work:
+def task_handler(meter: RelevanceMeter, model: str) -> Work:
     """What each of the processes does with a task."""
 
     def work(task: Task) -> Generator[str, None, TaskResult]:

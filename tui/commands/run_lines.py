@@ -47,7 +47,7 @@ class Line(NamedTuple):
     """The kind of line, for its colour."""
 
 
-class Story:
+class RunLines:
     """Turns events into lines; minor events give none.
 
     verbose   also every check and checkpoint, and the start of every stage
@@ -81,20 +81,20 @@ class Story:
 
     def _stage_begins(self, stage: str, head: str, event: Event, state: RunState) -> list[Line]:
         shown = [Line(head, event)] if self._verbose or stage in LONG_STAGES else []
-        told = forecast_of_the_whole(state, stage)
+        told = forecast_line(state, stage)
         return [*shown, Line(f"    {told}")] if told else shown
 
     def _stage_ends(self, event: StageFinished, state: RunState, now: float) -> list[Line]:
         head = f"{GLYPH[event.outcome]} {stage_number(event.stage)} {event.stage} {event.outcome}"
         took = duration(state.stages[event.stage].elapsed(now) or 0)
         lines = [Line(f"{head} in {took}: {visible_line(event.summary)}", event)]
-        compared = came_to(
+        compared = actual_times(
             state, {event.stage: self._clocks[event.stage].seconds} if event.stage in self._clocks else {}
         )
         return [*lines, *(Line(f"    {told}") for told in compared)]
 
     def _run_ends(self, state: RunState, now: float) -> list[Line]:
-        told = came_to(state, {stage: clock.seconds for stage, clock in self._clocks.items()})
+        told = actual_times(state, {stage: clock.seconds for stage, clock in self._clocks.items()})
         whole = f"whole run in {duration(now - (self._began or now))}"
         return [Line("; ".join([whole, *told]))] if told else [Line(whole)]
 
@@ -105,7 +105,7 @@ def _is_detail(event: Event) -> bool:
     return isinstance(event, CheckpointSaved)
 
 
-def forecast_of_the_whole(state: RunState, stage: str) -> str:
+def forecast_line(state: RunState, stage: str) -> str:
     """Preflight's forecast at the start of a long stage: for it, those after it, and in total; empty without one."""
     forecast = state.forecast.seconds if state.forecast is not None else {}
     ahead = list(LONG_STAGES)[list(LONG_STAGES).index(stage) :] if stage in LONG_STAGES else []
@@ -118,7 +118,7 @@ def forecast_of_the_whole(state: RunState, stage: str) -> str:
     return f"forecast: {', '.join(parts)}"
 
 
-def came_to(state: RunState, measured: Mapping[str, float]) -> list[str]:
+def actual_times(state: RunState, measured: Mapping[str, float]) -> list[str]:
     """Forecast and actual time of each long stage, over all processes that worked on it."""
     forecast = state.forecast.seconds if state.forecast is not None else {}
     return [
@@ -128,7 +128,7 @@ def came_to(state: RunState, measured: Mapping[str, float]) -> list[str]:
     ]
 
 
-class Pace:
+class ProgressThrottle:
     """Rate limit for progress lines."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Values that a tool stored inside of others: messages as a text, a text in a list of one or in an object, bytes for text."""
+"""Unwraps values that tools nest: messages stored as a string, a text in a one-element list or an object, bytes instead of text."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from engine.pairs.formats.values import NAMES_OF_ROLES
 from engine.storage.jsonl import loads
 
 _MESSAGES = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|from|content|value)["']\s*:""")
-"""How messages begin that were written as JSON, or printed by Python, numpy or DuckDB."""
+"""The beginning of messages that were written as JSON, or printed by Python, numpy or DuckDB."""
 _NUMPY_GAP = re.compile(r"\}\s*\n\s*\{")
-"""numpy prints no commas. A line break between two objects is never inside of a text there: it would be printed as `\\n`."""
+"""numpy prints no commas. A line break between two objects cannot be part of a text, where it is printed as `\\n`."""
 MAX_LITERAL_CHARACTERS = 1 << 20
-"""Longest text that is parsed as Python's."""
+"""Longest text that is parsed as a Python literal."""
 
 
 def unwrapped(value: Any, key: str) -> Any:
-    """The text, or the messages, that a value stands for. Other values come back as they are.
+    """The text or the messages inside a value. Other values are returned unchanged.
 
-    Raises ValueError for a text that begins as messages do and is none, because it would train as it is.
+    Raises ValueError for a text that begins like messages but cannot be parsed, because it would train as it is.
     """
     if isinstance(value, str):
         return _parsed(value, key) if _MESSAGES.match(value) else value
@@ -52,9 +52,9 @@ def _numpy(text: str) -> Any:
 
 
 def as_text(value: Any) -> Any:
-    """The value with UTF-8 decoded, also inside of lists and objects: Parquet of Spark and Impala has bytes for texts.
+    """The value with UTF-8 bytes decoded, also inside lists and objects: Spark and Impala write texts as bytes to Parquet.
 
-    Other bytes, those of pictures, stay.
+    Other bytes, such as pictures, are kept.
     """
     if isinstance(value, bytes):
         try:

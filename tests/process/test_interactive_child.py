@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.process.conversation import Conversation, conversation
+from engine.process.interactive_child import InteractiveChild, interactive_child
 from engine.process.job_signals import JOB_SIGNALS
 
 ECHO = "print('here', flush=True)\nfor line in __import__('sys').stdin: print('told', line.strip(), flush=True)"
@@ -27,20 +27,20 @@ for word in sys.stdin:
 """
 WORKER = """
 import os, time
-from engine.process.job_signals import end_by_parent_only
-end_by_parent_only()
+from engine.process.job_signals import obey_parent_signals_only
+obey_parent_signals_only()
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
 
-def talk_with(code: str, folder: Path, *arguments: str) -> AbstractContextManager[Conversation]:
-    return conversation(
+def talk_with(code: str, folder: Path, *arguments: str) -> AbstractContextManager[InteractiveChild]:
+    return interactive_child(
         [sys.executable, "-c", code, *arguments], cwd=Path.cwd(), extra={}, log_file=folder / "child.log"
     )
 
 
-def said_by(talk: Conversation) -> Iterator[str]:
+def said_by(talk: InteractiveChild) -> Iterator[str]:
     return (line.decode() for line in talk.lines() if line is not None)
 
 
@@ -50,7 +50,7 @@ def test_a_signal_that_all_processes_of_a_job_get_does_not_end_the_child(number:
         said = said_by(talk)
         assert next(said) == "here"
         os.kill(talk.pid, number)
-        talk.tell("stop")
+        talk.send("stop")
         assert next(said) == "told stop"
 
 
@@ -62,7 +62,7 @@ def test_what_the_child_starts_ends_by_the_signal_of_its_parent_and_by_nobody_el
             os.kill(worker, number)
         time.sleep(0.2)
         assert psutil.Process(worker).status() == psutil.STATUS_SLEEPING
-        talk.tell("end it")
+        talk.send("end it")
         assert next(said) == f"code -{signal.SIGTERM:d}"
 
 
@@ -78,5 +78,5 @@ def test_it_ends_soon_when_nobody_talks_with_it_any_more(tmp_path: Path):
 def test_a_word_for_a_child_that_has_ended_is_lost_without_an_error(tmp_path: Path):
     with talk_with("print('bye')", tmp_path) as talk:
         assert list(said_by(talk)) == ["bye"]
-        talk.tell("stop")
+        talk.send("stop")
     assert talk.code == 0

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STOPPED_SECONDS, LOOK_SECONDS = 5.0, 1.0
+SUSPENDED_SECONDS, LOOK_SECONDS = 5.0, 1.0
 
 
 @dataclass
-class StoppedProcesses:
+class SuspendedProcesses:
     """Of processes that `look` is given again and again, by a number of the caller's."""
 
     _since: dict[int, float] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class StoppedProcesses:
         if now - self._looked < LOOK_SECONDS:
             return []
         self._looked = now
-        return [change for number, pid in pids.items() if (change := self._change(number, is_stopped(pid), now))]
+        return [change for number, pid in pids.items() if (change := self._change(number, is_suspended(pid), now))]
 
     def end(self) -> list[tuple[int, float]]:
         """All came to their end: those that were told of as stopped went on, perhaps between two looks."""
@@ -39,13 +39,13 @@ class StoppedProcesses:
             self._told.discard(number)
             return number, 0.0
         seconds = now - self._since.setdefault(number, now)
-        if seconds < STOPPED_SECONDS or number in self._told:
+        if seconds < SUSPENDED_SECONDS or number in self._told:
             return None
         self._told.add(number)
         return number, seconds
 
 
-def is_stopped(pid: int) -> bool:
+def is_suspended(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:  # it has ended

@@ -8,7 +8,7 @@ from typing import Any
 from engine.security.sanitize import visible_line
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """A line for people; it is there when this returns."""
     print(visible_line(text), flush=True)
 

@@ -17,22 +17,22 @@ from pathlib import Path
 from typing import IO, cast
 
 from engine.process.children import DRAIN_SECONDS, POLL_SECONDS, start_child
-from engine.process.job_signals import held_back
+from engine.process.job_signals import job_signals_blocked
 from engine.process.kill import end_child
 from engine.process.output import LineSplitter, OutputTail
 
-LONGEST_LINE = 1 << 20
+MAX_LINE_BYTES = 1 << 20
 """Bytes of a line that the child tells; what is longer is no line of ours."""
 
 log = logging.getLogger(__name__)
 
 
-class Conversation:
+class InteractiveChild:
     """What was heard from the child, and how it ended."""
 
     def __init__(self, child: subprocess.Popen[bytes], note: Callable[[str], None]) -> None:
         self._child, self._note = child, note
-        self.beside = OutputTail()
+        self.stderr = OutputTail()
         """The lines of its standard error, sanitised."""
         self.code: int | None = None
         """Its exit status, -N after signal N; None until the conversation has ended."""
@@ -41,7 +41,7 @@ class Conversation:
     def pid(self) -> int:
         return self._child.pid
 
-    def tell(self, word: str) -> None:
+    def send(self, word: str) -> None:
         assert self._child.stdin is not None
         try:
             self._child.stdin.write(f"{word}\n".encode())
@@ -75,23 +75,25 @@ class Conversation:
                             selector.unregister(key.fileobj)
                         elif key.fileobj is child.stdout:
                             *whole, rest = (rest + data).split(b"\n")
-                            rest = rest[:LONGEST_LINE]
+                            rest = rest[:MAX_LINE_BYTES]
                             yield from whole
                         else:
-                            self._hear(splitter.feed(data))
+                            self._log_stderr(splitter.feed(data))
                     yield None
         finally:
             os.close(process)
-            self._hear(splitter.end())
+            self._log_stderr(splitter.end())
 
-    def _hear(self, lines: Iterator[str]) -> None:
+    def _log_stderr(self, lines: Iterator[str]) -> None:
         for line in lines:
-            for kept in self.beside.note(line, is_output=False):
+            for kept in self.stderr.note(line, is_output=False):
                 self._note(kept)
 
 
 @contextmanager
-def conversation(argv: Sequence[str], *, cwd: Path, extra: Mapping[str, str], log_file: Path) -> Iterator[Conversation]:
+def interactive_child(
+    argv: Sequence[str], *, cwd: Path, extra: Mapping[str, str], log_file: Path
+) -> Iterator[InteractiveChild]:
     """Start a child and talk with it. At the end its input ends, and then it and its descendants are ended.
 
     Raises PreconditionError if it cannot start.
@@ -103,9 +105,9 @@ def conversation(argv: Sequence[str], *, cwd: Path, extra: Mapping[str, str], lo
         def note(line: str) -> None:
             print(line, file=file, flush=True)
 
-        with held_back():
+        with job_signals_blocked():
             child, mark = start_child(argv, cwd, extra, stdin=subprocess.PIPE)
-        talk = Conversation(child, note)
+        talk = InteractiveChild(child, note)
         try:
             yield talk
         finally:

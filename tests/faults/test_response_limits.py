@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from engine.core import bodies
+from engine.core import response_limits
 from engine.core.errors import DamagedState, ExitCode, NetworkError, UnsafeError
 from engine.hub.requests import get, json_of
 from engine.models.generation.sampling import RefusedReply, SamplingSettings
@@ -62,12 +62,12 @@ def asked(url: str, seconds: float = 20.0) -> str:
 
 
 OF_A_SERVER = {
-    "endless": "more than 64 MiB",
-    "bomb": "more than 64 MiB",
+    "endless": "larger than 64 MiB",
+    "bomb": "larger than 64 MiB",
     "deep": "in OpenAI's format",
     "deep inside": "in OpenAI's format",
-    "packed otherwise": "not asked for",
-    "not packed": "not packed as it says (Error -3 while decompressing data: incorrect header check). ",
+    "packed otherwise": "not requested",
+    "not packed": "not compressed as its header claims (Error -3 while decompressing data: incorrect header check). ",
 }
 
 
@@ -112,11 +112,11 @@ def test_f2_05_half_a_character_in_a_reply_is_a_reason_on_its_record_and_the_oth
 # -- the Hub -------------------------------------------------------------------------------------------------------------
 
 OF_THE_HUB = {
-    "endless": "more than 64 MiB",
-    "bomb": "more than 64 MiB",
+    "endless": "larger than 64 MiB",
+    "bomb": "larger than 64 MiB",
     "deep": "HF_ENDPOINT",
-    "packed otherwise": "not asked for",
-    "not packed": "not packed as it says",
+    "packed otherwise": "not requested",
+    "not packed": "not compressed as its header claims",
 }
 
 
@@ -143,12 +143,12 @@ def test_f2_06_a_hub_that_sends_without_end_is_none(kind: str, hub_is):
 @pytest.mark.fault("F2-7", "F4")
 @pytest.mark.parametrize("kind", ["drip", "dripping headers"])
 def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(kind: str, hub_is, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(response_limits, "SLOW_START_SECONDS", 0.5)
     with endless_server(kind) as server:
         hub_is(server.url)
         with pytest.raises(NetworkError, match="returned an invalid response") as refused:
             get("/api/whoami-v2", None)
-    assert "slower than any line" in refused.value.why
+    assert "too slow" in refused.value.why
 
 
 @pytest.mark.fault("F2-6", "F4")
@@ -174,11 +174,11 @@ def test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too(hub_is
 
     from engine.hub.client import limit_requests
 
-    monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(response_limits, "SLOW_START_SECONDS", 0.5)
     with endless_server("dripping headers") as server:
         hub_is(server.url)
         limit_requests()
-        with pytest.raises(Exception, match="slower than any line"):
+        with pytest.raises(Exception, match="too slow"):
             HfApi(endpoint=server.url).model_info("a/b")
 
 
@@ -219,8 +219,8 @@ def test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked(files: dict[s
 
 @pytest.mark.fault("F2-6")
 def test_f2_06_of_a_bomb_of_rows_only_those_asked_for_are_unfolded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(streams, "UNFOLDS_FREELY", 8 << 20)
-    monkeypatch.setattr(streams, "MAX_UNFOLDING", 50)
+    monkeypatch.setattr(streams, "ALWAYS_ALLOWED_BYTES", 8 << 20)
+    monkeypatch.setattr(streams, "MAX_DECOMPRESSION_RATIO", 50)
     row = json.dumps({"prompt": "How do I water a fern" + " " * 200 + "?"}).encode() + b"\n"
     with gzip.open(tmp_path / "bomb.jsonl.gz", "wb", 1) as file:
         for _ in range(60):
@@ -229,7 +229,7 @@ def test_f2_06_of_a_bomb_of_rows_only_those_asked_for_are_unfolded(tmp_path: Pat
         rows = rows_of(tmp_path / "bomb.jsonl.gz")
         assert [next(rows)[0] for _ in range(4)] == [0, 1, 2, 3]
     read = 4
-    with pytest.raises(UnsafeError, match="unfold to more than"):
+    with pytest.raises(UnsafeError, match="expand to more than"):
         for number, _ in rows:
             read = number
     assert read > 30_000, "what is small is read, however it is packed"
@@ -256,5 +256,5 @@ def test_f2_06_a_row_that_no_memory_holds_is_refused(tmp_path: Path):
     named = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
     table = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), named)})
     pa.parquet.write_table(table, tmp_path / "rows.parquet", store_schema=False)
-    with little_memory(), pytest.raises(UnsafeError, match="A row of the table unfolds"):
+    with little_memory(), pytest.raises(UnsafeError, match="A row of the table expands"):
         next(rows_of(tmp_path / "rows.parquet"))
