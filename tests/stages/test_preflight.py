@@ -177,7 +177,7 @@ def test_a_computer_is_not_filled_to_the_brim_and_a_gpu_nearly(demo: Callable[..
 def test_the_template_is_tried_on_all_that_the_run_renders_before_anything_is_loaded(tiny_run: Context):
     told = next(event for event in preflight.run(tiny_run) if isinstance(event, Check))
     assert (told.name, told.status) == ("chat template", "ok")
-    assert told.detail == "a reply ends with <end_of_turn>; a system message stands in the first user turn"
+    assert told.detail == "a reply ends with <end_of_turn>; a system message is merged into the first user turn"
 
 
 def test_a_template_that_cannot_be_trained_with_is_refused_before_a_weight_is_loaded(
