@@ -108,7 +108,7 @@ def test_a_missing_split_is_named_and_the_default_takes_the_existing_ones(fake: 
     refused, default = download(fake, tmp_path, ("datasets, train", repo), ("datasets, default", repo))
     assert (
         refused["what"] == "--split 'train': the dataset a/fine has no split 'train'."
-        and "It has test" in refused["why"]
+        and "Its splits: test." in refused["why"]
     )
     assert len(default["got"]) == 3
 
