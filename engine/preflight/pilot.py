@@ -30,7 +30,7 @@ from engine.pairs.generation.generate import (
     PILOT_SET,
     GenerationInputs,
     OpenSet,
-    Recorded,
+    RecordIndex,
     generate_pairs,
     reuse_records,
     set_aside_outdated,
@@ -63,7 +63,7 @@ def make_pilot(run: Run, prompts: Sequence[Prompt], inputs: GenerationInputs) ->
     path = run / PILOT_SET.pairs
     with JsonlAppender(path) as appender:
         yield from torn_line_warning(appender)
-        open_set = OpenSet(run, PILOT_SET, appender, Recorded.read(path))
+        open_set = OpenSet(run, PILOT_SET, appender, RecordIndex.read(path))
         yield from _without_pairs(reuse_records(open_set, prompts, inputs.identity, inputs.stop))
         yield from _without_pairs(generate_pairs(prompts, inputs, open_set))
     return [pair for _, pair in read_pairs(path, last_line_may_lack_newline=False) if not isinstance(pair, BadLine)]

@@ -19,7 +19,7 @@ from engine.pairs.generation.generate import (
     GenerationInputs,
     InterimCheck,
     OpenSet,
-    Recorded,
+    RecordIndex,
     generate_pairs,
     generate_until,
     is_complete,
@@ -89,7 +89,7 @@ def run(context: Context) -> StageRun:
         yield Message("info", f"{why[0].upper()}{why[1:]}.")
     with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
         yield from torn_line_warning(appender)
-        open_set = OpenSet(context.run, RUN_SET, appender, Recorded.read(context.run / layout.PAIRS_JSONL))
+        open_set = OpenSet(context.run, RUN_SET, appender, RecordIndex.read(context.run / layout.PAIRS_JSONL))
         recorded = open_set.recorded
         taken_over = yield from reuse_records(open_set, prompts, identity, context.stop)
         if recorded.total:
@@ -123,9 +123,9 @@ def _interim_check(context: Context, prompts: int | None) -> InterimCheck:
     """After each batch: go on only as long as the gate can be passed, or a person accepts that it cannot."""
     outlook = Outlook(context.config, prompts)
 
-    def check(recorded: Recorded) -> None:
+    def check(recorded: RecordIndex) -> None:
         require_reachable(
-            outlook.estimates(recorded.ok, recorded.asked, recorded.too_long, recorded.left_out()),
+            outlook.estimates(recorded.ok, recorded.attempted, recorded.too_long, recorded.left_out()),
             context.config,
             what=f"After {recorded.total} prompts there is no hope left that the gate will open",
             why="The rest would be made as these were, and training would refuse them; nothing that was made is lost.",

@@ -232,7 +232,7 @@ def _first_pairs(
     if pilot:
         pairs = yield from make_pilot(run, pilot, inputs)
     else:
-        batch = next(told for told in inputs.make([[short]]) if isinstance(told, list))
+        batch = next(told for told in inputs.make_batches([[short]]) if isinstance(told, list))
         pairs = [pair_of_record(record) for _, record in batch]
     title = "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
     yield Check(title, "ok", f"{time.monotonic() - started:.1f} s, {inputs.backend.tokens} tokens")

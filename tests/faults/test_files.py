@@ -22,7 +22,7 @@ from engine.dpo.training.checkpoints import MANIFEST, newest_good, rotate, write
 from engine.hub.token_file import read_token_file
 from engine.pairs.formats.containers import rows_of
 from engine.pairs.generation.batch_plan import BatchPlan, read_plan
-from engine.pairs.generation.generate import Recorded, require_acknowledged
+from engine.pairs.generation.generate import RecordIndex, require_acknowledged
 from engine.pairs.generation.prompts import Prompt
 from engine.pipeline import session as session_module
 from engine.pipeline.session import Session
@@ -259,14 +259,14 @@ def test_f2_03_a_stage_that_is_done_has_a_record_of_every_prompt_and_of_all_that
         path.write_text("".join(json.dumps({"id": one, "status": "ok"}) + "\n" for one in ids))
 
     holds("p0", "p1", "p2", "p3")
-    recorded = Recorded.read(path)
+    recorded = RecordIndex.read(path)
     require_acknowledged(path, prompts, recorded, None)
     holds("p0", "p1", "p3")
     with pytest.raises(DamagedState, match="has 3 of 4 records") as refused:
         require_acknowledged(path, prompts, recorded, None)
     assert "p2" in refused.value.why
     with pytest.raises(DamagedState, match="has 3 of 3"):
-        require_acknowledged(path, prompts, Recorded.read(path), None)  # a prompt that nobody asked
+        require_acknowledged(path, prompts, RecordIndex.read(path), None)  # a prompt that nobody asked
 
 
 def run_small(context: Context, monkeypatch: pytest.MonkeyPatch, act: Callable[[Run], None]) -> ExitCode:
@@ -426,7 +426,7 @@ def test_f2_06_a_document_larger_than_any_is_not_read_to_its_end(tmp_path: Path)
 def test_f2_17_records_without_an_id_count_as_missing(tmp_path: Path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"a": 1}\n{"id": 7}\n[]\n{"id": "p", "status": "ok"}\n{"id": "q"}\n')
-    assert list(Recorded.read(path).ids) == ["p", "q"] and Recorded.read(path).ok == 1
+    assert list(RecordIndex.read(path).ids) == ["p", "q"] and RecordIndex.read(path).ok == 1
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------------

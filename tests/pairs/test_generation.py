@@ -25,7 +25,7 @@ from engine.pairs.generation.generate import (
     RUN_SET,
     GenerationInputs,
     OpenSet,
-    Recorded,
+    RecordIndex,
     generate_pairs,
     longest_prompt,
 )
@@ -268,7 +268,7 @@ def inputs_of(context, backend) -> GenerationInputs:
 def made(context, backend, *, appender_path: Path) -> list[dict]:
     inputs = inputs_of(context, backend)
     with JsonlAppender(appender_path) as appender:
-        list(generate_pairs(PROMPTS, inputs, OpenSet(context.run, RUN_SET, appender, Recorded.read(appender_path))))
+        list(generate_pairs(PROMPTS, inputs, OpenSet(context.run, RUN_SET, appender, RecordIndex.read(appender_path))))
     return [row for _, row in read_jsonl(appender_path)]
 
 
@@ -321,7 +321,7 @@ def test_the_progress_names_each_step_of_a_batch_as_it_begins(context, tmp_path)
     backend = Scripted(*script)
     inputs = inputs_of(at_work, backend)
     with JsonlAppender(tmp_path / "p.jsonl") as appender:
-        events = list(generate_pairs(PROMPTS[:2], inputs, OpenSet(at_work.run, RUN_SET, appender, Recorded({}, 0))))
+        events = list(generate_pairs(PROMPTS[:2], inputs, OpenSet(at_work.run, RUN_SET, appender, RecordIndex({}, 0))))
     begun = [event.note.split(",")[0] for event in events if isinstance(event, Progress) and event.done == 0]
     assert begun == ["", "2 drafts", "2 critiques", "2 revisions", "1 critique", "1 revision"]
 

@@ -438,11 +438,11 @@ def test_a_pickled_an_absent_and_a_damaged_reward_model_are_errors_and_never_pas
     weights = reward_model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
     for name in (str(reward_model), str(tmp_path / "absent")):
-        with pytest.raises(PreconditionError, match=r"reward model .* cannot be loaded"):
+        with pytest.raises(PreconditionError, match="Cannot load the reward model"):
             reward_model_of(make(judge="reward-model", reward_model_id=name))
     weights.unlink()
     torch.save({}, reward_model / "pytorch_model.bin")
-    with pytest.raises(PreconditionError, match=r"reward model .* cannot be loaded"):
+    with pytest.raises(PreconditionError, match="Cannot load the reward model"):
         reward_model_of(make(judge="reward-model", reward_model_id=str(reward_model)))
 
 
@@ -595,7 +595,7 @@ def test_a_comparison_at_which_the_server_fails_has_no_score_and_too_many_end_it
         assert [scores.outcome for scores in given] == ["not scored", "equal"]
         assert given[0].detail["not scored"] == SERVER_FAILED and "out of memory" in given[0].detail["server"]
         judge.score(long[1:])
-        with pytest.raises(NetworkError, match=r"failed at 5 of 6 comparisons.*out of memory"):
+        with pytest.raises(NetworkError, match=r"failed on 5 of 6 comparisons.*out of memory"):
             judge.score(cases(1))
 
 

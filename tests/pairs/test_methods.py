@@ -223,7 +223,7 @@ def test_best_of_n_without_what_it_needs_is_refused_at_once_with_advice(config, 
 )
 def test_a_record_depends_on_what_its_method_uses(settings_for, method, counts, does_not):
     def made_by(**options: Any) -> Any:
-        return settings_for(**{"judge": "demo", "method": method, **options}).made_by()
+        return settings_for(**{"judge": "demo", "method": method, **options}).text_inputs()
 
     assert all(made_by(**{name: value}) != made_by() for name, value in counts.items())
     assert all(made_by(**{name: value}) == made_by() for name, value in does_not.items())
@@ -234,7 +234,7 @@ def test_an_opposite_counts_for_a_contrast_alone(settings_for, tmp_path):
 
     def made_by(method: str, opposite: str) -> Any:
         path.write_text(f"principles: [{{id: calm, text: Stay calm., opposite: {opposite}}}]")
-        return settings_for(method=method, judge="demo", constitution=path).made_by()
+        return settings_for(method=method, judge="demo", constitution=path).text_inputs()
 
     for method in ("critique-revision", "contrast", "best-of-n"):
         same = made_by(method, "Be upset.") == made_by(method, "Shout.")
@@ -248,7 +248,7 @@ def test_what_was_made_before_there_were_methods_is_asked_for_in_the_same_words(
     del before["constitution"]["source"]
     for principle in before["constitution"]["principles"]:
         del principle["persona"], principle["opposite"]
-    assert json.loads(json.dumps(settings_for().made_by())) == json.loads(json.dumps(before))
+    assert json.loads(json.dumps(settings_for().text_inputs())) == json.loads(json.dumps(before))
 
 
 @pytest.mark.parametrize(("method", "replies"), [("critique-revision", 3), ("contrast", 2), ("best-of-n", 5)])

@@ -249,7 +249,7 @@ def test_a_prompt_at_which_the_server_fails_is_a_record_with_its_reason_and_the_
 
 
 def test_too_many_of_them_end_the_stage_with_the_reason_and_only_they_are_asked_again(made):
-    with pytest.raises(NetworkError, match=r"failed at \d of \d+ prompts.*--max-failed-share.*out of memory") as caught:
+    with pytest.raises(NetworkError, match=r"failed on \d of \d+ prompts.*--max-failed-share.*out of memory") as caught:
         made(is_one_of(*range(0, 30, 3)), num_examples=30)
     assert caught.value.exit_code == ExitCode.NETWORK and "\x1b" not in str(caught.value)
     run = made.context().run
@@ -260,7 +260,7 @@ def test_too_many_of_them_end_the_stage_with_the_reason_and_only_they_are_asked_
     good = {pair_id: row for pair_id, row in before.items() if row["status"] != "failed on the server"}
     assert all(row == good[row["id"]] for row in records(run) if row["id"] in good), "nothing is made twice"
     assert sum(isinstance(event, PairMade | PairFailed) for event in events) == 30
-    assert any("asked again" in event.text for event in events if isinstance(event, Message))
+    assert any("sent again" in event.text for event in events if isinstance(event, Message))
     assert set(drafted) >= {row["prompt"] for row in before.values() if row["status"] == "failed on the server"}
 
 

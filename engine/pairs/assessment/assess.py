@@ -1,5 +1,5 @@
-"""Everything the gate counts about one pair, computed once. Assessing is expensive (every detector reads the text); adding an
-assessment to the counts, or removing it, is cheap.
+"""Everything that the gate counts about one pair, computed once. Assessing a pair is expensive, because every detector reads the
+text; adding an assessment to the counts, or removing it, is cheap.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from engine.pairs.data.hashes import hash_of
 from engine.pairs.data.record import EMPTY_DRAFT, OK, Pair
 
 REJECTED = "rejected"
-"""The reason when a person rejected a pair that the detectors would have passed."""
+"""The reason for a pair that a person rejected although the detectors passed it."""
 
 NOT_BETTER = "not better"
-"""Usable, but a trusted judge does not prefer it to the draft, and nobody decided about it."""
+"""Usable, but a trusted judge does not prefer it to the draft, and no person decided about it."""
 
 _ASSESSED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
 
 
 @dataclass(frozen=True, slots=True)
 class PairVerdict:
-    """Whether one pair trains, and the reasons if not."""
+    """Whether one pair trains, and the reasons if it does not."""
 
     line: int
     id: str
@@ -32,7 +32,7 @@ class PairVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What is known about one pair, regardless of other pairs."""
+    """What is known about one pair on its own, without the other pairs."""
 
     reasons_as_made: tuple[str, ...]
     """Why the revision cannot be used, before edits; empty if it can."""
@@ -42,39 +42,39 @@ class Assessment:
     made_by: tuple[str, ...]
     """The principles of the attempt that made the revision."""
     prompt: int
-    """Hash of the conversation; 0 if the pair cannot train."""
+    """A hash of the conversation; 0 if the pair cannot train."""
     texts: int
-    """Hash of the conversation and both texts, to find duplicates; 0 as above."""
+    """A hash of the conversation and both texts, to find duplicates; 0 if the pair cannot train."""
     has_two_texts: bool
     longer: bool
-    """The preferred text is the longer one."""
+    """Whether the preferred text is the longer one."""
     gain: float | None
     """The judge's score of the preferred text minus the other's; None without scores."""
     relevant: bool | None = None
     """Whether the revision depends on its prompt, before edits; None if not measured."""
     accepted: bool | None = None
-    """A person's decision; None leaves it to the detectors."""
+    """A person's decision; None leaves the decision to the detectors."""
     flipped: bool = False
     edited: bool = False
     order: int = 0
-    """Hash of its id, by which the sample for people is drawn."""
+    """A hash of the pair's id, by which the sample for people is drawn."""
 
     min_gain: float | None = None
     """`--min-gain`, if a trusted judge gave the scores."""
 
     @property
     def by_people(self) -> bool | None:
-        """Whether a person finds the revision, before edits, better than the draft; None if nobody decided."""
+        """Whether a person prefers the revision, before edits, to the draft; None without a decision."""
         if self.flipped or self.edited:
             return False
         return self.accepted
 
     def reasons(self, *, repeats: bool) -> tuple[str, ...]:
-        """Why the detectors leave the pair out. `repeats`: it duplicates an earlier usable pair."""
+        """Why the detectors leave the pair out. `repeats` means that it duplicates an earlier usable pair."""
         return (detectors.DUPLICATE_PROMPT,) if repeats and not self.reasons_as_edited else self.reasons_as_edited
 
     def usable(self, *, repeats: bool) -> bool:
-        """Whether the pair may train, apart from any judge. A person's decision wins, but a pair needs two texts."""
+        """Whether the pair may train, leaving judges aside. A person's decision wins, but a pair needs two texts."""
         wanted = not self.reasons(repeats=repeats) if self.accepted is None else self.accepted
         return wanted and self.has_two_texts
 
@@ -87,10 +87,10 @@ class Assessment:
 
     def verdict(self, line: int, pair_id: str, *, repeats: bool) -> PairVerdict:
         """Whether the pair trains, and why not."""
-        found, usable = self.reasons(repeats=repeats), self.usable(repeats=repeats)
+        reasons, usable = self.reasons(repeats=repeats), self.usable(repeats=repeats)
         if usable and self.not_better:
             return PairVerdict(line, pair_id, False, (NOT_BETTER,))
-        return PairVerdict(line, pair_id, usable, found if usable else found or (REJECTED,))
+        return PairVerdict(line, pair_id, usable, reasons if usable else reasons or (REJECTED,))
 
 
 def assess_pair(
@@ -98,9 +98,9 @@ def assess_pair(
 ) -> Assessment:
     """Assess one pair.
 
-    pair   as it would train, with people's edits applied
-    made   as generated, if different
-    min_gain   set if a trusted judge scored it: it trains only if the gain is larger
+    pair       the pair as it would train, with people's edits applied
+    made       the pair as it was generated, if different
+    min_gain   set if a trusted judge scored the pair, which then trains only if its gain is larger
     """
     made = pair if made is None else made
     reasons_as_made = reasons_of(made)
@@ -133,7 +133,7 @@ def reasons_of(pair: Pair) -> list[str]:
     if pair.status not in _ASSESSED_BY_TEXT:
         return [pair.status]  # no revision was ever generated
     finished = pair.finish.get("revision") != "cut off"
-    found = detectors.reasons(
+    reasons = detectors.reasons(
         pair.prompt,
         pair.base_response,
         pair.revised_response,
@@ -142,14 +142,14 @@ def reasons_of(pair: Pair) -> list[str]:
         relevance=pair.relevance,
         surprise=pair.surprise,
     )
-    if not found and pair.status == detectors.REQUEST:
-        found = [pair.status]  # found at generation time; the file does not name its constitution
-    return found or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
+    if not reasons and pair.status == detectors.REQUEST:
+        reasons = [pair.status]  # detected at generation time; the file does not name its constitution
+    return reasons or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
 
 
 def training_reasons(pair: Pair, decision: Decision) -> list[str]:
-    """Why an edited pair cannot train. In a flipped pair only the draft must be usable: a revision that is not a reply is a
-    good reason to prefer the draft.
+    """Why an edited pair cannot train. In a flipped pair only the draft must be usable, because a revision that is not a reply is
+    a good reason to prefer the draft.
     """
     if not decision.flipped or pair.chosen != "base" or pair.status not in _ASSESSED_BY_TEXT:
         return reasons_of(replace(pair, status=OK) if decision.edited and pair.status == detectors.REQUEST else pair)
@@ -160,7 +160,7 @@ def training_reasons(pair: Pair, decision: Decision) -> list[str]:
 def gain_of(pair: Pair, decision: Decision | None = None) -> float | None:
     """The judge's score of the revision minus the draft's (negated for a flipped pair); None without scores.
 
-    Ignores the file's `chosen`: the notebook set it from these same scores, which would make every pair an improvement.
+    Ignores the file's `chosen`. The notebook set it from these same scores, so every pair would be an improvement.
     """
     if pair.base_score is None or pair.revised_score is None:
         return None
@@ -169,10 +169,10 @@ def gain_of(pair: Pair, decision: Decision | None = None) -> float | None:
 
 
 def prompt_hash(pair: Pair) -> int:
-    """Hash of the conversation, ignoring case, whitespace and punctuation."""
+    """A hash of the conversation that ignores case, whitespace and punctuation."""
     return hash_of(*(detectors.canonical(message["content"]) for message in pair.messages))
 
 
 def _reasons_of_the_draft(pair: Pair) -> list[str]:
-    """Why a draft that its file marks as chosen cannot be used."""
+    """Why a draft that its file marks as chosen is not usable."""
     return detectors.reply_reasons(pair.prompt, pair.base_response, finished=pair.finish.get("draft") != "cut off")

@@ -1,4 +1,4 @@
-"""Export a training set: stream it to a temporary file, then rename that into place."""
+"""Export a training set: stream it to a temporary file, then rename the file into place."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from engine.storage.files import sync_folder
 
 
 class Export:
-    """Write rows in TRL's preference format to `path`. Leaving the `with` block without calling `keep` leaves no file behind.
+    """Writes rows in TRL's preference format to `path`. Without a call of `keep`, the `with` block leaves no file behind.
 
     Raises ConfigError for a path that must not be written, DiskError if writing fails.
     """
 
     def __init__(self, path: Path, inputs: Iterable[Path], *, force: bool = False) -> None:
         self.path = Path(os.path.realpath(path))
-        """Symbolic links are followed: the target is replaced, not the link."""
+        """The path with symbolic links resolved: the target is replaced, not the link."""
         self.pairs = 0
         _check_target(path, self.path, inputs, force)
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
@@ -41,7 +41,7 @@ class Export:
         self.pairs += 1
 
     def keep(self) -> None:
-        """Rename the file into place. A reader sees either the old file or the whole new one."""
+        """Rename the file into place. A reader sees either the old file or the complete new one."""
         try:
             self._rows.finish()
             self._file.flush()
@@ -67,21 +67,25 @@ class Export:
             self._part.unlink(missing_ok=True)
 
     def _failed(self, error: OSError) -> Stage3Error:
-        what = f"{self.path} could not be written."
-        return system_error(error, what) or DiskError(what, error.strerror or str(error), "Give --export another path.")
+        what = f"Cannot write {self.path}."
+        return system_error(error, what) or DiskError(
+            what, error.strerror or str(error), "Pass another path to --export."
+        )
 
 
 def _check_target(given: Path, target: Path, inputs: Iterable[Path], force: bool) -> None:
-    what = f"--export {given} is not written"
+    what = f"Cannot export to {given}"
     if any(source.exists() and target.exists() and source.samefile(target) for source in inputs):
-        raise ConfigError(f"{what}: it is one of the input files.", "", "Give another name.")
+        raise ConfigError(f"{what}: it is one of the input files.", "", "Pass another file to --export.")
     if target.is_dir():
-        raise ConfigError(f"{what}: it is a folder.", "", f"Give a file, for example {given / 'train.jsonl'}.")
+        raise ConfigError(f"{what}: it is a folder.", "", f"Pass a file, for example {given / 'train.jsonl'}.")
     if not target.parent.is_dir():
-        raise ConfigError(f"{what}: the folder {target.parent} does not exist.", "", "Create it, or give another name.")
+        raise ConfigError(f"{what}: the folder {target.parent} does not exist.", "", "Create it, or pass another file.")
     if target.exists() and not target.is_file():
-        raise ConfigError(f"{what}: it is not a regular file.", "", "Give the name of a file.")
+        raise ConfigError(f"{what}: it is not a regular file.", "", "Pass the name of a file.")
     if target.exists() and not force:
         raise ConfigError(
-            f"{what}: it already exists.", "It may be somebody's work.", "Give another name, or use --force."
+            f"{what}: it already exists.",
+            "It may hold work of yours.",
+            "Pass another file, or use --force to replace it.",
         )

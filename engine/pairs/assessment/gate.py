@@ -3,8 +3,8 @@
 Some figures cover everything that was generated, before edits. Others cover what would train: after edits, without unusable
 pairs and without those that people rejected.
 
-A pair that duplicates an earlier usable one (prompt and both texts) is unusable. Pairs that share only their prompt are
-counted in `shared_prompt_share`, and each of them stays usable.
+A pair that duplicates an earlier usable pair (prompt and both texts) is unusable. Pairs that share only their prompt stay
+usable, and are counted in `shared_prompt_share`.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from engine.pairs.data.hashes import hash_of
 from engine.pairs.data.record import Pair
 
 EXAMPLES_KEPT = 5
-"""Per reason, for the report."""
+"""Examples per reason in the report."""
 EXAMPLE_LENGTH = 300
 """Characters of each text of an example."""
 NAMES_KEPT = 500
-"""How many reasons and principles are counted by name; a foreign file may have a new one on every line."""
+"""How many reasons and principles are counted by name. A foreign file may have a new one on every line."""
 OTHERS = "(others)"
 
 NOT_IMPROVED = "not improved"
-"""Examples of pairs that train although their score is no better than the draft's: by the file, or by a person's decision."""
+"""Examples of pairs that train although they score no better than their drafts: by the file, or by a person's decision."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the gate. `passes` is None if it was not measured."""
+    """One figure of the gate. `passes` is None if the figure was not measured."""
 
     name: str
     value: float | None
     threshold: float
     bound: Literal["at least", "at most"]
     refuses: bool
-    """Whether the gate stays shut if it fails; otherwise it is a warning."""
+    """Whether the gate stays shut if the figure fails; otherwise it is a warning."""
     remedy: str
-    """How to make it pass; the report's key is `mend`."""
+    """How to make the figure pass; the report's key is `mend`."""
     note: str = ""
     """Explains the value if the name does not."""
     needed: bool = False
-    """If True, a figure that was not measured fails."""
+    """Whether the figure fails if it was not measured."""
 
     @property
     def passes(self) -> bool | None:
@@ -69,7 +69,7 @@ class Figure:
         if self.value is None:
             return f"{self.note or 'not measured'} ({self.bound} {_number(self.threshold)})"
         value, threshold = _number(self.value), _number(self.threshold)
-        if value == threshold and self.passes is False:  # missed by a hair
+        if value == threshold and self.passes is False:  # they differ only after rounding
             value = f"{self.value:.4%}"
         return f"{value} ({self.bound} {threshold}){f': {self.note}' if self.note else ''}"
 
@@ -84,8 +84,8 @@ class Figure:
         return cls(**{names.get(name, name): value for name, value in row.items() if name != "passes"})
 
 
-class Prompts(Protocol):
-    """The prompts of what trains."""
+class PromptCounter(Protocol):
+    """Counts the prompts of the pairs that train."""
 
     @property
     def sharing(self) -> int:
@@ -95,8 +95,8 @@ class Prompts(Protocol):
         """Add (`by` = 1) or remove (`by` = -1) one pair with this prompt."""
 
 
-class HashedPrompts:
-    """Counts prompts in constant memory per prompt. Cannot remove."""
+class HashedPromptCounter:
+    """Counts prompts in constant memory per prompt. Cannot remove any."""
 
     def __init__(self) -> None:
         self._all: set[int] = set()
@@ -109,7 +109,7 @@ class HashedPrompts:
 
     def count(self, prompt: int, by: int) -> None:
         if by != 1:
-            raise ValueError("HashedPrompts can only add")
+            raise ValueError("HashedPromptCounter can only add")
         if prompt in self._all:
             self._repeats += 1
             self._shared.add(prompt)
@@ -118,17 +118,17 @@ class HashedPrompts:
 
 @dataclass
 class Counts:
-    """What the gate counts: sums over assessments, in any order."""
+    """What the gate counts: sums over assessments, independent of their order."""
 
     made: int = 0
     usable: int = 0
     byte_identical: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    """First reason of each pair that is left out."""
+    """The first reason of each pair that is left out."""
     any_reason: Counter[str] = field(default_factory=Counter)
-    """All reasons, over everything that was generated."""
+    """All reasons, counted over everything that was generated."""
     principles: Counter[str] = field(default_factory=Counter)
-    """Pairs per principle, counting the principles that made the revision."""
+    """Pairs per principle that made the revision."""
     with_principles: int = 0
     measured: int = 0
     """Revisions, before edits, whose relevance was measured."""
@@ -136,7 +136,7 @@ class Counts:
     training: int = 0
     training_longer: int = 0
     scored: int = 0
-    """Usable pairs with scores (so also `improved` and `tied`), whether they train or not."""
+    """Usable pairs with scores, whether they train or not; so too `improved` and `tied`."""
     improved: int = 0
     tied: int = 0
     rejected_by_people: int = 0
@@ -144,14 +144,14 @@ class Counts:
     flipped_by_people: int = 0
     edited_by_people: int = 0
     lengths_measured: int | None = None
-    """Pairs that would train and whose length in tokens is known; None if not measured."""
+    """Pairs that would train and whose length in tokens is known; None if lengths were not measured."""
     too_long: int = 0
-    """Those of them that do not fit --max-length."""
+    """Pairs among `lengths_measured` that do not fit --max-length."""
     bad_lines: int = 0
     """Lines that are not pairs."""
     bad_edits: int = 0
     """Damaged lines of the edits file."""
-    prompts: Prompts = field(default_factory=HashedPrompts)
+    prompts: PromptCounter = field(default_factory=HashedPromptCounter)
     sample: Sample = field(default_factory=Sample)
 
     @property
@@ -159,9 +159,9 @@ class Counts:
         return self.prompts.sharing
 
     def count(self, found: Assessment, *, repeats: bool, by: int = 1) -> None:
-        """Add (`by` = 1) or remove (`by` = -1) one pair. `repeats`: it duplicates an earlier usable pair."""
+        """Add (`by` = 1) or remove (`by` = -1) one pair. `repeats` means that it duplicates an earlier usable pair."""
         reasons = found.reasons(repeats=repeats)
-        self._count_making(found, found.reasons_as_made or (reasons if not found.reasons_as_edited else ()), by)
+        self._count_generated(found, found.reasons_as_made or (reasons if not found.reasons_as_edited else ()), by)
         self.rejected_by_people += by * (found.accepted is False)
         self.accepted_by_people += by * (found.accepted is True and bool(reasons))
         self.flipped_by_people += by * found.flipped
@@ -176,7 +176,7 @@ class Counts:
         else:
             _count(self.reasons, verdict.reasons[0], by)
 
-    def _count_making(self, found: Assessment, reasons: tuple[str, ...], by: int) -> None:
+    def _count_generated(self, found: Assessment, reasons: tuple[str, ...], by: int) -> None:
         self.made += by
         self.usable += by * (not reasons)
         if not reasons:
@@ -199,17 +199,17 @@ class Counts:
 
 @dataclass
 class Tally(Counts):
-    """Counts over a stream of pairs, in two hashes of memory per pair."""
+    """Counts over a stream of pairs, with two hashes per pair in memory."""
 
     examples: Examples = field(default_factory=lambda: Examples())
     min_gain: float | None = None
-    """`--min-gain`, if a trusted judge scored."""
+    """`--min-gain`, if a trusted judge scored the pairs."""
     methods: Counter[str] = field(default_factory=Counter)
     """How the pairs were made, if their file says so."""
     _texts: set[int] = field(default_factory=set)
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
-        """Assess one pair and count it; `pair` and `made` as in `assess_pair`."""
+        """Assess one pair and count it. `pair` and `made` are those of `assess_pair`."""
         found = assess_pair(pair, decision, made=made, min_gain=self.min_gain)
         if pair.method:
             _count(self.methods, pair.method, 1)
@@ -226,7 +226,7 @@ class Tally(Counts):
 
 
 class Example(NamedTuple):
-    """Sorts the worst first: by gain, then by a hash, so that every run shows the same sample."""
+    """Sorts the worst pair first: by gain, then by a hash, so that every run shows the same examples."""
 
     gain: float
     order: int
@@ -280,21 +280,21 @@ def _count(counter: Counter[str], name: str, by: int) -> None:
 
 
 def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list[Figure]:
-    """Every figure of the gate, refusing ones first.
+    """Every figure of the gate; those that can shut it come first.
 
-    judged   True if a trusted judge scored, or none is needed here. False makes the figures that need no judge stricter, and
-             requires people's decisions about a sample
+    judged   True if a trusted judge scored the pairs, or no judge is needed. False makes the figures that need no judge
+             stricter, and requires people's decisions about a sample
     """
     return [
-        *_of_what_was_made(tally, config),
-        *_of_what_would_train(tally, config),
+        *_figures_of_generation(tally, config),
+        *_figures_of_training_set(tally, config),
         *([] if judged else [_better_by_people(tally, config)]),
         *too_long_figures(tally, config),
-        *_signs(tally, config, judged=judged),
+        *_figures_of_revision(tally, config, judged=judged),
     ]
 
 
-def _of_what_was_made(tally: Counts, config: Stage3Config) -> list[Figure]:
+def _figures_of_generation(tally: Counts, config: Stage3Config) -> list[Figure]:
     return [
         Figure(
             "usable_share",
@@ -310,7 +310,7 @@ def _of_what_was_made(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_pairs,
             "at least",
             True,
-            "Too few are left to train on: make more pairs (raise --num-examples, or widen --split).",
+            "Too few pairs are left to train on: generate more (raise --num-examples, or widen --split).",
         ),
         Figure(
             "relevant_share",
@@ -323,7 +323,7 @@ def _of_what_was_made(tally: Counts, config: Stage3Config) -> list[Figure]:
     ]
 
 
-def _of_what_would_train(tally: Counts, config: Stage3Config) -> list[Figure]:
+def _figures_of_training_set(tally: Counts, config: Stage3Config) -> list[Figure]:
     return [
         Figure(
             "longer_share",
@@ -347,14 +347,14 @@ def _of_what_would_train(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_improved_share,
             "at least",
             True,
-            "By the judge, or the file's own scores, too few are better than what they stand against: look at the pairs (are the "
-            "columns the wrong way round?), then at the constitution.",
+            "By the scores of the judge, or of the file, too few revisions are better than their drafts: look at the pairs (are "
+            "the columns swapped?), then at the constitution.",
         ),
     ]
 
 
-def _signs(tally: Counts, config: Stage3Config, *, judged: bool) -> list[Figure]:
-    """Signs that revising went wrong. Warnings; without a judge, copies and talk about the answer keep the gate shut."""
+def _figures_of_revision(tally: Counts, config: Stage3Config, *, judged: bool) -> list[Figure]:
+    """Signs of bad revisions. They are warnings; without a judge, copies and talk about the answer keep the gate shut."""
     return [
         Figure(
             "identical_share",
@@ -390,7 +390,7 @@ def _better_by_people(tally: Counts, config: Stage3Config) -> Figure:
         config.min_sample_share,
         "at least",
         True,
-        "No judge passed its exam, so nobody has said whether the revisions are better: decide about the sample in the wizard "
+        "No judge passed its exam, so whether the revisions are better is unknown: decide about the sample in the wizard "
         "(stage Quality, Pairs, key S: accept a revision that is better than its draft, reject or swap one that is not), or "
         "set a judge that passes its exam (--judge).",
         note=tally.sample.sentence,
@@ -399,7 +399,9 @@ def _better_by_people(tally: Counts, config: Stage3Config) -> Figure:
 
 
 def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
-    """Needs the model's tokenizer. Training leaves such pairs out, and refuses if there are too many."""
+    """The share of pairs that are too long, if lengths were measured with the model's tokenizer. Training leaves them out, and
+    refuses to start if there are too many.
+    """
     if tally.lengths_measured is None:
         return []
     return [
@@ -424,7 +426,7 @@ def failed(all_figures: list[Figure]) -> list[Figure]:
 
 
 def damage(tally: Counts, config: Stage3Config) -> list[str]:
-    """What keeps the gate shut and cannot be accepted: bad lines beyond --max-bad-rows, and damaged edits."""
+    """What keeps the gate shut whatever a person accepts: bad lines beyond --max-bad-rows, and damaged edits."""
     allowed = (config.max_bad_rows or 0.0) * (tally.made + tally.bad_lines)
     return [
         name for name, shut in (("bad_lines", tally.bad_lines > allowed), ("bad_edits", tally.bad_edits > 0)) if shut
@@ -433,10 +435,10 @@ def damage(tally: Counts, config: Stage3Config) -> list[str]:
 
 def gate_error(shut: list[Figure]) -> DataError:
     """The error for a shut gate: every figure that failed, and how to fix each."""
-    figures_shut = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
+    sentences = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
     remedies = " ".join(f"{figure.title.capitalize()}: {figure.remedy}" for figure in shut)
     return DataError(
-        f"The gate is shut: {figures_shut}.",
+        f"The gate is shut: {sentences}.",
         "Training on these pairs would spend GPU hours on what cannot teach.",
         f'{remedies} To train anyway: --accept-quality "your reason".',
     )
@@ -445,8 +447,8 @@ def gate_error(shut: list[Figure]) -> DataError:
 def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[str, Any]:
     """The quality report as plain data: counts, figures with thresholds, the gate, and examples of what is left out.
 
-    The gate is open if no figure keeps it shut, or if a person accepts the quality (`accepted_for` says why). Nobody can
-    accept damaged lines or an empty training set.
+    The gate is open if no figure keeps it shut, or if a person accepts the quality (`accepted_for` is the reason). Damaged lines
+    and an empty training set cannot be accepted.
     """
     all_figures = figures(tally, config, judged=judged)
     shut = [figure.name for figure in failed(all_figures)]
@@ -485,8 +487,8 @@ def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[s
     }
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _share(part: int, total: int) -> float:
+    return part / total if total else 0.0
 
 
 def _number(value: float) -> str:

@@ -1,8 +1,8 @@
 """Estimate the gate's figures from part of the pairs: shares with intervals, and whether the gate can still open.
 
-The pilot looks once, at a random sample: a 95 % interval (Wilson 1927). Stage pairs looks after every batch, so sooner or
-later a 95 % interval would fall below the threshold by chance; it uses 99.99 % (a Bonferroni correction for 500 interim
-looks).
+The pilot looks once, at a random sample, with a 95 % interval (Wilson 1927). Stage pairs looks after every batch, so sooner or
+later a 95 % interval would fall below the threshold by chance; its interval is 99.99 % (a Bonferroni correction for 500
+interim looks).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.security.sanitize import visible_line
 Z_INTERIM = 3.890592
 """z of a two-sided 99.99 % interval."""
 MIN_PROMPTS_BEFORE_LOOK = 48
-"""Prompts before the first interim look of stage pairs: two pilots' worth."""
+"""Prompts before the first interim look of stage pairs: as many as two pilots have."""
 
 
 Reasons = Sequence[tuple[str, int]]
@@ -43,7 +43,7 @@ class Estimate:
     remedy: str
     z: float = Z_95
     left_out: Reasons = ()
-    """Why the others do not count, the most frequent reason first."""
+    """Why the other prompts do not count, the most frequent reason first."""
 
     @property
     def title(self) -> str:
@@ -87,8 +87,8 @@ class Estimate:
 
 
 def usable_estimate(usable: int, n: int, config: Stage3Config, *, left_out: Reasons = (), z: float = Z_95) -> Estimate:
-    nothing = sum(count for reason, count in left_out if reason in NO_TEXT_REASONS)
-    remedy = remedy_for_silence(config) if 2 * nothing > n - usable else remedy_for_unusable(config)
+    without_text = sum(count for reason, count in left_out if reason in NO_TEXT_REASONS)
+    remedy = remedy_for_no_text(config) if 2 * without_text > n - usable else remedy_for_unusable(config)
     return Estimate("usable_share", usable, n, config.min_usable_share, "at least", remedy, z, left_out)
 
 
@@ -99,7 +99,7 @@ def relevant_estimate(relevant: int, n: int, config: Stage3Config) -> Estimate:
 def improved_estimate(better: int, n: int, config: Stage3Config) -> Estimate:
     remedy = {
         "critique-revision": "use a stronger policy, --method contrast, or another --constitution",
-        "contrast": "use a --constitution that says each principle's opposite, or --method critique-revision",
+        "contrast": "use a --constitution with an opposite for each principle, or --method critique-revision",
         "best-of-n": "raise --num-drafts",
     }[config.method]
     return Estimate("improved_share", better, n, config.min_improved_share, "at least", remedy)
@@ -111,36 +111,36 @@ def too_long_estimate(too_long: int, n: int, config: Stage3Config) -> Estimate:
 
 
 def remedy_for_unusable(config: Stage3Config) -> str:
-    """How to make more pairs usable: suggests only what the run does not do yet."""
-    ways = {
-        "critique-revision": "--method contrast, which asks for no critique",
+    """How to make more pairs usable; suggests only what the run does not use yet."""
+    other_methods = {
+        "critique-revision": "--method contrast, which needs no critique",
         "contrast": "--method critique-revision",
         "best-of-n": "--method contrast",
     }
-    more = [ways[config.method]]
+    options = [other_methods[config.method]]
     if config.server_url is None:
-        more.append("a stronger policy on a server (--server-url)")
+        options.append("a stronger policy on a server (--server-url)")
     if config.method == "critique-revision" and config.few_shot is None:
-        more.append("worked examples (--few-shot)")
-    return f"use {', '.join(more)}, or another --constitution"
+        options.append("worked examples (--few-shot)")
+    return f"use {', '.join(options)}, or another --constitution"
 
 
-def remedy_for_silence(config: Stage3Config) -> str:
-    """What to look at if most answers have no text: no method and no constitution changes that."""
+def remedy_for_no_text(config: Stage3Config) -> str:
+    """What to check if most answers have no text, which neither another method nor another constitution changes."""
     if config.server_url is not None:
         return (
-            f"ask {visible_line(str(config.server_model), 80)} one question by hand; a model that sends reasoning only, or one "
-            "without a chat template, answers nothing"
+            f"ask {visible_line(str(config.server_model), 80)} one question by hand; a model that returns only reasoning, or has "
+            "no chat template, sends empty answers"
         )
-    return "the model ends its turn at once: try --dtype float32, and look at its --chat-template"
+    return "the model ends its turn at once: try --dtype float32, and check its --chat-template"
 
 
 def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, pairs_path: str) -> DataError:
-    """The error that ends generation early: which figures are out of reach, and how to fix each."""
+    """The error that ends generation early: the figures that are out of reach, and how to fix each."""
     figures = "; ".join(f"{estimate.title} is {estimate.sentence}" for estimate in hopeless)
     remedy = " ".join(f"{estimate.title.capitalize()}: {estimate.remedy}." for estimate in hopeless)
-    told = [reason for estimate in hopeless for reason in estimate.left_out[:REASONS_SHOWN]]
-    reasons = ", ".join(f"{visible_line(reason, 120)} ({count})" for reason, count in dict.fromkeys(told))
+    shown = [reason for estimate in hopeless for reason in estimate.left_out[:REASONS_SHOWN]]
+    reasons = ", ".join(f"{visible_line(reason, 120)} ({count})" for reason, count in dict.fromkeys(shown))
     return DataError(
         f"{what}: {figures}.{f' Left out: {reasons}.' if reasons else ''}",
         why,
@@ -149,7 +149,7 @@ def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, pairs_path
 
 
 def require_reachable(estimates: Iterable[Estimate], config: Stage3Config, **wording: str) -> str:
-    """Raise DataError if the gate can no longer open, unless `--accept-quality` is given; then return a warning."""
+    """Raise DataError if the gate can no longer open. With `--accept-quality`, return a warning instead."""
     hopeless = [estimate for estimate in estimates if estimate.hopeless]
     if not hopeless:
         return ""
@@ -161,25 +161,25 @@ def require_reachable(estimates: Iterable[Estimate], config: Stage3Config, **wor
 
 @dataclass(frozen=True)
 class Outlook:
-    """While stage pairs runs: whether the set can still pass the gate."""
+    """Whether the set can still pass the gate while stage pairs is running."""
 
     config: Stage3Config
     prompts: int | None
     """Prompts of the run, including those that are too long; None with --target-pairs, which draws as many as it needs."""
 
-    def estimates(self, usable: int, asked: int, too_long: int, left_out: Reasons = ()) -> list[Estimate]:
-        """Estimates from the `asked` prompts so far, of which `usable` gave a usable pair.
+    def estimates(self, usable: int, attempted: int, too_long: int, left_out: Reasons = ()) -> list[Estimate]:
+        """Estimates from the prompts attempted so far, of which `usable` have a usable pair.
 
-        The gate also counts prompts that are too long. Their number is known, so the threshold for the others rises.
+        The gate also counts prompts that are too long. Their number is known, so the threshold for the others is higher.
         """
-        if asked < MIN_PROMPTS_BEFORE_LOOK or (self.prompts is not None and asked + too_long >= self.prompts):
+        if attempted < MIN_PROMPTS_BEFORE_LOOK or (self.prompts is not None and attempted + too_long >= self.prompts):
             return []  # too few to tell, or all of them, which the gate itself decides
-        estimate = usable_estimate(usable, asked, self.config, left_out=left_out, z=Z_INTERIM)
+        estimate = usable_estimate(usable, attempted, self.config, left_out=left_out, z=Z_INTERIM)
         if self.prompts is None:
             return [estimate]
-        to_ask = self.prompts - too_long
-        share = replace(estimate, threshold=self.config.min_usable_share * self.prompts / to_ask)
+        fitting = self.prompts - too_long
+        share = replace(estimate, threshold=self.config.min_usable_share * self.prompts / fitting)
         pairs = replace(
-            estimate, name="training_pairs", threshold=self.config.min_pairs / to_ask, remedy="raise --num-examples"
+            estimate, name="training_pairs", threshold=self.config.min_pairs / fitting, remedy="raise --num-examples"
         )
         return [share, pairs] if self.config.min_pairs <= self.prompts else [share]

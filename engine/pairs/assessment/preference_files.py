@@ -15,11 +15,11 @@ class RowWriter(Protocol):
     def add(self, row: dict[str, Any]) -> None: ...
 
     def finish(self) -> None:
-        """Write what is still in memory."""
+        """Write the rows that are still in memory."""
 
 
 def writer_for(path: Path, file: BinaryIO) -> RowWriter:
-    """Chosen by the suffix of the final file name."""
+    """The writer for the suffix of the final file name."""
     return _Parquet(file) if path.suffix.lower() == PARQUET else _JsonLines(file)
 
 

@@ -1,5 +1,5 @@
-"""The gate's figures while people review pairs: each decision updates them without assessing any other pair again. They equal
-what stage quality computes from the same files (a test compares the two).
+"""The gate's figures while people review pairs. A decision updates them without assessing any other pair again. They equal what
+stage quality computes from the same files (a test compares the two).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from engine.pairs.assessment.assess import NOT_BETTER, Assessment
 from engine.pairs.assessment.gate import Counts
 
 
-class CountedPrompts:
-    """Pairs per prompt, with removal."""
+class ReversiblePromptCounter:
+    """Counts pairs per prompt, and can remove them."""
 
     def __init__(self) -> None:
         self._pairs: Counter[int] = Counter()
@@ -33,84 +33,84 @@ class CountedPrompts:
 
 
 class Review:
-    """Assessments by line, counted; each can be replaced.
+    """Counted assessments by line, each of which can be replaced.
 
-    Among duplicates, the first line that nothing speaks against is kept; the others repeat it.
+    Among duplicates, the first line without a reason against it is kept; the others repeat it.
     """
 
     def __init__(self) -> None:
-        self.counts = Counts(prompts=CountedPrompts())
-        self._found: dict[int, Assessment] = {}
-        self._saying: dict[int, list[int]] = {}
-        """Usable lines in order, by the hash of their texts."""
+        self.counts = Counts(prompts=ReversiblePromptCounter())
+        self._assessments: dict[int, Assessment] = {}
+        self._lines_by_texts: dict[int, list[int]] = {}
+        """Lines of usable pairs in order, by the hash of their texts."""
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._assessments)
 
     def __contains__(self, line: int) -> bool:
-        return line in self._found
+        return line in self._assessments
 
     def put(self, line: int, found: Assessment) -> list[int]:
-        """Count a pair. Returns the lines whose verdict changed, its own first."""
-        changed = [line, *self._take_back(line)]
+        """Count a pair. Returns the lines whose verdicts changed, its own first."""
+        changed = [line, *self._remove(line)]
         if found.reasons_as_edited:
             self._count(line, found)
             return changed
-        saying = self._saying.setdefault(found.texts, [])
-        first_before = saying[0] if saying else None
-        insort(saying, line)
+        lines = self._lines_by_texts.setdefault(found.texts, [])
+        first_before = lines[0] if lines else None
+        insort(lines, line)
         self._count(line, found)
-        if first_before is not None and saying[0] == line:  # the former first duplicate now repeats this one
+        if first_before is not None and lines[0] == line:  # the former first duplicate now repeats this one
             self._recount(first_before, repeated=False)
             changed.append(first_before)
         return changed
 
     def assessment(self, line: int) -> Assessment | None:
-        return self._found.get(line)
+        return self._assessments.get(line)
 
     def repeats(self, line: int) -> bool:
-        """Whether it duplicates an earlier usable pair."""
-        found = self._found[line]
-        return not found.reasons_as_edited and self._saying[found.texts][0] != line
+        """Whether the pair duplicates an earlier usable one."""
+        found = self._assessments[line]
+        return not found.reasons_as_edited and self._lines_by_texts[found.texts][0] != line
 
     def reasons(self, line: int) -> tuple[str, ...]:
-        """Why the detectors, or a trusted judge, leave the pair out; empty if they do not."""
-        found = self._found[line]
+        """Why the detectors or a trusted judge leave the pair out; empty if they do not."""
+        found = self._assessments[line]
         return found.reasons(repeats=self.repeats(line)) or ((NOT_BETTER,) if found.not_better else ())
 
     def usable(self, line: int) -> bool:
-        """Whether it trains."""
-        return self._found[line].verdict(line, "", repeats=self.repeats(line)).usable
+        """Whether the pair trains."""
+        return self._assessments[line].verdict(line, "", repeats=self.repeats(line)).usable
 
     def in_sample(self) -> set[int]:
-        """Lines of the sample that people decide about if no judge passes its exam."""
+        """The lines of the sample that people decide about if no judge passes its exam."""
         wanted = set(self.counts.sample.orders)
-        return {line for line, found in self._found.items() if found.order in wanted}
+        return {line for line, found in self._assessments.items() if found.order in wanted}
 
     def _count(self, line: int, found: Assessment) -> None:
-        self._found[line] = found
+        self._assessments[line] = found
         self.counts.count(found, repeats=self.repeats(line))
 
-    def _take_back(self, line: int) -> list[int]:
-        """Remove a line. Returns the line that was its duplicate and now counts, if any."""
-        found = self._found.get(line)
+    def _remove(self, line: int) -> list[int]:
+        """Remove a line. Returns the line that was its duplicate and now trains, if any."""
+        found = self._assessments.get(line)
         if found is None:
             return []
         self.counts.count(found, repeats=self.repeats(line), by=-1)
-        del self._found[line]
+        del self._assessments[line]
         if found.reasons_as_edited:
             return []
-        saying = self._saying[found.texts]
-        place = bisect_left(saying, line)
-        del saying[place]
-        if not saying:
-            del self._saying[found.texts]
-        elif place == 0:
-            self._recount(saying[0], repeated=True)
-            return [saying[0]]
+        lines = self._lines_by_texts[found.texts]
+        index = bisect_left(lines, line)
+        del lines[index]
+        if not lines:
+            del self._lines_by_texts[found.texts]
+        elif index == 0:
+            self._recount(lines[0], repeated=True)
+            return [lines[0]]
         return []
 
     def _recount(self, line: int, *, repeated: bool) -> None:
-        """Count a line again; `repeated` is how it was counted before."""
-        self.counts.count(self._found[line], repeats=repeated, by=-1)
-        self.counts.count(self._found[line], repeats=not repeated)
+        """Count a line again. `repeated` is whether it was counted as a duplicate before."""
+        self.counts.count(self._assessments[line], repeats=repeated, by=-1)
+        self.counts.count(self._assessments[line], repeats=not repeated)

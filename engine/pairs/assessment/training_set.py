@@ -20,7 +20,7 @@ from engine.storage.lazy import take
 
 @dataclass(frozen=True, slots=True)
 class AssessedPair:
-    """An edited pair, and whether it trains."""
+    """A pair with people's edits, and whether it trains."""
 
     pair: Pair
     verdict: PairVerdict
@@ -32,8 +32,9 @@ def assessed_pairs(
     tally: Tally,
     scored: Callable[[Pair], Pair] = lambda pair: pair,
 ) -> Iterator[AssessedPair]:
-    """Assess and count (line, pair before edits), in order: of two duplicates, the first one trains.
+    """Assess and count pairs in order; of two duplicates, the first one trains.
 
+    pairs    (line, pair before edits)
     scored   adds a judge's scores to an edited pair
     """
     for line, made in pairs:
@@ -44,8 +45,8 @@ def assessed_pairs(
 
 def training_pairs(pairs: Iterable[Pair], decisions: Mapping[str, Decision]) -> Iterator[Pair]:
     """The pairs that train; a pure function of pairs and decisions."""
-    judged = assessed_pairs(enumerate(pairs), decisions, Tally())
-    return (each.pair for each in judged if each.verdict.usable)
+    assessed = assessed_pairs(enumerate(pairs), decisions, Tally())
+    return (each.pair for each in assessed if each.verdict.usable)
 
 
 def preference_row(pair: Pair) -> dict[str, Any]:
@@ -58,10 +59,10 @@ def preference_row(pair: Pair) -> dict[str, Any]:
 
 
 def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[Sequence[Pair], Sequence[Pair]]:
-    """Split into (train, held out): `fraction` of the prompts, at least `at_least` and at most half, chosen by a hash.
+    """Split into (train, held out). Held out are `fraction` of the prompts, at least `at_least` and at most half, by a hash.
 
-    Pairs that share a prompt land on the same side, so no held-out prompt is trained on. Both sides are sorted by hash: the
-    same pairs give the same files, whatever order they were made in.
+    Pairs that share a prompt go to the same side, so no held-out prompt is trained on. Both sides are sorted by hash, so the
+    same pairs give the same files, whatever order they were generated in.
     """
     ordered = sorted((_key(pair), pair.id, number) for number, pair in enumerate(pairs))
     keys = sum(1 for _ in groupby(ordered, key=itemgetter(0)))
@@ -73,7 +74,7 @@ def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[Seq
 
 
 def prompts_held_out(prompts: int, fraction: float, at_least: int) -> int:
-    """How many of the prompts `hold_out` puts aside."""
+    """How many of the prompts `hold_out` holds out."""
     return min(max(round(fraction * prompts), at_least), prompts // 2)
 
 

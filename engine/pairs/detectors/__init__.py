@@ -1,7 +1,7 @@
 """Why a text is not usable as a reply on its own: one small function per reason.
 
-A detector gets a `Candidate` (last user turn, draft or None, reply) and says whether its reason applies. Reasons are reported
-in the order of `DETECTORS`; the first one names the verdict.
+A detector takes a `Candidate` (last user turn, draft or None, reply) and returns whether its reason applies. Reasons are
+reported in the order of `DETECTORS`, and the first one is the verdict.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ NEAR_DUPLICATE = "near-duplicate"
 REFUSAL = "refusal"
 WRONG_LANGUAGE = "wrong language"
 NONSENSE = "nonsense"
-"""Words that do not go together: known only if a model measured it."""
+"""Words that do not go together; found only if a model has measured the reply."""
 OFF_TOPIC = "off-topic"
-"""Would fit any message. Needs a measured relevance."""
+"""The reply would fit any message; found only if its relevance has been measured."""
 CUT_OFF = "cut off"
 DUPLICATE_PROMPT = "duplicate prompt"
 """Found by the gate's tally, which sees all pairs."""
@@ -73,7 +73,7 @@ def reasons(
     relevance: float | None = None,
     surprise: float | None = None,
 ) -> list[str]:
-    """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty if it can.
+    """Why `reply` to `prompt` is not usable as the revision of `draft`; empty if it is.
 
     finished    False if the generation was cut off at the token limit
     critique    the critique of the draft, which the reply must not repeat
@@ -89,5 +89,5 @@ def reasons(
 
 
 def reply_reasons(prompt: str, reply: str, *, finished: bool = True) -> list[str]:
-    """The same for an answer that is not a revision."""
+    """Why `reply` to `prompt` is not usable as an answer that is not a revision; empty if it is."""
     return reasons(prompt, None, reply, finished=finished)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 MARKS_IN_A_ROW = 30
-"""Unicode's Stream-Safe Text Format (UAX 15) allows no more combining marks in a row."""
+"""The most combining marks in a row that Unicode's Stream-Safe Text Format (UAX 15) allows."""
 LONG = 4_000
-"""Characters. Shorter texts normalise in milliseconds, whatever marks they have."""
+"""In characters. Shorter texts normalise in milliseconds, whatever marks they have."""
 
 WORD = re.compile(r"\w+")
 _EDITING_WORDS = frozenset(
@@ -60,7 +60,7 @@ _EDITING_WORDS = frozenset(
         "think",
     ]
 )
-"""Every prompt that the pattern below matches has one of these words. Looking them up costs a tenth of the search."""
+"""Every prompt that `_EDITING_REQUEST` matches has one of these words. Looking them up costs a tenth of the search."""
 _TEXT_NOUN = (
     r"(?:texts?|letters?|e-?mails?|messages?|essays?|paragraphs?|sentences?|poems?|story|stories|articles?|drafts?|answers?"
     r"|responses?|repl(?:y|ies)|speech|words?|wording|grammar|spelling|punctuation|translation|paper|resume|cv|posts?|reports?"
@@ -83,9 +83,9 @@ def words(text: str) -> list[str]:
 
 
 def normalized_text(text: str) -> str:
-    """`text` in one case and one Unicode form, with straight quotes."""
+    """`text` in lower case and one Unicode form, with straight quotes."""
     if not text.isascii():
-        text = text.replace("’", "'").replace("“", '"').replace("”", '"')  # leaves most texts in ASCII, the fast path
+        text = text.replace("’", "'").replace("“", '"').replace("”", '"')  # makes most texts ASCII, the fast path
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFKC", _stream_safe(text)).casefold()
@@ -132,12 +132,12 @@ class Candidate:
 
     @cached_property
     def edits_a_text(self) -> bool:
-        """The user asks for a text to be edited, so a reply may mention a revised version or repeat words."""
+        """Whether the user asks for a text to be edited. A reply may then mention a revised version or repeat words."""
         return not _EDITING_WORDS.isdisjoint(self.prompt_words) and _EDITING_REQUEST.search(self.prompt) is not None
 
 
 def _stream_safe(text: str) -> str:
-    """Drop combining marks beyond thirty in a row: `unicodedata.normalize` sorts them in quadratic time."""
+    """Drop combining marks beyond thirty in a row, because `unicodedata.normalize` sorts them in quadratic time."""
     if len(text) < LONG:
         return text
     kept, marks = [], 0

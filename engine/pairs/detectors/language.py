@@ -1,7 +1,7 @@
-"""A reply in a different language than the prompt, without being asked for it.
+"""A reply in another language than the prompt, although the user did not ask for it.
 
-Detected by script (Latin, Cyrillic, Arabic, …) and, within Latin, by the most common words of eight languages. Both texts must
-clearly be in some language; without enough evidence nothing is reported.
+Languages are detected by script (Latin, Cyrillic, Arabic, …) and, within Latin, by the most common words of eight languages.
+Both texts must clearly be in some language; without enough evidence nothing is reported.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections import Counter
 from engine.pairs.detectors.candidate import Candidate
 
 MIN_LETTERS = 4
-"""A text with fewer letters has no script: "OK" fits any."""
+"""A text with fewer letters has no script: "OK" fits any language."""
 MIN_COMMON_WORDS = 4
 MIN_COMMON_WORDS_IN_PROMPT = 2
-"""Common words that make a prompt count as a language. Fewer than for a reply, as prompts may be short."""
+"""Common words that a prompt needs to count as a language: fewer than a reply, because prompts may be short."""
 MIN_SHARE = 0.2
-"""Share of a text's words that must be common words of a language."""
-LOOKED_AT = 400
-"""Words read (and a quarter of the characters): the language shows early."""
+"""The share of a text's words that must be common words of a language."""
+WORDS_READ = 400
+"""How many words of a text are read, and four times as many characters: the language shows early."""
 
 _COMMON = {
     "English": "the and of to is in you that it for are with this not have be can your they from what will would there but as or"
@@ -48,7 +48,7 @@ _SPANS = {
 }
 _SCRIPTS = {name: re.compile(f"[{span}]") for name, span in _SPANS.items()}
 _FOREIGN = re.compile(f"[{''.join(_SPANS.values())}]")
-_ASKED_FOR = re.compile(
+_LANGUAGE_REQUEST = re.compile(
     r"\btranslat|\blanguage|\b(?:english|german|french|spanish|italian|portuguese|dutch|swedish|russian|chinese|mandarin"
     r"|japanese|korean|arabic|hebrew|greek|hindi|thai|latin|ukrainian|turkish|polish|deutsch|français|español|italiano|português"
     r"|nederlands|svenska)\b|перев|翻译|翻訳|번역|ترجم|übersetz|tradu",
@@ -57,7 +57,7 @@ _ASKED_FOR = re.compile(
 
 
 def is_wrong_language(candidate: Candidate) -> bool:
-    # Fast path: most pairs are English throughout, and most of the rest are too short to tell.
+    # Fast path: most pairs are all English, and most of the others are too short to tell.
     english = _is_english(candidate.reply_words)
     if english and (len(candidate.prompt_words) < MIN_COMMON_WORDS or _is_english(candidate.prompt_words)):
         return False
@@ -69,17 +69,17 @@ def is_wrong_language(candidate: Candidate) -> bool:
     prompt = language_of(candidate.prompt, candidate.prompt_words, least=MIN_COMMON_WORDS_IN_PROMPT)
     if prompt is None or prompt == reply or (prompt == LATIN and reply in _WORDS):
         return False
-    # If the draft has the reply's language, the conversation before this turn may have it, too.
-    drafted = candidate.draft is not None and language_of(candidate.draft, candidate.draft_words) == reply
-    return not drafted and _ASKED_FOR.search(candidate.prompt) is None
+    # If the draft is in the reply's language, the conversation before this turn may be, too.
+    same_as_draft = candidate.draft is not None and language_of(candidate.draft, candidate.draft_words) == reply
+    return not same_as_draft and _LANGUAGE_REQUEST.search(candidate.prompt) is None
 
 
 def language_of(text: str, words: list[str], least: int = MIN_COMMON_WORDS) -> str | None:
     """One of the eight languages, "Latin" for any other in Latin script, else the script; None if unclear."""
-    script = _script_of(text[: 4 * LOOKED_AT])
+    script = _script_of(text[: 4 * WORDS_READ])
     if script != LATIN:
         return script
-    first = words[:LOOKED_AT]
+    first = words[:WORDS_READ]
     counts = Counter({language: sum(map(common.__contains__, first)) for language, common in _WORDS.items()})
     (best, most), (_, second) = counts.most_common(2)
     if most < least or most < MIN_SHARE * len(first) or 2 * most < 3 * second:
@@ -88,7 +88,7 @@ def language_of(text: str, words: list[str], least: int = MIN_COMMON_WORDS) -> s
 
 
 def _is_english(words: list[str]) -> bool:
-    first = words[:LOOKED_AT]
+    first = words[:WORDS_READ]
     return sum(map(_ENGLISH.__contains__, first)) >= MIN_SHARE * len(first)
 
 

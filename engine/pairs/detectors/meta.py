@@ -1,8 +1,8 @@
-"""Talk about an answer, a revision or a critique instead of a reply.
+"""Replies that talk about an answer, a revision or a critique instead of answering.
 
-Each sentence is mapped to a small vocabulary (`meta.toml`): word classes typical of talk about answers, plain words, and one
-blank for everything else. A linear model over words and bigrams (`meta.json`) scores each sentence. The reply's score is the
-soft maximum over sentences, because one sentence of such talk spoils a reply.
+Each sentence is mapped to a small vocabulary (`meta.toml`): word classes that are typical of talk about answers, plain words,
+and one blank for everything else. A linear model over words and bigrams (`meta.json`) scores each sentence. The reply's score
+is the soft maximum over sentences, because one such sentence spoils a reply.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ WORDS_FILE = Path(__file__).with_name("meta.toml")
 WEIGHTS_FILE = Path(__file__).with_name("meta.json")
 
 MAX_CHARACTERS = 6_000
-"""How much of a reply is read. Such talk starts early, and a hostile text must not cost more than a long one."""
+"""How much of a reply is read. Such talk starts early, and a hostile text must not cost more than a long one does."""
 MAX_WORDS = 60
 """How much of a sentence is read."""
 
 SHARPNESS = 3.0
-"""Sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspect as ten."""
+"""The sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspect as ten."""
 
 BLANK = "_"
 THEIRS = "<theirs>"
-"""A class word that the user used, too, or any class word if the user asks to edit a text: no evidence."""
+"""A class word that the user also used, or any class word if the user asks to edit a text. It is no evidence."""
 
 _SENTENCE_END = re.compile("(?<=[.?!:])[\\s”\"’')\\]]+|\n+")
 _QUOTED = re.compile(r"[\"“](?:not\s+|more\s+|very\s+|too\s+)?(\w+)")
@@ -39,7 +39,7 @@ _QUOTED = re.compile(r"[\"“](?:not\s+|more\s+|very\s+|too\s+)?(\w+)")
 _ANNOUNCED = re.compile(
     r"\bhere(?:'s| is)\b(?:\W+\w+){0,5}?\W+(?:answer|response|reply|version|revision|rewrite|message)\b[^.?!\n]{0,60}:"
 )
-""""Here is a revised answer, with everything corrected: …" People do not announce what they say."""
+"""Matches "Here is a revised answer, with everything corrected: …". People do not announce their answers."""
 
 Term = str | tuple[str, str]
 
@@ -58,25 +58,25 @@ class Weights:
     constant: float
     terms: dict[Term, float]
     threshold: float
-    """In log-odds; a reply above it is meta."""
+    """In log-odds; a reply that scores higher is meta."""
 
 
 @cache
 def lexicon() -> Lexicon:
-    read = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))
-    symbols = {word: word for word in read["plain"].split()}
-    classed = {word: f"<{name}>" for name, members in read["classes"].items() for word in members.split()}
-    return Lexicon(symbols | classed, frozenset(classed), frozenset(f"<{name}>" for name in read["decisive"]))
+    data = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))
+    symbols = {word: word for word in data["plain"].split()}
+    classed = {word: f"<{name}>" for name, members in data["classes"].items() for word in members.split()}
+    return Lexicon(symbols | classed, frozenset(classed), frozenset(f"<{name}>" for name in data["decisive"]))
 
 
 @cache
 def shipped_weights() -> Weights:
-    read = json.loads(WEIGHTS_FILE.read_text(encoding="utf-8"))
+    data = json.loads(WEIGHTS_FILE.read_text(encoding="utf-8"))
     terms: dict[Term, float] = {}
-    for term, weight in read["terms"].items():
+    for term, weight in data["terms"].items():
         first, _, second = term.partition(" ")
         terms[(first, second) if second else first] = weight
-    return Weights(read["constant"], terms, read["threshold"])
+    return Weights(data["constant"], terms, data["threshold"])
 
 
 def is_meta(candidate: Candidate) -> bool:
@@ -90,28 +90,28 @@ def is_meta(candidate: Candidate) -> bool:
 
 
 def score(sentences: list[set[Term]], weights: Weights) -> float:
-    """Soft maximum over sentences, in log-odds; minus infinity for a reply without words."""
-    known = weights.terms
-    sums = [sum([known[term] for term in terms if term in known]) for terms in sentences]
+    """The soft maximum over sentences, in log-odds; minus infinity for a reply without words."""
+    weight_of = weights.terms
+    sums = [sum([weight_of[term] for term in terms if term in weight_of]) for terms in sentences]
     if not sums:
         return float("-inf")
     highest = max(sums)
-    return weights.constant + highest + log(sum([exp(SHARPNESS * (one - highest)) for one in sums])) / SHARPNESS
+    return weights.constant + highest + log(sum([exp(SHARPNESS * (value - highest)) for value in sums])) / SHARPNESS
 
 
 def terms_of(candidate: Candidate) -> list[set[Term]]:
     """The features of each sentence of the reply.
 
-    "<which>", ("<which>", "<answer>")   a word, a bigram
-    "^<which>", "~<praise>"              the reply's first word; the same in lower case
-    ("^the", "<which>")                  its first bigram
+    "<which>", ("<which>", "<answer>")   a word, and a bigram
+    "^<which>", "~<praise>"              the reply's first word, and the same in lower case
+    ("^the", "<which>")                  the reply's first bigram
     "quoted:<praise>", "?", ":", "first", "lower", "short"
     """
-    known = lexicon()
-    symbols = known.symbols
-    spoken_first = known.classed if candidate.edits_a_text else known.classed.intersection(candidate.prompt_words)
-    if spoken_first:
-        symbols = {**symbols, **dict.fromkeys(spoken_first, THEIRS)}
+    words = lexicon()
+    symbols = words.symbols
+    used_by_user = words.classed if candidate.edits_a_text else words.classed.intersection(candidate.prompt_words)
+    if used_by_user:
+        symbols = {**symbols, **dict.fromkeys(used_by_user, THEIRS)}
     text = candidate.reply[:MAX_CHARACTERS].strip()
     found: list[set[Term]] = []
     for sentence in _SENTENCE_END.split(normalized_text(text)):

@@ -1,7 +1,7 @@
-"""A refusal pasted over a harmless prompt.
+"""A refusal of a harmless prompt.
 
 Refusing harmful requests is right, so this detector prefers misses to false alarms: the reply must refuse and do nothing
-else, the draft must have answered, and the prompt must contain evidence of being harmless (`refusal.toml`).
+else, the draft must have answered, and the prompt must show evidence of being harmless (`refusal.toml`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from engine.pairs.detectors.candidate import Candidate
 WORDS_FILE = Path(__file__).with_name("refusal.toml")
 
 MAX_WORDS = 60
-"""Longest reply that counts as a pure refusal."""
+"""The longest reply that counts as a pure refusal."""
 MIN_ANSWER_WORDS = 8
-"""Fewest words of a draft that answered."""
+"""The fewest words of a draft that counts as an answer."""
 
 _CANNOT = (
     r"(?:can(?:not|['’]t)|could\s?n[o'’]t|won['’]t|will\s+not|am\s+(?:not\s+able|unable)|['’]m\s+(?:not\s+able|unable))"
@@ -47,16 +47,16 @@ def is_refusal(candidate: Candidate) -> bool:
     return len(candidate.reply_words) <= MAX_WORDS and _refuses(candidate.reply)
 
 
-def is_harmless(asked: list[str]) -> bool:
+def is_harmless(prompt_words: list[str]) -> bool:
     """Whether a prompt's words name an everyday subject and nothing that could do harm."""
     harmless, _ = _words()
-    return not harmless.isdisjoint(asked) and not is_about_harm(asked)
+    return not harmless.isdisjoint(prompt_words) and not is_about_harm(prompt_words)
 
 
-def is_about_harm(asked: list[str]) -> bool:
+def is_about_harm(prompt_words: list[str]) -> bool:
     """Whether a prompt's words name something that could do harm."""
     _, harmful = _words()
-    return any(map(harmful.match, asked))
+    return any(map(harmful.match, prompt_words))
 
 
 def _refuses(text: str) -> bool:
@@ -65,8 +65,8 @@ def _refuses(text: str) -> bool:
 
 @cache
 def _words() -> tuple[frozenset[str], re.Pattern[str]]:
-    """Everyday words, and a pattern of harmful stems. Three letters match whole words only: "con" is not "continue"."""
-    read = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))
-    everyday = read["harmless"].split()
-    stems = (stem if len(stem) > 3 else rf"{stem}s?\Z" for stem in read["harmful"].split())
+    """Everyday words, and a pattern of harmful stems. Stems of three letters match full words only: "con" is not "continue"."""
+    data = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))
+    everyday = data["harmless"].split()
+    stems = (stem if len(stem) > 3 else rf"{stem}s?\Z" for stem in data["harmful"].split())
     return frozenset(everyday + [f"{word}s" for word in everyday]), re.compile("|".join(stems))

@@ -1,7 +1,7 @@
-"""What a model that reads a reply finds: it would fit any message, or its words do not go together.
+"""Replies that would fit any message, and replies whose words do not go together, as measured by a language model.
 
 A reply that names a subject needs less relevance than one made of everyday words: "I think that's a good idea" owes its
-relevance to the prompt's tone, not to its subject.
+relevance to the prompt's tone, not to the prompt's subject.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from engine.pairs.detectors.candidate import Candidate
 from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
 MIN_RELEVANCE = (15.0, 9.0, 5.0)
-"""Nats needed by a reply with no subject word, with one, and with more (measured by `bench/detectors_by_model.py`)."""
+"""The nats that a reply needs with no subject word, with one, and with more (measured by `bench/detectors_by_model.py`)."""
 MAX_SURPRISE = 1.2
 """Nats per token above which a reply is nonsense (measured by `bench/detectors_by_model.py`)."""
 WORDS_FOR_SURPRISE = 6
-"""In a shorter reply, surprise says nothing: a person's "One sec" has a lot of it."""
+"""In a shorter reply, surprise means nothing: a person's "One sec" has a lot of it."""
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 """Everyday words that name no subject."""
 
@@ -25,8 +25,8 @@ COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 def is_off_topic(candidate: Candidate) -> bool:
     """Applies to revisions only.
 
-    "What do you mean?" is a fine answer now and then, but as the better half of a pair it teaches a model to say so to
-    anything.
+    "What do you mean?" is a fine answer now and then, but as the better half of a pair it teaches a model to answer everything
+    with it.
     """
     return candidate.draft is not None and fits_any_message(candidate)
 
@@ -34,19 +34,18 @@ def is_off_topic(candidate: Candidate) -> bool:
 def fits_any_message(candidate: Candidate) -> bool:
     """Whether a reply's prompt makes it hardly more likely than other messages do; False if not measured.
 
-    A refusal may always read the same if the prompt may ask for harm; over a harmless prompt it is up to the `refusal`
-    detector.
+    Refusals may all read the same where the prompt may ask for harm. The `refusal` detector finds those of harmless prompts.
     """
     if candidate.relevance is None:
         return False
     if is_refusal(candidate) and not is_harmless(candidate.prompt_words):
         return False
-    telling = len(set(candidate.reply_words) - common_words())
-    return candidate.relevance < MIN_RELEVANCE[min(telling, len(MIN_RELEVANCE) - 1)]
+    subject_words = len(set(candidate.reply_words) - common_words())
+    return candidate.relevance < MIN_RELEVANCE[min(subject_words, len(MIN_RELEVANCE) - 1)]
 
 
 def is_nonsense(candidate: Candidate) -> bool:
-    """Words that the model itself would hardly have put behind each other: sampled too hot, or by a damaged adapter."""
+    """Whether the model itself would hardly have put these words in a row: sampled too hot, or by a damaged adapter."""
     if candidate.surprise is None or len(candidate.reply_words) < WORDS_FOR_SURPRISE:
         return False
     return candidate.surprise > MAX_SURPRISE

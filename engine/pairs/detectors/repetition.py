@@ -7,7 +7,7 @@ import re
 from engine.pairs.detectors.candidate import Candidate, words
 
 NEAR_LENGTH = 12
-"""Fewest words at which one changed word counts as small. In a shorter text it is likely a correction."""
+"""The fewest words of a text in which one changed word is a small change. In a shorter text it is likely a correction."""
 _SMALL_WORDS = frozenset(
     [
         "a",
@@ -60,7 +60,7 @@ _SMALL_WORDS = frozenset(
         "had",
     ]
 )
-"""Changing one of these does not change the meaning. "Not", "no", "may" and numbers are left out on purpose."""
+"""Words that can change without changing the meaning. "Not", "no", "may" and numbers are left out on purpose."""
 _EXPANDED = {"m": "am", "re": "are", "ve": "have", "ll": "will", "d": "would"}
 
 ECHO_WORDS = 4
@@ -69,21 +69,21 @@ ECHO_RUNS = 6
 RUN = 3
 
 CRITIQUE_SHARE = 0.4
-"""Share of the revision's new trigrams that also occur in the critique."""
+"""The share of the revision's new trigrams that must also occur in the critique."""
 CRITIQUE_RUNS = 3
 
 LOOP_REPEATS = 4
 LOOP_WORDS = 12
 LONE_REPEATS = 8
-"""Repeats needed of one or two words: "very very very very" is speech."""
+"""Repeats that one or two words need: "very very very very" is normal speech."""
 LAST_WORDS = 4_000
 FEW_WORDS_AMONG = 60
-"""Window size in words; the window moves by ten."""
+"""The window size in words; the window moves by ten words."""
 FEW_WORDS_AT_LEAST = 20
 FEW_WORDS = 0.4
-"""Share of distinct words. Of 2,312 replies that people preferred, one in five hundred falls below 0.52 anywhere."""
+"""The share of distinct words. Of 2,312 replies that people preferred, one in five hundred falls below 0.52 anywhere."""
 SENTENCE_WORDS = 5
-"""People repeat shorter sentences, too."""
+"""The fewest words of a sentence. People repeat shorter ones, too."""
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 STUCK_LETTERS = 40
 _STUCK = re.compile(r"([^\W_])\1{39}|([^\W\d_]{2,6}?)\2{19}")
@@ -95,7 +95,7 @@ def is_identical(candidate: Candidate) -> bool:
 
 
 def is_near_duplicate(candidate: Candidate) -> bool:
-    """The draft with one small word added, removed or replaced, or with "I'm" spelt out.
+    """Is the draft with one small word added, removed or replaced, or with "I'm" spelt out.
 
     A content word, a number or a "not" may be the very correction that was asked for.
     """
@@ -118,25 +118,25 @@ def is_near_duplicate(candidate: Candidate) -> bool:
 
 def is_echo(candidate: Candidate) -> bool:
     """Repeats the prompt: starts with all of it, or consists mostly of its words in order."""
-    asked, said = candidate.prompt_words, candidate.reply_words
-    if len(asked) < ECHO_WORDS or not said or candidate.edits_a_text:
+    prompt, reply = candidate.prompt_words, candidate.reply_words
+    if len(prompt) < ECHO_WORDS or not reply or candidate.edits_a_text:
         return False
-    start = _shared(asked, said)
-    if start == len(asked):
+    start = _shared(prompt, reply)
+    if start == len(prompt):
         return True
-    if start >= ECHO_BEGINNING and 5 * start >= 2 * len(asked) and not {"i", "my", "me"}.isdisjoint(asked[:start]):
+    if start >= ECHO_BEGINNING and 5 * start >= 2 * len(prompt) and not {"i", "my", "me"}.isdisjoint(prompt[:start]):
         return True  # the user's "I", in the user's words
-    if start < RUN and asked[0] not in said[:RUN] and asked[-1] not in said[-RUN:] and len(said) > 2 * len(asked):
+    if start < RUN and prompt[0] not in reply[:RUN] and prompt[-1] not in reply[-RUN:] and len(reply) > 2 * len(prompt):
         return False
-    in_prompt, in_reply = _runs(asked), _runs(said)
+    in_prompt, in_reply = _runs(prompt), _runs(reply)
     shared = len(in_prompt & in_reply)
     return shared >= ECHO_RUNS and 2 * shared >= len(in_prompt) and 20 * shared >= 7 * len(in_reply)
 
 
 def is_critique(candidate: Candidate) -> bool:
-    """Repeats the critique: much of what it adds to the draft is in the critique, word for word.
+    """Repeats the critique: much of what the reply adds to the draft is in the critique, word for word.
 
-    What draft and critique share does not count, because critiques quote.
+    Words that the draft shares with the critique do not count, because critiques quote.
     """
     if not candidate.critique_words:
         return False
@@ -145,22 +145,22 @@ def is_critique(candidate: Candidate) -> bool:
 
 
 def is_loop(candidate: Candidate) -> bool:
-    """The same words again and again. One of: the end loops because the model got stuck; fewer than three in five trigrams are
-    new; a whole sentence is repeated; or some sixty words in a row have too few distinct ones. Of 2,312 replies that people
-    preferred, one repeats a sentence, and two have so few new trigrams.
+    """Says the same thing again and again: the end loops because the model got stuck, fewer than three in five trigrams are new,
+    a full sentence is repeated, or some sixty words in a row have too few distinct ones. Of 2,312 replies that people preferred,
+    one repeats a sentence, and two have so few new trigrams.
     """
-    said = candidate.reply_words
-    if any(_STUCK.search(word) is not None for word in said if len(word) >= STUCK_LETTERS):
+    reply = candidate.reply_words
+    if any(_STUCK.search(word) is not None for word in reply if len(word) >= STUCK_LETTERS):
         return True
     # A text has at least as many distinct trigrams as distinct words, minus two, so most texts need no closer look.
-    few_words = len(said) >= LOOP_WORDS and 5 * len(set(said)) < 3 * len(said) + 10
-    if few_words and 5 * len(_runs(said)) < 3 * (len(said) - RUN + 1):
+    few_words = len(reply) >= LOOP_WORDS and 5 * len(set(reply)) < 3 * len(reply) + 10
+    if few_words and 5 * len(_runs(reply)) < 3 * (len(reply) - RUN + 1):
         return True
-    return _is_stuck_at_the_end(said) or _has_few_words(said) or _says_a_sentence_twice(candidate)
+    return _loops_at_the_end(reply) or _has_few_words(reply) or _repeats_a_sentence(candidate)
 
 
-def _says_a_sentence_twice(candidate: Candidate) -> bool:
-    """Ignored if the user asks to edit a text, which may have a refrain."""
+def _repeats_a_sentence(candidate: Candidate) -> bool:
+    """Whether a sentence occurs twice; False if the user asks to edit a text, which may have a refrain."""
     if candidate.edits_a_text or len(candidate.reply_words) < 2 * SENTENCE_WORDS:
         return False
     sentences = [tuple(words(sentence)) for sentence in _SENTENCE_END.split(candidate.reply)]
@@ -168,24 +168,24 @@ def _says_a_sentence_twice(candidate: Candidate) -> bool:
     return len(set(long)) < len(long)
 
 
-def _has_few_words(said: list[str]) -> bool:
+def _has_few_words(reply: list[str]) -> bool:
     """Whether the words go in circles somewhere, with different fillers each time."""
-    for start in range(0, max(len(said) - FEW_WORDS_AMONG, 0) + 1, 10):
-        passage = said[start : start + FEW_WORDS_AMONG]
+    for start in range(0, max(len(reply) - FEW_WORDS_AMONG, 0) + 1, 10):
+        passage = reply[start : start + FEW_WORDS_AMONG]
         if len(passage) >= FEW_WORDS_AT_LEAST and len(set(passage)) < FEW_WORDS * len(passage):
             return True
     return False
 
 
-def _is_stuck_at_the_end(said: list[str]) -> bool:
+def _loops_at_the_end(reply: list[str]) -> bool:
     """Whether the text ends in a passage repeated four times in a row (one or two words: eight times).
 
     The last word may be cut in two, so it is ignored. The words are read backwards and compared with themselves, shifted by
     each period. A long match at one shift implies short matches at most others, so the work stays small.
     """
-    if len(said) < LONE_REPEATS or said.count(said[-2]) < LOOP_REPEATS:
+    if len(reply) < LONE_REPEATS or reply.count(reply[-2]) < LOOP_REPEATS:
         return False
-    back = said[-2 : -LAST_WORDS - 2 : -1]
+    back = reply[-2 : -LAST_WORDS - 2 : -1]
     for period in range(1, len(back) // 2):
         # Minus the ignored last word.
         least = LONE_REPEATS * period - 1 if period < RUN else max(LOOP_REPEATS * period - 1, LOOP_WORDS)
@@ -198,12 +198,12 @@ def _is_stuck_at_the_end(said: list[str]) -> bool:
 
 
 def _runs(text: list[str]) -> set[tuple[str, ...]]:
-    """Its trigrams."""
+    """The trigrams of a list of words."""
     return set(zip(text, text[1:], text[2:], strict=False))
 
 
 def _shared(one: list[str], other: list[str]) -> int:
-    """Length of the common prefix, in words."""
+    """The length of the common prefix, in words."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

@@ -9,11 +9,11 @@ from engine.pairs.detectors.candidate import Candidate, words
 from engine.pairs.principles.constitution import load_constitution
 
 RUN = 5
-"""Length of an n-gram. None of 2,312 replies that people preferred shares one with the shipped requests."""
+"""The length of an n-gram. None of 2,312 replies that people preferred shares one with the shipped requests."""
 
 
 def is_request(candidate: Candidate) -> bool:
-    """Checks the candidate's own requests and those of the shipped constitution, since a file does not name its constitution."""
+    """Repeats the candidate's own requests, or those of the shipped constitution, because a file does not name its constitution."""
     if candidate.draft is None:
         return False
     runs = _runs(candidate.reply_words)

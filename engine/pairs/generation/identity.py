@@ -1,7 +1,7 @@
 """The identity of a record: a hash of everything its texts depend on, so that no text is generated twice.
 
-Batch size, order of prompts and number of examples are left out: a text depends on its own seed, and on its neighbours in the
-batch only in the last bits of floating point.
+The batch size, the order of the prompts and the number of examples are left out: a text depends on its own seed, and on its
+neighbours in the batch only through the last bits of floating point.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.storage.files import sha256_of_json
 
 @dataclass(frozen=True)
 class RecordIdentity:
-    """Recognises the records that this run would generate, among those made with other settings."""
+    """Recognises records that this run would generate, among those made with other settings."""
 
     settings: str
     """A hash of the generation settings, the models and the seed."""
@@ -33,11 +33,11 @@ class RecordIdentity:
     def of(
         cls, config: Stage3Config, settings: GenerationSettings, results: Results, *, dtype: str | None = None
     ) -> RecordIdentity:
-        """`dtype`: the number format that preflight chose but has not recorded yet."""
-        made_by = {**settings.made_by(), "generator": _generator(config, results, dtype)}
+        """`dtype` is the number format that preflight chose but has not recorded yet."""
+        inputs = {**settings.text_inputs(), "generator": _generator(config, results, dtype)}
         if config.critic_url is not None:
-            made_by["critic"] = config.critic_model
-        return cls(sha256_of_json(made_by), config.max_prompt_tokens)
+            inputs["critic"] = config.critic_model
+        return cls(sha256_of_json(inputs), config.max_prompt_tokens)
 
     def key(self, prompt: Prompt) -> str:
         """The key of a prompt's generated record."""
@@ -48,8 +48,8 @@ class RecordIdentity:
         return sha256_of_json([self.settings, prompt.id, self.max_prompt_tokens])[:32]
 
     def can_reuse(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
-        """Whether the run would make this same record now, wherever it was made. At a prompt on which a server failed it may do
-        better in another set.
+        """Whether the run would generate the same record now, so that a record from another set can be used. A prompt on which a
+        server failed is tried again in each set.
         """
         return record.get("status") != FAILED_ON_SERVER and self.matches(prompt, record)
 
@@ -63,14 +63,14 @@ class RecordIdentity:
 
 
 def _generator(config: Stage3Config, results: Results, chosen_dtype: str | None) -> list[Any]:
-    """What generates: the server's model, or base model, adapter and number format."""
+    """What generates the texts: the server's model, or base model, adapter and number format."""
     if config.server_url is not None:
         return ["server", config.server_model]
     adapter, preflight = results.adapter, results.preflight
     if adapter is None:
         raise PreconditionError(
             "This run has no verified Stage 2 adapter.",
-            "Pairs belong to the adapter that made them.",
+            "Pairs belong to the adapter that generated them.",
             "Run `stage3-tui --auto --until adapter` first.",
         )
     dtype = chosen_dtype or (config.dtype if preflight is None else preflight.dtype)

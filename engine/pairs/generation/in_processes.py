@@ -1,6 +1,6 @@
-"""Make records in several processes: each is dealt a batch at a time, and the records are taken in the order of the batches.
+"""Generate records in several worker processes. Each takes one batch at a time; the records arrive in the order of the batches.
 
-The batches are those of one process, so the records are, too (in float32 on the CPU; on other devices to the last bits).
+The batches are the same as in a single process, and so are the records (in float32 on the CPU; elsewhere up to the last bits).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KIND = "pairs"
 
 @dataclass
 class WorkerModels:
-    """The model that each of the processes has loaded, as this one knows it: a `ModelSizes`."""
+    """The `ModelSizes` of the model that each worker has loaded."""
 
     pool: WorkerPool
     tokenizer: PreTrainedTokenizerBase
@@ -42,33 +42,33 @@ class WorkerModels:
         return prompt_length(self.tokenizer, conversation)
 
     def batch_size(self, longest: int) -> int:
-        for told in self.pool.results([{"batch size for": longest}]):
-            if isinstance(told, TaskResult):
-                return int(told.facts["batch size"])
+        for item in self.pool.results([{"batch size for": longest}]):
+            if isinstance(item, TaskResult):
+                return int(item.facts["batch size"])
         raise AssertionError("every task has an answer")
 
     @property
     def context_length(self) -> int | None:
-        found = self.pool.facts()["context length"]
-        return None if found is None else int(found)
+        length = self.pool.facts()["context length"]
+        return None if length is None else int(length)
 
 
 @dataclass(frozen=True)
 class MakeInProcesses:
-    """A `MakeBatches`. What an earlier start's processes left in their files is not made again."""
+    """A `MakeBatches` that reuses the records in the files of an earlier start's workers."""
 
     models: WorkerModels
     run: Run
     identity: RecordIdentity
 
     def __call__(self, batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
-        left = _earlier_records(self.run, self.identity, batches)
-        for told in distribute(self.models.pool, batches, lambda prompt: left.get(prompt.id), self._task):
-            if not isinstance(told, FinishedBatch):
-                yield told
+        earlier = _earlier_records(self.run, self.identity, batches)
+        for item in distribute(self.models.pool, batches, lambda prompt: earlier.get(prompt.id), self._task):
+            if not isinstance(item, FinishedBatch):
+                yield item
                 continue
-            self.models.tokens += int(told.facts.get("tokens", 0))
-            yield [(prompt, PairRecord(**row)) for prompt, row in zip(told.batch, told.rows, strict=True)]
+            self.models.tokens += int(item.facts.get("tokens", 0))
+            yield [(prompt, PairRecord(**row)) for prompt, row in zip(item.batch, item.rows, strict=True)]
 
     def _task(self, batch: Batch) -> Task:
         made_with = [self.identity.key(prompt) for prompt in batch]
@@ -76,13 +76,13 @@ class MakeInProcesses:
 
 
 def reuse_earlier_records(make: MakeBatches, run: Run, identity: RecordIdentity) -> MakeBatches:
-    """One process that goes on after several: what they left in their files is not made again."""
+    """`make` for a single process that continues the work of several, and reuses the records in their files."""
 
     def make_batches(batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
-        left = _earlier_records(run, identity, batches)
+        earlier = _earlier_records(run, identity, batches)
         for batch in batches:
-            if all(prompt.id in left for prompt in batch):
-                yield [(prompt, PairRecord(**left[prompt.id])) for prompt in batch]
+            if all(prompt.id in earlier for prompt in batch):
+                yield [(prompt, PairRecord(**earlier[prompt.id])) for prompt in batch]
             else:
                 yield from make([batch])
 
@@ -90,7 +90,7 @@ def reuse_earlier_records(make: MakeBatches, run: Run, identity: RecordIdentity)
 
 
 def _earlier_records(run: Run, identity: RecordIdentity, batches: Sequence[Batch]) -> dict[str, dict[str, Any]]:
-    """The records that processes of an earlier start left, by id."""
+    """The records in the files of an earlier start's workers, by id."""
     wanted = {prompt.id: prompt for batch in batches for prompt in batch}
     return {
         row["id"]: row
@@ -100,9 +100,9 @@ def _earlier_records(run: Run, identity: RecordIdentity, batches: Sequence[Batch
 
 
 def task_handler(make: MakeRecords, backend: Any) -> Work:
-    """What each of the processes does with a task.
+    """The function with which each worker handles a task.
 
-    backend   the model's, whose tokens are counted
+    backend   counts the tokens that the model generates
     """
 
     def work(task: Task) -> Generator[str, None, TaskResult]:

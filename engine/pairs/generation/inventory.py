@@ -22,9 +22,9 @@ class Inventory:
     reused: int
     """Valid records in earlier sets."""
     missing: int
-    """A lower bound with `--target-pairs`, which depends on how many turn out usable."""
+    """Records to make; a lower bound with `--target-pairs`, since not every new pair will be usable."""
     target: int | None = None
-    """The number of usable pairs wanted, if `missing` is a lower bound."""
+    """The number of usable pairs to reach, if `missing` is a lower bound."""
 
     @property
     def summary(self) -> str:
@@ -38,7 +38,7 @@ class Inventory:
 def take_inventory(config: Stage3Config, run: Run, token: str | None, *, from_scratch: bool = False) -> Inventory:
     """Count kept, reusable and missing records. `from_scratch` ignores all existing ones.
 
-    Raises what reading the prompts raises, and PreconditionError if no adapter was verified yet."""
+    Raises what reading the prompts raises, and PreconditionError if no adapter has been verified yet."""
     identity = RecordIdentity.of(config, GenerationSettings.of(config), run.results)
     wanted = {prompt.id: prompt for prompt in load_prompts(config, token)}
     total, path = len(wanted), run / layout.PAIRS_JSONL
@@ -58,7 +58,7 @@ def take_inventory(config: Stage3Config, run: Run, token: str | None, *, from_sc
 def _inventory_for_target(
     run: Run, target: int, wanted: dict[str, Prompt], identity: RecordIdentity, from_scratch: bool
 ) -> Inventory:
-    """With `--target-pairs`, assuming that every prompt drawn gives a usable pair."""
+    """The inventory with `--target-pairs`, assuming that every prompt drawn gives a usable pair."""
     if from_scratch:
         return Inventory(0, 0, min(target, len(wanted)), target)
     path = run / layout.PAIRS_JSONL

@@ -19,18 +19,18 @@ from engine.run.stop import StopToken
 MakeRecords = Callable[[Sequence[Prompt]], Generator[str, None, list[PairRecord]]]
 """Returns the records of one batch, in the order of its prompts. Yields each step as it begins: "24 drafts".
 
-Every random draw has its own seed, made from the run's seed, the prompt's id, the step and the attempt, so a run that was killed
-and restarted makes the same records."""
+Every random draw has its own seed, made from the run's seed, the prompt's id, the step and the attempt, so a run that was
+killed and restarted makes the same records."""
 
 
 Batch = Sequence[Prompt]
 MadeBatch = list[tuple[Prompt, PairRecord]]
 MakeBatches = Callable[[Sequence[Batch]], Iterator[Event | str | MadeBatch]]
-"""Makes the records of batches, in their order. Between them it yields each step as it begins, and events."""
+"""Makes the records of batches, in order. Between batches it yields events, and each step as it begins."""
 
 
 def sequentially(make: MakeRecords) -> MakeBatches:
-    """One batch after the other, in this process."""
+    """Make one batch after another, in this process."""
 
     def make_batches(batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
         for batch in batches:
@@ -46,9 +46,9 @@ def needs_judge(config: Stage3Config) -> bool:
 
 
 def is_generated_locally(config: Stage3Config, judge: str = "none") -> bool:
-    """Whether models on this machine make the pairs, and no server has a part in it.
+    """Whether models on this machine generate the pairs, without any server.
 
-    judge   the one that ranks drafts; "none" if the method needs none
+    judge   the judge that ranks drafts; "none" if the method needs none
     """
     return config.server_url is None and config.critic_url is None and judge != "server"
 
@@ -63,13 +63,13 @@ def check_method(config: Stage3Config) -> None:
         raise ConfigError(
             "--method best-of-n needs a judge, and --judge is none.",
             "Nothing would decide which draft is best.",
-            "Give --judge (self, reward-model, server), or --method contrast, which needs no judge.",
+            "Set --judge to self, reward-model or server, or use --method contrast, which needs no judge.",
         )
     if config.temperature == 0:
         raise ConfigError(
             "--method best-of-n cannot rank identical drafts.",
             "At --temperature 0 every draft is the same.",
-            "Give --temperature 0.7 or more, or another --method.",
+            "Set --temperature to 0.7 or more, or use another --method.",
         )
 
 
@@ -77,14 +77,14 @@ def _check_personas(config: Stage3Config) -> None:
     constitution = load_constitution(config.constitution)
     if any(principle.is_critique_request_only for principle in constitution.principles):
         raise ConfigError(
-            f"--method contrast needs principles, and {constitution.source} has only requests for critiques and revisions.",
-            "A contrast answers as an assistant that follows a principle; a request for a critique is none.",
-            "Write `principles:` with {id, text}, best with persona and opposite, or use --method critique-revision.",
+            f"--method contrast needs principles, but {constitution.source} has only requests for critiques and revisions.",
+            "A contrast answers as an assistant that follows a principle; a request for a critique is not a principle.",
+            "Write `principles:` with {id, text}, ideally also persona and opposite, or use --method critique-revision.",
         )
 
 
 def record_maker(backend: Backend, settings: GenerationSettings, judge: Judge | None, stop: StopToken) -> MakeRecords:
-    """The record maker for `settings.method`. `judge` may be None for methods that need none."""
+    """The record maker of `settings.method`. `judge` may be None if the method needs no judge."""
     match settings.method:
         case "contrast":
             return lambda prompts: contrast.make_records(prompts, backend, settings)

@@ -22,13 +22,13 @@ from engine.storage.jsonl import BadLine
 @dataclass(frozen=True)
 class Prompt:
     id: str
-    """A hash of the conversation and its source, so that a row has the same id in every run."""
+    """A hash of the conversation and its source: a row has the same id in every run."""
     messages: Conversation
     """The conversation before the answer; its last message is the user's."""
 
     @property
     def text(self) -> str:
-        """The notebook's `prompt`: what the user said last."""
+        """The user's last message: the notebook's `prompt`."""
         return self.messages[-1]["content"]
 
 
@@ -39,21 +39,21 @@ class PromptSet:
     bad: BadRows
     """The rows that are not prompts."""
     split: str = ""
-    """The rows that were read; empty for imported pairs."""
+    """The splits that were read; empty for imported pairs."""
 
 
 def load_prompts(config: Stage3Config, token: str | None = None) -> list[Prompt]:
-    """The prompts of `--dataset` and `--split`; see `read_prompts`."""
+    """The prompts of `--dataset` and `--split` (see `read_prompts`)."""
     return read_prompts(config, token).prompts
 
 
 def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
-    """The prompts of `--dataset` and `--split`. Rows that are not prompts are counted and skipped.
+    """The prompts of `--dataset` and `--split`. Counts and skips rows that are not prompts.
 
     Raises ConfigError for a split or file that cannot be read, DataError if the share of bad rows exceeds `--max-bad-rows`,
     and NetworkError if the Hub does not respond.
     """
-    reading = RowReader.of(config)
+    reader = RowReader.of(config)
     if config.pairs is not None:
         return prompts_from_pairs(config)
     parse_split(config.split)
@@ -61,7 +61,7 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
     bad, split = BadRows("prompt"), chosen_split(config, token)
     for number, row in _rows(config, split, token):
         bad.rows += 1
-        messages = row if isinstance(row, BadLine) else prompt_of(number, row, reading)
+        messages = row if isinstance(row, BadLine) else prompt_of(number, row, reader)
         if isinstance(messages, BadLine):
             bad.add(messages)
             continue
@@ -76,7 +76,7 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
 def prompts_from_pairs(config: Stage3Config) -> PromptSet:
     """All prompts of `--pairs`, in order, for stages that need some before the pairs are imported.
 
-    Raises as `read_imported_pairs`.
+    Raises what `read_imported_pairs` raises.
     """
     bad = BadRows("pair")
     found: dict[str, Prompt] = {}
@@ -87,15 +87,15 @@ def prompts_from_pairs(config: Stage3Config) -> PromptSet:
 
 
 def pairs_wanted(config: Stage3Config) -> int:
-    """Pairs that the run will have: `--num-examples`, or the number in `--pairs`."""
+    """How many pairs the run will have: `--num-examples`, or the number of pairs in `--pairs`."""
     if config.pairs is None:
         return config.num_examples
     return sum(1 for _ in read_imported_pairs(config, BadRows("pair")))
 
 
 def prompt_id(messages: Conversation, source: str) -> str:
-    plain = json.dumps([source, [[m["role"], m["content"]] for m in messages]], ensure_ascii=True)
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+    text = json.dumps([source, [[m["role"], m["content"]] for m in messages]], ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _rows(config: Stage3Config, split: str, token: str | None) -> Iterator[NumberedRow]:
@@ -105,5 +105,5 @@ def _rows(config: Stage3Config, split: str, token: str | None) -> Iterator[Numbe
 
 
 def _source_name(config: Stage3Config) -> str:
-    """Part of the ids. For a local dataset only the last path component, so that moving the folder keeps the ids."""
+    """The part of the ids that names the source. Of a local path only the last component, so that moving the folder keeps them."""
     return local_path(config.dataset).name if is_local(config.dataset) else config.dataset

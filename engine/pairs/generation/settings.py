@@ -1,4 +1,4 @@
-"""How pairs are generated: method, principles, worked examples, and the settings shared by all steps."""
+"""How pairs are generated: method, principles, worked examples, and the settings that all steps share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.pairs.principles.constitution import Constitution, Principle, load_c
 from engine.pairs.principles.few_shot import load_few_shot
 
 REPLIES_PER_REVISION = 3
-"""Draft, critique and revision share one conversation, each up to `--max-new-tokens` long."""
+"""Draft, critique and revision share one conversation; each has up to `--max-new-tokens` tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,32 @@ class GenerationSettings:
         )
 
     def overhead_tokens(self, backend: ModelSizes) -> int:
-        """Tokens of the longest conversation besides its prompt: examples, requests or rules, and all replies."""
-        around = [
-            backend.length(asked)
+        """Tokens that the longest conversation needs besides its prompt: examples, requests or personas, and all replies."""
+        lengths = [
+            backend.length(conversation)
             for principle in self.constitution.principles
-            for asked in self._request_conversations(principle)
+            for conversation in self._request_conversations(principle)
         ]
         replies = REPLIES_PER_REVISION if self.method == "critique-revision" else 1
-        return max(around) + replies * self.sampling.max_new_tokens
+        return max(lengths) + replies * self.sampling.max_new_tokens
 
     def _request_conversations(self, principle: Principle) -> list[Conversation]:
-        """The conversations of a principle around an empty prompt."""
-        nothing: Conversation = [{"role": "user", "content": ""}]
+        """A principle's conversations, with an empty prompt."""
+        empty_prompt: Conversation = [{"role": "user", "content": ""}]
         match self.method:
             case "contrast":
-                return [with_persona(nothing, one) for one in (principle.chosen_system, principle.rejected_system)]
+                return [
+                    with_persona(empty_prompt, persona)
+                    for persona in (principle.chosen_system, principle.rejected_system)
+                ]
             case "best-of-n":
-                return [nothing]
+                return [empty_prompt]
             case _:
-                return [revision_prompt(nothing, "", "", principle, self.examples)]
+                return [revision_prompt(empty_prompt, "", "", principle, self.examples)]
 
-    def made_by(self) -> dict[str, Any]:
-        """Everything that this method's texts depend on, as plain data, and nothing that only another method uses."""
-        drawn = [asdict(principle) for principle in self.constitution.principles]
+    def text_inputs(self) -> dict[str, Any]:
+        """Everything that this method's texts depend on, as plain data, and nothing that only other methods use."""
+        principles = [asdict(principle) for principle in self.constitution.principles]
         settings = {"sampling": asdict(self.sampling), "seed": self.seed}
         match self.method:
             case "contrast":
@@ -82,12 +85,12 @@ class GenerationSettings:
                 rules = [{"id": one.id, "weight": one.weight, "text": one.text} for one in self.constitution.principles]
                 drafts = {"num_drafts": self.num_drafts, "judge": self.judge}
                 return {**settings, "method": "best-of-n", "principles": rules, **drafts}
-            case _:  # the format from before there were methods, so that older records stay valid
-                for principle in drawn:
+            case _:  # the format from before --method existed, so that older records stay valid
+                for principle in principles:
                     del principle["persona"], principle["opposite"]
                 return {
                     **settings,
-                    "constitution": {"principles": drawn},
+                    "constitution": {"principles": principles},
                     "examples": self.examples,
                     "max_attempts": self.max_attempts,
                     "rounds": self.rounds,

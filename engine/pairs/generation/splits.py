@@ -12,21 +12,21 @@ DEFAULT_DATASET = str(Stage3Config.model_fields["dataset"].default)
 
 
 def chosen_split(config: Stage3Config, token: str | None = None) -> str:
-    """`--split`. Its default is one for Anthropic/hh-rlhf: of another dataset that lacks those splits, all of them.
+    """The splits of `--split`. Its default suits Anthropic/hh-rlhf; of another dataset that lacks those splits, take all splits.
 
     Raises ConfigError for a dataset without data files, and the Hub's errors.
     """
     if config.split != DEFAULT_SPLIT or config.dataset == DEFAULT_DATASET:
         return config.split
     if is_local(config.dataset):
-        there = list(local_splits(local_path(config.dataset), "--dataset"))
+        available = list(local_splits(local_path(config.dataset), "--dataset"))
     else:
-        there = hub_splits(config.dataset, config.dataset_revision, token)
+        available = hub_splits(config.dataset, config.dataset_revision, token)
     wanted = {term.name for term in parse_split(config.split)}
-    return config.split if wanted <= set(there) else "+".join(there)
+    return config.split if wanted <= set(available) else "+".join(available)
 
 
 def require_local_split(config: Stage3Config) -> None:
-    """Raises ConfigError if a local dataset has no such split; looks at names of files alone."""
+    """Raises ConfigError if a local dataset has no such split. Checks only the names of files."""
     if is_local(config.dataset):
         files_of_splits(local_path(config.dataset), chosen_split(config), "--dataset")

@@ -1,4 +1,4 @@
-"""Reuse the records and decisions of this run's earlier sets, in `superseded/`, as far as they are still valid."""
+"""Reuse the records and decisions of this run's earlier sets in `superseded/` that are still valid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.storage.jsonl import BadLine, dumps, read_jsonl
 
 SETS = (layout.PAIRS_JSONL, layout.PILOT_PAIRS)
 CARRIED = "decisions-carried.json"
-"""Written beside superseded edits once they were carried over; lists the pairs whose decisions were not."""
+"""Written beside superseded edits once they are carried over; lists the pairs whose decisions were not."""
 
 
 def reusable_records(
@@ -28,7 +28,7 @@ def reusable_records(
     """The valid records of other sets, one per prompt: first the pilot's (or, for the pilot, the run's), then those of earlier
     sets, newest first.
 
-    wanted    prompts without a record, by id
+    wanted      prompts without a record, by id
     excluding   the set that the records are for
     """
     missing = dict(wanted)
@@ -49,7 +49,7 @@ def reusable_records(
 
 @dataclass(frozen=True)
 class CarriedDecisions:
-    """How many decisions about the previous set were carried over, and which were not."""
+    """How many decisions about the previous set were carried over, and which ones were not."""
 
     carried: int
     lost: tuple[str, ...]
@@ -57,10 +57,10 @@ class CarriedDecisions:
 
 
 def carry_decisions(run: Run) -> CarriedDecisions | None:
-    """Copy decisions to the new set for pairs whose texts are unchanged; None if there is nothing to carry over.
+    """Copy the decisions about pairs with unchanged texts to the new set; None if there is nothing to carry over.
 
-    The superseded file stays unchanged, so decisions that were not carried over can be looked up. Decisions about the new set
-    come after the carried ones. Raises DiskError.
+    The superseded file does not change, so decisions that were not carried over can still be read there. Decisions about the
+    new set come after the carried ones. Raises DiskError.
     """
     folder = next((folder for folder in _earlier_sets(run) if (folder / layout.EDITS_JSONL).is_file()), None)
     if folder is None or (folder / CARRIED).exists():
@@ -69,14 +69,14 @@ def carry_decisions(run: Run) -> CarriedDecisions | None:
     same = _same_texts(folder / layout.PAIRS_JSONL, run / layout.PAIRS_JSONL, set(decided))
     carried = [edit for edit in edit_lines(folder / layout.EDITS_JSONL) if edit["id"] in same]
     if carried:
-        _put_before(run / layout.EDITS_JSONL, carried)
-    found = CarriedDecisions(len(same), tuple(sorted(set(decided) - same)))
-    write_json(folder / CARRIED, {"carried": found.carried, "not_carried": list(found.lost)})
-    return found
+        _prepend(run / layout.EDITS_JSONL, carried)
+    result = CarriedDecisions(len(same), tuple(sorted(set(decided) - same)))
+    write_json(folder / CARRIED, {"carried": result.carried, "not_carried": list(result.lost)})
+    return result
 
 
-def _put_before(path: Path, carried: Sequence[dict[str, Any]]) -> None:
-    """Write the carried edits before those that people make meanwhile."""
+def _prepend(path: Path, carried: Sequence[dict[str, Any]]) -> None:
+    """Write the carried edits before those that people have made in the meantime."""
     with sole_writer(path):
         newer = list(edit_lines(path))
         lines = [edit for edit in carried if edit not in newer]

@@ -1,1 +1,1 @@
-"""The judges, one file each: the Stage 2 policy itself, a reward model, a server."""
+"""The judges, one per file: the Stage 2 policy itself, a reward model, and a server."""

@@ -21,7 +21,7 @@ Outcome = Literal["better", "equal", "worse", "not scored"]
 
 
 SERVER_FAILED = "the server failed at it"
-"""Why a comparison has no score: the next start asks it again."""
+"""Why a comparison has no score. The next start scores it again."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Comparison:
     second: str
     """The revision, or Stage 3's answer."""
     principle_id: str | None = None
-    """The principle behind the revision; without one, judges that need a principle draw it."""
+    """The principle behind the revision; if None, judges that need a principle draw one."""
     criterion: str | None = None
-    """What to judge by instead of a principle of the constitution."""
+    """The criterion to judge by, instead of a principle of the constitution."""
 
 
 @dataclass(frozen=True)
 class ScorePair:
-    """A judge's scores of the two replies: higher is better, comparable only within this comparison.
+    """A judge's scores of the two replies. Higher is better; scores are comparable only within one comparison.
 
-    Both are None if the judge cannot score it (for example, too long); `detail["not scored"]` then says why.
+    Both are None if the judge cannot score them (for example, because they are too long); `detail["not scored"]` is the reason.
     """
 
     first: float | None
@@ -53,40 +53,40 @@ class ScorePair:
 
     @property
     def outcome(self) -> Outcome:
-        """The outcome for the second reply: better only if its score is strictly higher."""
+        """The outcome for the second reply, which is better only if its score is strictly higher."""
         if self.first is None or self.second is None:
             return "not scored"
         return "better" if self.second > self.first else "worse" if self.second < self.first else "equal"
 
 
-def too_long(tokens: int, most: int) -> ScorePair:
-    """For a comparison that does not fit the judge's context: truncating would score a different text."""
+def too_long(tokens: int, limit: int) -> ScorePair:
+    """The result for a comparison that does not fit the judge's context. Truncated, it would be a different text."""
     return ScorePair(
-        None, None, {"not scored": f"longer than the {most} tokens that the judge reads", "tokens": tokens}
+        None, None, {"not scored": f"longer than the {limit} tokens that the judge reads", "tokens": tokens}
     )
 
 
 class Judge(Protocol):
     name: str
-    """As given by `judge_name`."""
+    """Equal to `judge_name`."""
     about: str
-    """What it is, and the unit of its scores, in one sentence."""
+    """What the judge is, and the unit of its scores, in one sentence."""
 
     def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
-        """Score one batch, in order. Raises a Stage3Error rather than guess; out-of-memory errors pass through."""
+        """Score one batch, in order. Raises a Stage3Error instead of guessing; out-of-memory errors pass through."""
         ...
 
 
 @runtime_checkable
 class FindsFlaws(Protocol):
-    """A judge that can also say whether a single reply is unacceptable."""
+    """A judge that can also decide whether a single reply is unacceptable."""
 
     def flawed(self, conversation: Conversation, reply: str) -> bool: ...
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A Stage 2 policy already in memory; `active` switches its adapter on for the duration of a `with` block."""
+    """A Stage 2 policy that is already in memory; `active` enables its adapter for the duration of a `with` block."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -94,13 +94,13 @@ class LoadedPolicy:
 
 
 class LoadJudge(Protocol):
-    """Loads the judge of `--judge`; None for "none". `policy` is the Stage 2 policy, if already in memory."""
+    """Loads the judge of `--judge`; None for "none". `policy` is the Stage 2 policy, if it is already in memory."""
 
     def __call__(self, config: Stage3Config, policy: LoadedPolicy | None = None) -> Judge | None: ...
 
 
 def judge_name(config: Stage3Config) -> str | None:
-    """The name of `--judge` in scores and reports, known before it is loaded; None for "none"."""
+    """The name of `--judge` in scores and reports, known before the judge is loaded; None for "none"."""
     match config.judge:
         case "none":
             return None

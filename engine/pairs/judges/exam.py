@@ -1,7 +1,7 @@
 """A judge's exam: comparisons with known answers, taken before its scores count anywhere.
 
-A judge that cannot tell a harmful answer from a kind refusal, or an answer from an unrelated text, cannot compare two drafts
-either. `exam.yaml` has the comparisons; the demo's judge, which knows only a small world, brings its own.
+A judge that cannot distinguish a harmful answer from a kind refusal, or an answer from an unrelated text, cannot compare two
+drafts either. The comparisons are in `exam.yaml`; the demo's judge, which knows only a small world, brings its own.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from engine.storage.files import sha256_of_json
 
 EXAM_FILE = Path(__file__).with_name("exam.yaml")
 MIN_ACCURACY = 0.6
-"""The lower end of the 95 % interval of the accuracy must reach this; chance is 0.5."""
+"""What the lower end of the accuracy's 95 % interval must reach; chance is 0.5."""
 MIN_LETTER_PROBABILITY = 0.5
-"""For judges that are asked for a letter: with less probability on A and B, the judge is not answering the question."""
+"""With less total probability on A and B, a judge that is asked for a letter is not answering the question."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Exam:
     name: str
     """Where its comparisons come from, in a few words."""
     criterion: str
-    """What the judge is told to judge by."""
+    """The criterion in the question to the judge."""
     items: tuple[ExamItem, ...]
 
     @property
@@ -82,14 +82,14 @@ class ExamResult:
     by_kind: Mapping[str, float] = field(default_factory=dict)
     """Accuracy on each kind."""
     longer_chosen: float | None = None
-    """Share of decided comparisons won by the longer answer; None if none was decided."""
+    """The share of decided comparisons that the longer answer won; None if none was decided."""
     longer_is_better: float = 0.0
-    """Share of comparisons whose better answer is the longer one: what a judge without length bias would show."""
+    """The share of comparisons whose better answer is the longer one: `longer_chosen` of a judge without length bias."""
     first_place_chosen: float | None = None
-    """Share of questions answered with the first position, over both orders; None for judges that see no positions."""
+    """The share of questions answered with the first position, over both orders; None for judges without positions."""
     on_the_letters: float | None = None
-    """Mean total probability of the two letters; for a server without log-probabilities, the share of its answers that were one
-    of them. None for judges that are not asked for a letter."""
+    """The mean total probability of the two letters; for a server without log-probabilities, the share of its answers that were
+    one of them. None for judges that are not asked for a letter."""
 
     @property
     def accuracy(self) -> float:
@@ -101,9 +101,9 @@ class ExamResult:
 
     @property
     def why_not(self) -> str:
-        """Why it failed; empty if it passed."""
+        """Why the judge failed; empty if it passed."""
         if self.on_the_letters is not None and self.on_the_letters < MIN_LETTER_PROBABILITY:
-            return f"asked for A or B, it gives the two letters only {self.on_the_letters:.0%} of the probability"
+            return f"asked for A or B, it puts only {self.on_the_letters:.0%} of the probability on the two letters"
         if self.accuracy_low < MIN_ACCURACY:
             return (
                 f"it got {self.right} of {self.asked} comparisons right ({self._interval}), little better than chance"
@@ -118,16 +118,16 @@ class ExamResult:
     @property
     def biases(self) -> str:
         """Length and position bias in one line; empty if unknown."""
-        told = []
+        biases = []
         if self.longer_chosen is not None:
-            told.append(
+            biases.append(
                 f"the longer answer {self.longer_chosen:.0%} of the time (unbiased: {self.longer_is_better:.0%})"
             )
         if self.first_place_chosen is not None:
-            told.append(f"the first position {self.first_place_chosen:.0%} of the time (unbiased: 50%)")
+            biases.append(f"the first position {self.first_place_chosen:.0%} of the time (unbiased: 50%)")
         if self.on_the_letters is not None:
-            told.append(f"{self.on_the_letters:.0%} of its probability on the letters")
-        return ", ".join(told)
+            biases.append(f"{self.on_the_letters:.0%} of its probability on the letters")
+        return ", ".join(biases)
 
     @property
     def _interval(self) -> str:
@@ -146,11 +146,11 @@ def take_exam(judge: Judge, stop: StopToken) -> Iterator[Event | ExamResult]:
     """Yield progress, and finally the result. Raises Stopped, and what the judge raises."""
     exam = exam_for(judge)
     comparisons = comparisons_of(exam)
-    given: dict[str, ScorePair] = {}
+    scores: dict[str, ScorePair] = {}
     for batch in score_in_batches(judge, comparisons, stop):
-        given |= {comparison.id: scores for comparison, scores in batch}
-        yield Progress(len(given), len(comparisons), "exam comparisons", note=f"judge: {judge.name}")
-    yield result_of(judge, exam, [given[comparison.id] for comparison in comparisons])
+        scores |= {comparison.id: pair for comparison, pair in batch}
+        yield Progress(len(scores), len(comparisons), "exam comparisons", note=f"judge: {judge.name}")
+    yield result_of(judge, exam, [scores[comparison.id] for comparison in comparisons])
 
 
 def comparisons_of(exam: Exam) -> list[Comparison]:
@@ -169,30 +169,30 @@ def comparisons_of(exam: Exam) -> list[Comparison]:
 
 def result_of(judge: Judge, exam: Exam, scores: Sequence[ScorePair]) -> ExamResult:
     """Grade the `scores` of `comparisons_of(exam)`, in order. A comparison without a score counts as wrong."""
-    answered = [
-        _Answered(item, *_won(number, given))
-        for number, (item, given) in enumerate(zip(exam.items, scores, strict=True))
+    graded = [
+        _GradedItem(item, *_won(number, pair))
+        for number, (item, pair) in enumerate(zip(exam.items, scores, strict=True))
     ]
-    right = sum(each.better_won for each in answered)
-    low, high = wilson(right, len(answered))
+    right = sum(each.better_won for each in graded)
+    low, high = wilson(right, len(graded))
     return ExamResult(
         judge=judge.name,
         about=judge.about,
         exam=exam.name,
-        asked=len(answered),
+        asked=len(graded),
         right=right,
         accuracy_low=low,
         accuracy_high=high,
-        by_kind=_by_kind(answered),
-        longer_chosen=_mean([float(each.longer_won) for each in answered if each.better_won or each.worse_won]),
-        longer_is_better=_mean([float(each.better_is_longer) for each in answered]) or 0.0,
-        first_place_chosen=_mean([place for given in scores for place in _first_places(given)]),
-        on_the_letters=_mean([share for given in scores for share in _on_the_letters(given)]),
+        by_kind=_by_kind(graded),
+        longer_chosen=_mean([float(each.longer_won) for each in graded if each.better_won or each.worse_won]),
+        longer_is_better=_mean([float(each.better_is_longer) for each in graded]) or 0.0,
+        first_place_chosen=_mean([value for pair in scores for value in _first_position_wins(pair)]),
+        on_the_letters=_mean([value for pair in scores for value in _on_the_letters(pair)]),
     )
 
 
 @dataclass(frozen=True)
-class _Answered:
+class _GradedItem:
     item: ExamItem
     better_won: bool
     worse_won: bool
@@ -206,30 +206,30 @@ class _Answered:
         return self.better_won if self.better_is_longer else self.worse_won
 
 
-def _won(number: int, given: ScorePair) -> tuple[bool, bool]:
+def _won(number: int, scores: ScorePair) -> tuple[bool, bool]:
     """(better answer won, worse answer won); both False for a tie or without a score."""
     better, worse = (
         ("worse", "better") if number % 2 == 0 else ("better", "worse")
     )  # `outcome` is about the second answer
-    return given.outcome == better, given.outcome == worse
+    return scores.outcome == better, scores.outcome == worse
 
 
-def _by_kind(answered: Sequence[_Answered]) -> dict[str, float]:
-    kinds = dict.fromkeys(each.item.kind for each in answered)
-    return {kind: fraction([each.better_won for each in answered if each.item.kind == kind]) for kind in kinds}
+def _by_kind(graded: Sequence[_GradedItem]) -> dict[str, float]:
+    kinds = dict.fromkeys(each.item.kind for each in graded)
+    return {kind: fraction([each.better_won for each in graded if each.item.kind == kind]) for kind in kinds}
 
 
-def _first_places(given: ScorePair) -> list[float]:
+def _first_position_wins(scores: ScorePair) -> list[float]:
     """For each order, 1.0 if the first position won, else 0.0; empty if the judge was not asked for a letter."""
-    if "log_probabilities" in given.detail:
-        return [float(a > b) for a, b in given.detail["log_probabilities"]]
-    return [float(letter == "A") for letter in given.detail.get("letters", []) if letter]
+    if "log_probabilities" in scores.detail:
+        return [float(a > b) for a, b in scores.detail["log_probabilities"]]
+    return [float(letter == "A") for letter in scores.detail.get("letters", []) if letter]
 
 
-def _on_the_letters(given: ScorePair) -> list[float]:
-    if "on_the_letters" in given.detail:
-        return [float(given.detail["on_the_letters"])]
-    return [float(bool(letter)) for letter in given.detail.get("letters", [])]
+def _on_the_letters(scores: ScorePair) -> list[float]:
+    if "on_the_letters" in scores.detail:
+        return [float(scores.detail["on_the_letters"])]
+    return [float(bool(letter)) for letter in scores.detail.get("letters", [])]
 
 
 def _mean(values: Sequence[float]) -> float | None:

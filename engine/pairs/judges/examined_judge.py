@@ -1,5 +1,5 @@
-"""Examine a judge before trusting it. Results are cached by everything that affects the judge; the scores of a judge that
-fails are never used.
+"""Examine a judge before trusting it. Results are cached under everything that affects the judge. The scores of a judge that
+failed are never used.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class ExaminedJudge:
     """The judge of a run, after its exam."""
 
     config: Stage3Config
-    """The run's configuration with `--judge` set to the judge that passed, or to "none"."""
+    """The run's configuration, with `--judge` set to the judge that passed, or to "none"."""
     exams: tuple[ExamResult, ...] = ()
     """All exams taken; the last is that of the judge that passed."""
-    absent: tuple[str, ...] = ()
-    """With --judge auto: candidates that could not be examined, each with its reason."""
+    unavailable: tuple[str, ...] = ()
+    """With --judge auto: the candidates that could not be examined, each with the reason."""
     _loaded: Judge | None = None
 
     @property
@@ -55,11 +55,11 @@ class ExaminedJudge:
         """Why no judge is used, in one sentence; empty if one passed."""
         if self.trusted is not None:
             return ""
-        why = [*self.absent, *(f"{exam.judge} {exam.sentence}" for exam in self.exams)]
-        return f"No judge passed its exam: {'; '.join(why)}." if why else "No judge is set (--judge)."
+        reasons = [*self.unavailable, *(f"{exam.judge} {exam.sentence}" for exam in self.exams)]
+        return f"No judge passed its exam: {'; '.join(reasons)}." if reasons else "No judge is set (--judge)."
 
     def judge(self, load_judge: LoadJudge, policy: LoadedPolicy | None = None) -> Judge | None:
-        """The judge that passed, loaded if necessary; None if none passed. The caller owns it and must release its memory."""
+        """The judge that passed, loaded if necessary; None if none passed. The caller owns it and must free its memory."""
         if self.trusted is None:
             return None
         loaded, self._loaded = self._loaded, None
@@ -71,11 +71,11 @@ class ExaminedJudge:
         pairs: Sequence[Pair],
         load_judge: LoadJudge,
         stop: StopToken,
-        elsewhere: Callable[[Stage3Config], AbstractContextManager[ScoreBatches]] | None = None,
+        load_in_workers: Callable[[Stage3Config], AbstractContextManager[ScoreBatches]] | None = None,
     ) -> Generator[Event, None, list[ScorePair]]:
-        """The scores of the pairs by the judge that passed, kept in the run folder. Raises as `score_pairs`.
+        """The scores of the pairs by the judge that passed, cached in the run folder. Raises what `score_pairs` raises.
 
-        elsewhere   loads the judge of a configuration into other processes
+        load_in_workers   loads the judge of a configuration into worker processes
         """
         name = judge_name(self.config) or ""
 
@@ -85,17 +85,17 @@ class ExaminedJudge:
             return judge
 
         def loaded() -> AbstractContextManager[ScoreBatches]:
-            if elsewhere is None:
+            if load_in_workers is None:
                 return in_this_process(load, stop)
             self.release()
-            return elsewhere(self.config)
+            return load_in_workers(self.config)
 
         scores = yield from score_pairs(run / layout.SCORES_JSONL, pairs, name, loaded)
         self.release()
         return scores
 
     def release(self) -> None:
-        """Release a loaded judge that nobody took."""
+        """Free the memory of a judge that was loaded and not taken with `judge`."""
         self._loaded = None
         free_memory()
 
@@ -110,31 +110,32 @@ def examined_judge(
     """Examine the judge of `--judge`, or read its result from the run's cache. With --judge auto, take the first candidate that
     passes.
 
-    policy   the Stage 2 policy, if already in memory
+    policy   the Stage 2 policy, if it is already in memory
 
     Raises Stopped, and what loading and asking the judge raise.
     """
-    found = ExaminedJudge(with_judge(config, "none"))
+    examined = ExaminedJudge(with_judge(config, "none"))
     for candidate in candidates(config, run):
-        asked = with_judge(config, candidate)
+        candidate_config = with_judge(config, candidate)
         try:
-            result, judge = yield from _exam(asked, run, load_judge, stop, policy)
-        except UNAVAILABLE as error:
-            if config.judge != "auto" or candidate == "server":  # explicitly asked for
+            result, judge = yield from _exam(candidate_config, run, load_judge, stop, policy)
+        except UNAVAILABLE_ERRORS as error:
+            if config.judge != "auto" or candidate == "server":  # the user configured this judge
                 raise
-            found = replace(found, absent=(*found.absent, f"{judge_name(asked)} cannot be asked ({error.what})"))
-            yield Message("warning", f"{found.absent[-1]}.")
+            reason = f"{judge_name(candidate_config)} is not available ({error.what})"
+            examined = replace(examined, unavailable=(*examined.unavailable, reason))
+            yield Message("warning", f"{reason}.")
             continue
         yield from exam_events(result)
-        found = replace(found, exams=(*found.exams, result))
+        examined = replace(examined, exams=(*examined.exams, result))
         if result.passed:
-            return replace(found, config=asked, _loaded=judge)
+            return replace(examined, config=candidate_config, _loaded=judge)
         del judge
         free_memory()
-    return found
+    return examined
 
 
-UNAVAILABLE = (AccessError, ConfigError, DiskError, NetworkError, NumbersError, PreconditionError)
+UNAVAILABLE_ERRORS = (AccessError, ConfigError, DiskError, NetworkError, NumbersError, PreconditionError)
 """Errors after which --judge auto tries the next candidate."""
 
 
@@ -144,12 +145,14 @@ def candidates(config: Stage3Config, run: Run) -> list[str]:
     """
     if config.judge != "auto":
         return [] if config.judge == "none" else [config.judge]
-    found = ["server"] if judge_server(config) is not None else []
-    return [*found, *(["reward-model"] if reward_model_available(config, run) else []), "self"]
+    servers = ["server"] if judge_server(config) is not None else []
+    return [*servers, *(["reward-model"] if reward_model_available(config, run) else []), "self"]
 
 
 def reward_model_available(config: Stage3Config, run: Run) -> bool:
-    """Whether it is on this machine or may be downloaded. A run that needs nothing else from the Hub downloads no judge."""
+    """Whether the reward model is on this machine or may be downloaded. A run that needs nothing else from the Hub does not
+    download a judge.
+    """
     name = config.reward_model_id
     if is_local(name):
         return local_path(name).is_dir()
@@ -163,78 +166,80 @@ def with_judge(config: Stage3Config, judge: str) -> Stage3Config:
 
 
 def exam_events(result: ExamResult) -> list[Event]:
-    """An exam result as events for the stage's table."""
-    lines: list[Event] = [Check(f"exam of {result.judge}", "ok" if result.passed else "warning", result.sentence)]
+    """The events that report an exam result."""
+    events: list[Event] = [Check(f"exam of {result.judge}", "ok" if result.passed else "warning", result.sentence)]
     if result.biases:
-        lines.append(Check("it prefers", "ok", result.biases))
+        events.append(Check("it prefers", "ok", result.biases))
     if not result.passed:
-        lines.append(
+        events.append(
             Message("warning", f"The judge {result.judge} failed its exam: {result.why_not}. Its scores are not used.")
         )
-    return lines
+    return events
 
 
 def _exam(
     config: Stage3Config, run: Run, load_judge: LoadJudge, stop: StopToken, policy: LoadedPolicy | None
 ) -> Generator[Event, None, tuple[ExamResult, Judge | None]]:
-    """(result, judge if it had to be loaded)."""
+    """(result, the judge if it had to be loaded)."""
     cache, key = KeyedCache(run.cache / layout.EXAMS), exam_key(config, run.results)
-    known = _result_of(cache.read([key]).get(key))
-    if known is not None:
-        return known, None
+    cached = _cached_result(cache.read([key]).get(key))
+    if cached is not None:
+        return cached, None
     judge = load_judge(config, policy)
-    assert judge is not None  # it is not "none"
+    assert judge is not None  # `--judge` is not "none"
     result = None
-    for told in take_exam(judge, stop):
-        if isinstance(told, ExamResult):
-            result = told
+    for item in take_exam(judge, stop):
+        if isinstance(item, ExamResult):
+            result = item
         else:
-            yield told
+            yield item
     assert result is not None  # take_exam yields it last
-    if not isinstance(judge, BringsOwnExam):  # its exam takes a moment, and its key is unknown before it is loaded
+    if not isinstance(
+        judge, BringsOwnExam
+    ):  # such an exam is short, and its key is not known before the judge is loaded
         cache.append({key: result.as_dict()})
     return result, judge
 
 
-def _result_of(kept: Any) -> ExamResult | None:
+def _cached_result(entry: Any) -> ExamResult | None:
     try:
-        return None if kept is None else ExamResult.from_dict(kept)
+        return None if entry is None else ExamResult.from_dict(entry)
     except TypeError:
         return None  # written by another version
 
 
-# -- what judges ---------------------------------------------------------------------------------------------------------
+# -- cache keys ---------------------------------------------------------------------------------------------------------
 
 
 def exam_key(config: Stage3Config, results: Results) -> str:
     """The cache key of `--judge`'s exam: a hash of the judge and of what it is asked."""
-    return sha256_of_json([judge_name(config), shipped_exam().key, QUESTION, *_what_judges(config, results)])
+    return sha256_of_json([judge_name(config), shipped_exam().key, QUESTION, *_judge_identity(config, results)])
 
 
-def _what_judges(config: Stage3Config, results: Results) -> list[Any]:
+def _judge_identity(config: Stage3Config, results: Results) -> list[Any]:
     match config.judge:
         case "self":
-            return _policy(config, results)
+            return _policy_identity(config, results)
         case "server":
             server = judge_server(config)
             return [] if server is None else list(server.urls)
         case "reward-model":
-            return _files(config.reward_model_id)
+            return _file_hashes(config.reward_model_id)
         case _:
             return []
 
 
-def _policy(config: Stage3Config, results: Results) -> list[Any]:
+def _policy_identity(config: Stage3Config, results: Results) -> list[Any]:
     adapter, preflight = results.adapter, results.preflight
-    # Preflight's pilot examines the judge before preflight has a result; stage quality must find the same key.
+    # Preflight's pilot examines the judge before preflight has a result. Stage quality must compute the same key.
     dtype = dtype_name(resolve_dtype(config)) if preflight is None else preflight.dtype
     tensors = config.adapter_path if adapter is None else adapter.tensors_sha256
     commit = config.base_model_revision if adapter is None else adapter.base_model_commit
     return [config.base_model_id, commit, tensors, dtype, config.load_in_4bit, template_key(config)]
 
 
-def _files(model_id: str) -> list[Any]:
-    """Hashes of a local folder's files; empty for a Hub id, which is in the key already."""
+def _file_hashes(model_id: str) -> list[Any]:
+    """The hashes of a local folder's files; empty for a Hub id, which is part of the key already."""
     if not is_local(model_id):
         return []
     folder: Path = local_path(model_id)

@@ -1,4 +1,4 @@
-"""Score comparisons in several processes: each is dealt a batch at a time, and the scores are taken in the order of the batches."""
+"""Score comparisons in several worker processes. Each takes one batch at a time; the scores arrive in the order of the batches."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ KIND = "scores"
 
 @dataclass(frozen=True)
 class ScoreInProcesses:
-    """A `ScoreBatches`. What an earlier start's processes left in their files is not scored again."""
+    """A `ScoreBatches` that reuses the scores in the files of an earlier start's workers."""
 
     pool: WorkerPool
     run: Run
     judge: str
-    """The name of the judge that each of them has loaded."""
+    """The name of the judge that each worker has loaded."""
     kind: str = KIND
-    """Of the files of these processes."""
+    """The kind in the names of the workers' files."""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Event | ScoredBatch]:
-        left = self._earlier_rows()
+        earlier = self._earlier_rows()
 
         def row_of(comparison: Comparison) -> dict[str, Any] | None:
-            return left.get(key_of(comparison)) if left else None
+            return earlier.get(key_of(comparison)) if earlier else None
 
-        for told in distribute(self.pool, batches_of(comparisons), row_of, _task):
-            if isinstance(told, FinishedBatch):
-                yield [(each, scores_of(row)) for each, row in zip(told.batch, told.rows, strict=True)]
-            elif not isinstance(told, str):
-                yield told
+        for item in distribute(self.pool, batches_of(comparisons), row_of, _task):
+            if isinstance(item, FinishedBatch):
+                yield [(comparison, scores_of(row)) for comparison, row in zip(item.batch, item.rows, strict=True)]
+            elif not isinstance(item, str):
+                yield item
 
     def _earlier_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
         rows = [(score_of_row(row), row) for row in earlier_rows(self.run, self.kind)]
@@ -60,7 +60,7 @@ def _task(comparisons: Sequence[Comparison]) -> Task:
 
 
 def task_handler(judge: Judge) -> Work:
-    """What each of the processes does with a task."""
+    """The function with which each worker handles a task."""
 
     def work(task: Task) -> Generator[str, None, TaskResult]:
         comparisons = [Comparison(**each) for each in task["comparisons"]]

@@ -1,4 +1,4 @@
-"""The question put to a language model: by this principle, which reply is better, (A) or (B)?
+"""The question to a language model: by this principle, which reply is better, (A) or (B)?
 
 Bai et al. 2022, "Constitutional AI: Harmlessness from AI Feedback", section 4.1, read the preference from the log-probabilities
 of the two letters. We ask in both orders, because models have a position bias (Zheng et al. 2023).
@@ -17,7 +17,7 @@ from engine.pairs.principles.constitution import Constitution, Principle
 
 LETTERS = ("A", "B")
 TIE_NATS = 1e-4
-"""Log-odds closer to 0 are a tie: that much comes from rounding in batches of different shapes."""
+"""Log-odds closer to 0 are a tie, because rounding in batches of different shapes accounts for that much."""
 
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 QUESTION = """\
@@ -44,7 +44,7 @@ class PrincipleChoice:
     seed: int
 
     def of(self, comparison: Comparison) -> Principle:
-        """Its own criterion, else its principle if the constitution has it, else one drawn with its id as seed."""
+        """The comparison's own criterion, else its principle if the constitution has it, else one drawn with its id as seed."""
         if comparison.criterion is not None:
             return Principle("criterion", comparison.criterion, "", "")
         for principle in self.constitution.principles:
@@ -61,8 +61,8 @@ def both_orders(comparison: Comparison, principle: Principle) -> tuple[Conversat
 
 
 def question(comparison: Comparison, principle: Principle, a: str, b: str) -> Conversation:
-    asked = QUESTION.format(dialogue=dialogue(comparison.conversation), a=a, b=b, principle=principle.text)
-    return [{"role": "user", "content": asked}]
+    text = QUESTION.format(dialogue=dialogue(comparison.conversation), a=a, b=b, principle=principle.text)
+    return [{"role": "user", "content": text}]
 
 
 def dialogue(conversation: Conversation) -> str:
@@ -82,7 +82,7 @@ def second_over_first(order_1: tuple[float, float], order_2: tuple[float, float]
 
 
 def probabilities(log_odds: float) -> tuple[float, float]:
-    """(first, second), adding up to 1; exactly (0.5, 0.5) for a tie."""
+    """(first, second), which add up to 1; exactly (0.5, 0.5) for a tie."""
     if abs(log_odds) < TIE_NATS:
         return 0.5, 0.5
     return _sigmoid(-log_odds), _sigmoid(log_odds)

@@ -24,7 +24,7 @@ from engine.run.stop import StopToken
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WHAT_TO_DO = "Give another model with --reward-model-id, or use --judge self, server or none."
+REMEDY = "Set another model with --reward-model-id, or use --judge self, server or none."
 NO_LIMIT = 1 << 62
 """Above any real limit; tokenizers without one report 10^30."""
 
@@ -32,7 +32,7 @@ NO_LIMIT = 1 << 62
 def load_reward_model(config: Stage3Config, token: str | None, stop: StopToken) -> RewardModelJudge:
     """Load `--reward-model-id`: safetensors only, no remote code, in its stored number format.
 
-    Raises PreconditionError if it cannot be loaded, lacks weights (they would be random) or has more than one output.
+    Raises PreconditionError if the model cannot be loaded, lacks weights (they would be random) or has several outputs.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -52,9 +52,9 @@ def load_reward_model(config: Stage3Config, token: str | None, stop: StopToken) 
         if known is not None:
             raise known from error
         raise PreconditionError(
-            f"The reward model {config.reward_model_id} cannot be loaded.",
+            f"Cannot load the reward model {config.reward_model_id}.",
             f"{type(error).__name__}: {error}",
-            WHAT_TO_DO,
+            REMEDY,
         ) from error
     if tokenizer.chat_template is not None:
         require_an_end(own_template(tokenizer), name)
@@ -62,23 +62,23 @@ def load_reward_model(config: Stage3Config, token: str | None, stop: StopToken) 
     if missing:
         raise PreconditionError(
             f"The reward model {config.reward_model_id} lacks {len(missing)} of its weights ({missing[0]}).",
-            "They would be random, and so would every score: it is not a trained classifier.",
-            WHAT_TO_DO,
+            "They would be random, and so would every score. It is not a trained classifier.",
+            REMEDY,
         )
     return RewardModelJudge(judge_name(config) or "", model.to(resolve_device(config)).eval(), tokenizer)
 
 
 class RewardModelJudge:
-    """Formats input the way the model was trained: with the tokenizer's chat template if it has one, else as the pair (question,
-    answer) of OpenAssistant's models, with several turns written as in hh-rlhf.
+    """Formats its input as in the model's training: with the tokenizer's chat template if there is one, else as the pair
+    (question, answer) of OpenAssistant's models, with several turns written as in hh-rlhf.
     """
 
     def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         if model.config.num_labels != 1:
             raise PreconditionError(
                 f"The {name} has {model.config.num_labels} outputs, not one.",
-                'There is no way to know which of them means "good".',
-                WHAT_TO_DO,
+                'Nothing tells which of them means "good".',
+                REMEDY,
             )
         self.name = name
         self.about = "a reward model; one score per reply, without a unit"
@@ -86,36 +86,36 @@ class RewardModelJudge:
         self._tokenizer = tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:  # decoders score at the last token that is not padding
+        if model.config.pad_token_id is None:  # decoders take the score at the last token that is not padding
             model.config.pad_token_id = tokenizer.pad_token_id
         limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
-        self._most_tokens = min((int(limit) for limit in limits if limit is not None and limit > 0), default=NO_LIMIT)
+        self._max_tokens = min((int(limit) for limit in limits if limit is not None and limit > 0), default=NO_LIMIT)
 
     def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
         encoded = [
             (self._encoded(c.conversation, c.first), self._encoded(c.conversation, c.second)) for c in comparisons
         ]
         longest = [max(len(row["input_ids"]) for row in both) for both in encoded]
-        fitting = [number for number, tokens in enumerate(longest) if tokens <= self._most_tokens]
+        fitting = [number for number, tokens in enumerate(longest) if tokens <= self._max_tokens]
         rewards = self._rewards([row for number in fitting for row in encoded[number]])
-        found = {number: (rewards[2 * i], rewards[2 * i + 1]) for i, number in enumerate(fitting)}
-        for number, both in found.items():
+        scores = {number: (rewards[2 * i], rewards[2 * i + 1]) for i, number in enumerate(fitting)}
+        for number, both in scores.items():
             if not all(map(math.isfinite, both)):
                 raise NumbersError(
                     f"The {self.name} gives the replies of the pair {comparisons[number].id} the scores {both}.",
                     "A score that is not a finite number decides nothing, and hides that the model is broken.",
-                    WHAT_TO_DO,
+                    REMEDY,
                 )
         return [
-            ScorePair(*found[number]) if number in found else too_long(tokens, self._most_tokens)
+            ScorePair(*scores[number]) if number in scores else too_long(tokens, self._max_tokens)
             for number, tokens in enumerate(longest)
         ]
 
     def _encoded(self, conversation: Conversation, reply: str) -> dict[str, list[int]]:
-        """Never truncated: input that is too long for the model is counted and gets no score."""
+        """Input ids that are never truncated. Input that is too long for the model is counted and gets no score."""
         if self._tokenizer.chat_template is not None:
-            whole: Conversation = [*conversation, {"role": "assistant", "content": reply}]
-            return {"input_ids": conversation_ids(self._tokenizer, whole, add_generation_prompt=False)}
+            with_reply: Conversation = [*conversation, {"role": "assistant", "content": reply}]
+            return {"input_ids": conversation_ids(self._tokenizer, with_reply, add_generation_prompt=False)}
         question = conversation[0]["content"] if len(conversation) == 1 else dialogue(conversation)
         return dict(self._tokenizer(question, reply, truncation=False, verbose=False))
 

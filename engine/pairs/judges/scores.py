@@ -1,7 +1,7 @@
-"""A judge's scores, cached in `pairs/scores.jsonl`: nothing is scored twice while its texts stay the same.
+"""A judge's scores, cached in `pairs/scores.jsonl`. Nothing is scored twice while its texts stay the same.
 
-Append-only and synced, one line `{id, judge, texts, base_score, revised_score, detail}`; `texts` is a hash of the
-conversation and both replies. `pairs.jsonl` is never rewritten, so another judge or an edited revision only costs
+The file is append-only and synced. A line is `{id, judge, texts, base_score, revised_score, detail}`, where `texts` is a hash
+of the conversation and both replies. `pairs.jsonl` is never rewritten, so another judge or an edited revision only costs
 scoring.
 """
 
@@ -28,7 +28,7 @@ from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 from engine.storage.lazy import Mapped, take
 
 COMPARISONS_PER_BATCH = 16
-"""Judges read without generating; larger batches, each comparison with two replies or two orders, gain little."""
+"""Judges read without generating, and each comparison has two replies or two orders, so larger batches gain little."""
 
 ScoreCache = dict[tuple[str, str], ScorePair]
 """Keyed by (id, hash of the texts)."""
@@ -41,18 +41,18 @@ def comparison_of(pair: Pair) -> Comparison:
 
 def key_of(comparison: Comparison) -> tuple[str, str]:
     """(the comparison's id, a hash of everything a judge reads of it)."""
-    said = [[message["role"], message["content"]] for message in comparison.conversation]
-    return comparison.id, sha256_of_json([said, comparison.first, comparison.second])
+    messages = [[message["role"], message["content"]] for message in comparison.conversation]
+    return comparison.id, sha256_of_json([messages, comparison.first, comparison.second])
 
 
 ScoredBatch = list[tuple[Comparison, ScorePair]]
 ScoreBatches = Callable[[Sequence[Comparison]], Iterator[Event | ScoredBatch]]
-"""Scores comparisons batch by batch, in their order. Raises Stopped between batches, and what the judge raises."""
+"""Scores comparisons batch by batch, in order. Raises Stopped between batches, and what the judge raises."""
 
 
 @contextmanager
 def in_this_process(load: Callable[[], Judge], stop: StopToken) -> Iterator[ScoreBatches]:
-    """A judge in the memory of this process, which is given back at the end."""
+    """A judge in the memory of this process, which is freed at the end."""
     judge = [load()]
     try:
         yield lambda comparisons: score_in_batches(judge[0], comparisons, stop)
@@ -67,22 +67,22 @@ def score_pairs(
     """The scores of the pairs by one judge, in order.
 
     path   `pairs/scores.jsonl`
-    name   the judge's, known before it is loaded
-    load   loads the judge for as long as scores are missing; not called if none is
+    name   the name of the judge, known before it is loaded
+    load   loads the judge while scores are missing; not called if none are
 
     Scores only what the file lacks, so a run that was stopped or killed continues where it was. Raises what
-    `ScoreBatches` raise.
+    `ScoreBatches` raises.
     """
     comparisons = Mapped(pairs, comparison_of)
     known, damaged = read_scores(path, name)
     if damaged:
-        yield Message("warning", f"{damaged} lines of {path} are damaged; those pairs are scored again.")
+        yield Message("warning", f"{damaged} lines of {path} are damaged. Those pairs are scored again.")
     missing = [
         (-_length(comparison), comparison.id, number)
         for number, comparison in enumerate(comparisons)
         if key_of(comparison) not in known
     ]
-    # As `longest_first`, without the texts.
+    # The order of `longest_first`, without holding the texts.
     pending = take(comparisons, array("Q", (number for _, _, number in sorted(missing))))
     if pending:
         yield Message(
@@ -91,7 +91,7 @@ def score_pairs(
         with load() as score_batches:
             yield from _score_pending(path, pending, known, len(comparisons), name, score_batches)
     scores = [known[key_of(comparison)] for comparison in comparisons]
-    if comparisons and all(given.outcome == "not scored" for given in scores):
+    if comparisons and all(pair.outcome == "not scored" for pair in scores):
         raise PreconditionError(
             f"The judge ({name}) could score none of {len(comparisons)} pairs.",
             f"Reason for the first one: {scores[0].detail.get('not scored', 'none given')}.",
@@ -108,36 +108,36 @@ def _score_pending(
     name: str,
     score_batches: ScoreBatches,
 ) -> Iterator[Event]:
-    """Score `pending`, adding to `known` and to the file."""
+    """Score `pending`, and add the scores to `known` and to the file."""
     started = time.monotonic()
     with JsonlAppender(path) as appender:
         if appender.torn:
             yield Message("warning", f"Moved an unfinished score ({appender.torn} bytes) to {appender.torn_path}.")
         done = 0
-        for told in score_batches(pending):
-            if isinstance(told, Event):
-                yield told
+        for item in score_batches(pending):
+            if isinstance(item, Event):
+                yield item
                 continue
-            for number, (comparison, given) in enumerate(told, start=1):
+            for number, (comparison, scores) in enumerate(item, start=1):
                 # A batch is acknowledged as a whole.
-                appender.append(score_row(name, comparison, given), sync=number == len(told))
-                known[key_of(comparison)] = given
-            done += len(told)
+                appender.append(score_row(name, comparison, scores), sync=number == len(item))
+                known[key_of(comparison)] = scores
+            done += len(item)
             rate = done / max(time.monotonic() - started, 1e-9)
             left = (len(pending) - done) / rate
             yield Progress(total - len(pending) + done, total, "pairs scored", rate, left, f"judge: {name}")
 
 
-def score_row(judge: str, comparison: Comparison, given: ScorePair) -> dict[str, Any]:
+def score_row(judge: str, comparison: Comparison, scores: ScorePair) -> dict[str, Any]:
     """A line of the file."""
     pair_id, texts = key_of(comparison)
     return {
         "id": pair_id,
         "judge": judge,
         "texts": texts,
-        "base_score": given.first,
-        "revised_score": given.second,
-        "detail": dict(given.detail),
+        "base_score": scores.first,
+        "revised_score": scores.second,
+        "detail": dict(scores.detail),
     }
 
 
@@ -154,7 +154,7 @@ def batches_of(comparisons: Sequence[Comparison]) -> Sequence[Sequence[Compariso
 
 
 def scored_batch(judge: Judge, batch: Sequence[Comparison]) -> ScoredBatch:
-    """The scores of one batch, which is halved if memory runs out."""
+    """The scores of one batch, which is halved when memory runs out."""
 
     def score(rows: Sequence[int]) -> list[ScorePair]:
         return judge.score([batch[row] for row in rows])
@@ -163,7 +163,7 @@ def scored_batch(judge: Judge, batch: Sequence[Comparison]) -> ScoredBatch:
 
 
 def longest_first(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Sort by length, to keep padding low; longest first, so that memory runs out at once or not at all."""
+    """Sort by length, to keep padding low. The longest come first, so that memory runs out at once or not at all."""
     return sorted(comparisons, key=lambda comparison: (-_length(comparison), comparison.id))
 
 
@@ -207,32 +207,32 @@ def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
         damaged += row is None
         if row is not None and row.judge == judge:
             found[row.key] = row.scores
-    return {key: given for key, given in found.items() if not _is_asked_again(given)}, damaged
+    return {key: scores for key, scores in found.items() if not _is_retried(scores)}, damaged
 
 
-def _is_asked_again(given: ScorePair) -> bool:
-    return given.detail.get("not scored") == SERVER_FAILED
+def _is_retried(scores: ScorePair) -> bool:
+    return scores.detail.get("not scored") == SERVER_FAILED
 
 
 @dataclass(frozen=True)
 class JudgeSummary:
-    """A judge's outcomes, counted, for the report and for people."""
+    """The counts of a judge's outcomes, for the report and for people."""
 
     judge: str
     outcomes: Mapping[Outcome, int]
     not_scored: Mapping[str, int]
-    """Counts by reason."""
+    """How many comparisons were not scored, by reason."""
     on_the_letters: float | None
-    """Mean total probability of the two letters; None for judges that are not asked for a letter, or do not report it."""
+    """The mean total probability of the two letters; None for judges that are not asked for a letter or do not report it."""
 
     @classmethod
     def of(cls, judge: str, scores: Sequence[ScorePair]) -> JudgeSummary:
-        told = [given.detail["on_the_letters"] for given in scores if "on_the_letters" in given.detail]
+        on_letters = [pair.detail["on_the_letters"] for pair in scores if "on_the_letters" in pair.detail]
         return cls(
             judge,
-            Counter(given.outcome for given in scores),
-            Counter(str(given.detail.get("not scored", "")) for given in scores if given.outcome == "not scored"),
-            math.fsum(told) / len(told) if told else None,
+            Counter(pair.outcome for pair in scores),
+            Counter(str(pair.detail.get("not scored", "")) for pair in scores if pair.outcome == "not scored"),
+            math.fsum(on_letters) / len(on_letters) if on_letters else None,
         )
 
     @property
@@ -242,8 +242,8 @@ class JudgeSummary:
     @property
     def sentence(self) -> str:
         count = {outcome: self.outcomes.get(outcome, 0) for outcome in ("better", "equal", "worse", "not scored")}
-        told = f"{self.judge}: {count['better']} better, {count['equal']} equal, {count['worse']} worse"
-        return f"{told}, {count['not scored']} not scored" if count["not scored"] else told
+        decided = f"{self.judge}: {count['better']} better, {count['equal']} equal, {count['worse']} worse"
+        return f"{decided}, {count['not scored']} not scored" if count["not scored"] else decided
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -259,5 +259,5 @@ def _number(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"a score is a {type(value).__name__}")
+        raise TypeError(f"a score is a {type(value).__name__}, not a number")
     return float(value)

@@ -1,7 +1,7 @@
 """--judge self: ask the Stage 2 policy itself which of two replies is better by a principle (Bai et al. 2022, 4.1).
 
 Averages the log-odds of the two letters at the start of the answer over both orders. As with generation, the rest of the batch
-affects the last bits of a score; with 16-bit weights, more than the last.
+affects the last bits of a score, and more than the last bits with 16-bit weights.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ class SelfJudge:
         self._principles = principles
         self._letters = letter_tokens(policy.tokenizer)
         limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-        self._most_tokens: int = limit if isinstance(limit, int) else 1 << 62
+        self._max_tokens: int = limit if isinstance(limit, int) else 1 << 62
         policy.model.eval()
 
     def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
         principles = [self._principles.of(comparison) for comparison in comparisons]
-        asked = [
+        questions = [
             [self._ids(question) for question in both_orders(comparison, principle)]
             for comparison, principle in zip(comparisons, principles, strict=True)
         ]
-        longest = [max(map(len, both)) for both in asked]
-        fitting = [number for number, tokens in enumerate(longest) if tokens <= self._most_tokens]
-        logps = self._letter_logps([row for number in fitting for row in asked[number]])
+        longest = [max(map(len, both)) for both in questions]
+        fitting = [number for number, tokens in enumerate(longest) if tokens <= self._max_tokens]
+        logps = self._letter_logps([row for number in fitting for row in questions[number]])
         orders = {number: (logps[2 * i], logps[2 * i + 1]) for i, number in enumerate(fitting)}
         return [
             self._scores(comparisons[number], principles[number].id, orders[number])
             if number in orders
-            else too_long(tokens, self._most_tokens)
+            else too_long(tokens, self._max_tokens)
             for number, tokens in enumerate(longest)
         ]
 
@@ -81,7 +81,7 @@ class SelfJudge:
             logits = policy.model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0),  # left padding gets no positions
+                position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0),  # left padding takes no positions
                 use_cache=False,
                 logits_to_keep=1,  # all of them would be (B, T, V)
             ).logits[:, -1]  # (B, V)
@@ -109,7 +109,7 @@ class SelfJudge:
 
 
 def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> LetterTokens:
-    """Render both answers and find the first token that differs; it may be "A", " A" or "▁A", depending on the tokenizer.
+    """Render both answers and find the first token that differs. It may be "A", " A" or "▁A", depending on the tokenizer.
 
     Raises PreconditionError if no single token at the start of the answer distinguishes the letters.
     """
@@ -117,15 +117,17 @@ def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> LetterTokens:
     try:
         a, b = (reply_ids(tokenizer, question, [{"role": "assistant", "content": letter}]) for letter in LETTERS)  # type: ignore[arg-type]
     except PreconditionError as error:
-        raise _unclear(tokenizer, error.what) from error
-    parts = next((i for i, (of_a, of_b) in enumerate(zip(a, b, strict=False)) if of_a != of_b), 0)
-    said = tuple(tokenizer.decode([ids[parts]]).strip() for ids in (a, b))
-    if said != LETTERS:
-        raise _unclear(tokenizer, f"The first tokens that differ are {said[0]!r} and {said[1]!r}, not A and B.")
-    return LetterTokens(a[:parts], a[parts], b[parts])
+        raise _no_letter_tokens(tokenizer, error.what) from error
+    difference = next((i for i, (id_a, id_b) in enumerate(zip(a, b, strict=False)) if id_a != id_b), 0)
+    letters = tuple(tokenizer.decode([ids[difference]]).strip() for ids in (a, b))
+    if letters != LETTERS:
+        raise _no_letter_tokens(
+            tokenizer, f"The first tokens that differ are {letters[0]!r} and {letters[1]!r}, not A and B."
+        )
+    return LetterTokens(a[:difference], a[difference], b[difference])
 
 
-def _unclear(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:
+def _no_letter_tokens(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:
     return PreconditionError(
         f"--judge self: {tokenizer.name_or_path} has no single tokens for the answers A and B.",
         why,

@@ -1,7 +1,7 @@
 """--judge server: ask a model behind an OpenAI-compatible server the question of --judge self, in both orders.
 
 If the server returns the log-probabilities of both letters, they are used. Otherwise (`transformers serve`, or only one letter
-among the top ones) the letter in the answer counts: 1, or 0.5 if the two orders disagree.
+among the top tokens), the letter in the answer counts: 1, or 0.5 if the two orders disagree.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 
 ANSWER_TOKENS = 4
-"""Enough for "(A)" and "**A**"; the token with the letter is used."""
+"""Enough for "(A)" and "**A**"; the score comes from the token with the letter."""
 NEITHER_LETTER = "answered with neither letter"
 TOP_LOGPROBS = 20
 """The maximum of OpenAI's API and of vLLM."""
 
 # Matches "A", "(B)", "A.", "**B**", "A is better"; not "A good answer is", where it is an article.
-_SAID = re.compile(r"""[\s(\[*"'`]*([AB])(?:[)\].:,;*"'`]|\s+is\b|\s*$)""")
-NOTHING = re.compile(r"(?!)")
-_AROUND = " \t\n▁Ġ()[]*.:,\"'`"
+_LETTER_REPLY = re.compile(r"""[\s(\[*"'`]*([AB])(?:[)\].:,;*"'`]|\s+is\b|\s*$)""")
+MATCHES_NOTHING = re.compile(r"(?!)")
+_AROUND_LETTER = " \t\n▁Ġ()[]*.:,\"'`"
 
 
 def connect_server_judge(
@@ -49,9 +49,9 @@ def connect_server_judge(
     server = judge_server(config)
     if server is None:
         raise ConfigError(
-            "--judge server: no server is given.",
+            "--judge server needs a server, and none is set.",
             "The judge needs the server's address and the name of a model on it.",
-            "Give --judge-url and --judge-model, or --server-url and --server-model.",
+            "Set --judge-url and --judge-model, or --server-url and --server-model.",
         )
     client = load_server_client(config, server, stop, emit)
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
@@ -64,19 +64,23 @@ class _Order:
     """The answer in one order: its letter, and the log-probabilities of A and B if both are known."""
 
     letter: str
-    """Empty if the answer starts with neither; guessing would not be a score."""
+    """Empty if the answer starts with neither letter; a guess would not be a score."""
     logps: tuple[float, float] | None
 
 
 class ServerJudge:
-    """special   texts that the server would read as special tokens; a space splits them, so that a reply cannot end its turn"""
+    """A judge behind a server.
+
+    special   matches texts that the server would read as special tokens. They are split with a space, so that a reply cannot
+              end its turn.
+    """
 
     def __init__(
         self,
         name: str,
         client: ServerClient,
         principles: PrincipleChoice,
-        special: re.Pattern[str] = NOTHING,
+        special: re.Pattern[str] = MATCHES_NOTHING,
         *,
         max_failed_share: float = 1.0,
     ) -> None:
@@ -90,11 +94,11 @@ class ServerJudge:
         self._max_failed_share = max_failed_share
         self._asked = 0
         self._failed: list[str] = []
-        """What the server said at the comparisons at which it failed."""
+        """The server's messages for the comparisons on which it failed."""
 
     def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
-        """Raises also ConfigError if several servers serve different models, and NetworkError, before it asks, if the server failed
-        at too many comparisons so far.
+        """Also raises ConfigError if several servers serve different models, and NetworkError if the server has failed on too many
+        earlier comparisons.
         """
         if not self._asked:
             ask_what_they_serve(self._client)
@@ -102,9 +106,9 @@ class ServerJudge:
         self._asked += len(comparisons)
         principles = [self._principles.of(comparison) for comparison in comparisons]
         questions = [
-            ChatRequest(split_special_text(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
+            ChatRequest(split_special_text(question, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
             for comparison, principle in zip(comparisons, principles, strict=True)
-            for asked in both_orders(comparison, principle)
+            for question in both_orders(comparison, principle)
         ]
         answers = self._client.ask(questions)
         return [
@@ -116,9 +120,9 @@ class ServerJudge:
         failed = len(self._failed)
         if too_many_failed(failed, self._asked, self._max_failed_share):
             raise NetworkError(
-                f"The judge's server failed at {failed} of {self._asked} comparisons, and answered the others.",
-                f"At most {self._max_failed_share:.0%} may fail (--max-failed-share). The last time: {self._failed[-1]}",
-                "Look at the server's log. The same command asks these again and keeps the other scores.",
+                f"The judge's server failed on {failed} of {self._asked} comparisons and answered the others.",
+                f"At most {self._max_failed_share:.0%} may fail (--max-failed-share). Last failure: {self._failed[-1]}",
+                "Check the server's log. The same command sends these comparisons again and keeps the other scores.",
             )
 
     def _scores(self, comparison: Comparison, principle_id: str, *answers: ChatResponse) -> ScorePair:
@@ -135,8 +139,8 @@ class ServerJudge:
         first, second = (self._order(comparison, answer) for answer in answers)
         detail: dict[str, Any] = {"principle": principle_id, "letters": [first.letter, second.letter]}
         if not first.letter or not second.letter:
-            said = (answers[0] if not first.letter else answers[1]).text
-            return ScorePair(None, None, {"not scored": NEITHER_LETTER, "said": visible_line(said, 120), **detail})
+            reply = (answers[0] if not first.letter else answers[1]).text
+            return ScorePair(None, None, {"not scored": NEITHER_LETTER, "said": visible_line(reply, 120), **detail})
         if first.logps is not None and second.logps is not None:
             orders = (first.logps, second.logps)
             detail["log_probabilities"] = [[round(value, 6) for value in order] for order in orders]
@@ -146,33 +150,33 @@ class ServerJudge:
         return ScorePair(1 - for_second, for_second, detail)
 
     def _order(self, comparison: Comparison, answer: ChatResponse) -> _Order:
-        said = _SAID.match(answer.text)
-        if said is None:
+        match = _LETTER_REPLY.match(answer.text)
+        if match is None:
             return _Order("", None)
         logps = letter_logps(answer.choice)
         if logps is not None and not all(map(math.isfinite, logps)):
             raise NumbersError(
                 f"The judge {self._client.model} gives A and B the log-probabilities {logps} (pair {comparison.id}).",
                 "A score that is not a finite number decides nothing, and hides that the model is broken.",
-                "Look at the server's log; use another model or another --judge.",
+                "Check the server's log, or use another model or another --judge.",
             )
-        return _Order(said[1], logps)
+        return _Order(match[1], logps)
 
 
 def letter_logps(choice: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Log-probabilities of A and B, in nats, at the first token that is not just a bracket. Tokens for the same letter ("A",
-    " A", "(A") are added up. None if the server does not return both.
+    """The log-probabilities of A and B, in nats, at the first token that is more than a bracket. The probabilities of tokens for
+    the same letter ("A", " A", "(A") are added up. None if the server does not return both letters.
     """
     try:
         entries = (choice.get("logprobs") or {}).get("content") or []
-        place = next((entry for entry in entries if entry["token"].strip(_AROUND)), None)
-        if place is None:
+        position = next((entry for entry in entries if entry["token"].strip(_AROUND_LETTER)), None)
+        if position is None:
             return None
-        told = {str(e["token"]): float(e["logprob"]) for e in [*(place.get("top_logprobs") or []), place]}
+        logps = {str(e["token"]): float(e["logprob"]) for e in [*(position.get("top_logprobs") or []), position]}
     except (AttributeError, LookupError, TypeError, ValueError):
-        return None  # in an unknown format: use the letter
-    of = [[logp for token, logp in told.items() if token.strip(_AROUND) == letter] for letter in LETTERS]
-    return (_log_sum_exp(of[0]), _log_sum_exp(of[1])) if all(of) else None
+        return None  # an unknown format; the letter is used instead
+    by_letter = [[logp for token, logp in logps.items() if token.strip(_AROUND_LETTER) == letter] for letter in LETTERS]
+    return (_log_sum_exp(by_letter[0]), _log_sum_exp(by_letter[1])) if all(by_letter) else None
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:

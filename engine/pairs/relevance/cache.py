@@ -1,7 +1,8 @@
-"""The relevance of a run's pairs, cached in `pairs/relevance.jsonl`: nothing is measured twice while prompt and revision stay
+"""The relevance of a run's pairs, cached in `pairs/relevance.jsonl`. Nothing is measured twice while prompt and revision stay
 the same.
 
-Append-only and synced, one line `{id, model, key, nats, surprise}`; `key` is a hash of the conversation and the revision.
+The file is append-only and synced. A line is `{id, model, key, nats, surprise}`, where `key` is a hash of the conversation and
+the revision.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 KnownMeasures = Mapping[str, ReplyMeasures]
-"""By key."""
+"""Measures by `MeasuredReply.key`."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class MeasuredReply:
     """One line of the file."""
 
     id: str
-    """Id of the pair that it was measured for."""
+    """The id of the pair that was measured."""
     model: str
     key: str
     nats: float
-    """Its relevance."""
+    """The reply's relevance."""
     surprise: float
-    """Nats per token."""
+    """In nats per token."""
 
     @property
     def measures(self) -> ReplyMeasures:
@@ -45,7 +46,7 @@ def key_of_reply(conversation: Conversation, reply: str) -> str:
 
 
 def with_measures(pair: Pair, known: KnownMeasures) -> Pair:
-    """The pair with what the base model found of its revision, if known."""
+    """The pair with the base model's measures of its revision, if known."""
     if not known:
         return pair
     measures = known.get(key_of_reply(pair.messages, pair.revised_response))
@@ -71,9 +72,9 @@ def _is_figure(value: object) -> TypeGuard[float]:
 
 
 def read_relevance(path: Path, model: str | None = None) -> dict[str, ReplyMeasures]:
-    """The newest value of each key; empty if there is no file.
+    """The newest measures of each key; empty if there is no file.
 
-    model   only values measured by this model
+    model   restricts the result to measures by this model
     """
     if not path.is_file():
         return {}

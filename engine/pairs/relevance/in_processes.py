@@ -1,4 +1,4 @@
-"""Measure relevance in several processes: each is dealt a batch at a time; the measures are taken in the order of the batches."""
+"""Measure relevance in several worker processes. Each takes one batch at a time; results arrive in the order of the batches."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ KIND = "relevance"
 
 @dataclass(frozen=True)
 class MeasureInProcesses:
-    """A `MeasureBatches`. What an earlier start's processes left in their files is not measured again."""
+    """A `MeasureBatches` that reuses the measures in the files of an earlier start's workers."""
 
     pool: WorkerPool
     run: Run
     model: str
-    """The name of the base model that each of them has loaded."""
+    """The name of the base model that each worker has loaded."""
 
     def __call__(self, batches: Sequence[Sequence[Pair]]) -> Iterator[Event | MeasuredBatch]:
-        left = self._earlier_rows()
+        earlier = self._earlier_rows()
 
         def row_of(pair: Pair) -> dict[str, Any] | None:
-            return left.get(key_of_reply(pair.messages, pair.revised_response)) if left else None
+            return earlier.get(key_of_reply(pair.messages, pair.revised_response)) if earlier else None
 
-        for told in distribute(self.pool, batches, row_of, _task):
-            if isinstance(told, FinishedBatch):
-                yield len(told.batch), [MeasuredReply(**row) for row in told.rows]
-            elif not isinstance(told, str):
-                yield told
+        for item in distribute(self.pool, batches, row_of, _task):
+            if isinstance(item, FinishedBatch):
+                yield len(item.batch), [MeasuredReply(**row) for row in item.rows]
+            elif not isinstance(item, str):
+                yield item
 
     def _earlier_rows(self) -> dict[str, dict[str, Any]]:
         rows = [(measured_reply(row), row) for row in earlier_rows(self.run, KIND)]
@@ -48,12 +48,12 @@ class MeasureInProcesses:
 
 
 def _task(pairs: Sequence[Pair]) -> Task:
-    read = [{"id": pair.id, "messages": pair.messages, "revised_response": pair.revised_response} for pair in pairs]
-    return {"pairs": read}
+    fields = [{"id": pair.id, "messages": pair.messages, "revised_response": pair.revised_response} for pair in pairs]
+    return {"pairs": fields}
 
 
 def task_handler(meter: RelevanceMeter, model: str) -> Work:
-    """What each of the processes does with a task."""
+    """The function with which each worker handles a task."""
 
     def work(task: Task) -> Generator[str, None, TaskResult]:
         pairs = [Pair(**each, prompt="", base_response="") for each in task["pairs"]]

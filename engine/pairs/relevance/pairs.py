@@ -30,14 +30,14 @@ PAIRS_PER_BATCH = 32
 
 
 MeasuredBatch = tuple[int, list[MeasuredReply]]
-"""How many pairs it had, and what was measured: nothing for an empty revision."""
+"""(number of pairs, measures); empty revisions have no measures."""
 MeasureBatches = Callable[[Sequence[Sequence[Pair]]], Iterator[Event | MeasuredBatch]]
-"""Measures batches of pairs, in their order. Raises Stopped between batches."""
+"""Measures batches of pairs, in order. Raises Stopped between batches."""
 
 
 @contextmanager
 def in_this_process(load: Callable[[], RelevanceMeter], model: str, stop: StopToken) -> Iterator[MeasureBatches]:
-    """The model in the memory of this process, which is given back at the end."""
+    """The model in the memory of this process, which is freed at the end."""
     meter = [load()]
 
     def measure(batches: Sequence[Sequence[Pair]]) -> Iterator[Event | MeasuredBatch]:
@@ -53,12 +53,12 @@ def in_this_process(load: Callable[[], RelevanceMeter], model: str, stop: StopTo
 
 
 def measured_batch(meter: RelevanceMeter, model: str, batch: Sequence[Pair]) -> list[MeasuredReply]:
-    found = meter.measure([Answer(pair.messages, pair.revised_response) for pair in batch])
+    results = meter.measure([Answer(pair.messages, pair.revised_response) for pair in batch])
     keys = [key_of_reply(pair.messages, pair.revised_response) for pair in batch]
     return [
-        MeasuredReply(pair.id, model, key, round(one.relevance, 4), round(one.surprise, 4))
-        for pair, key, one in zip(batch, keys, found, strict=True)
-        if one is not None
+        MeasuredReply(pair.id, model, key, round(measures.relevance, 4), round(measures.surprise, 4))
+        for pair, key, measures in zip(batch, keys, results, strict=True)
+        if measures is not None
     ]
 
 
@@ -68,9 +68,9 @@ def measure_pairs(
     """The relevance of each pair's revision, by key. Missing values are measured and added to `path`.
 
     model   the name of the measuring model
-    load    loads it for as long as something is left to measure; not called if nothing is
+    load    loads the model while something is left to measure; not called if nothing is
 
-    Raises DiskError, and as `MeasureBatches`.
+    Raises DiskError, and what `MeasureBatches` raises.
     """
     known = read_relevance(path, model)
     missing = {
@@ -78,7 +78,7 @@ def measure_pairs(
         for number, pair in enumerate(pairs)
         if (key := key_of_reply(pair.messages, pair.revised_response)) not in known
     }
-    """Length of the conversation, and the pair's number: the texts stay on the disk."""
+    """(length of the conversation, number of the pair) by key; the texts stay on disk."""
     if not missing:
         return known
     yield Message("info", f"Measuring how much {len(missing)} revisions depend on their prompts, with the base model.")
@@ -87,11 +87,11 @@ def measure_pairs(
     batches = Mapped(starts, lambda start: [pairs[number] for number in by_length[start : start + PAIRS_PER_BATCH]])
     with load() as measure_batches:
         started, done = time.monotonic(), 0
-        for told in measure_batches(batches):
-            if isinstance(told, Event):
-                yield told
+        for item in measure_batches(batches):
+            if isinstance(item, Event):
+                yield item
                 continue
-            count, measured = told
+            count, measured = item
             append_relevance(path, measured)
             known.update({reply.key: reply.measures for reply in measured})
             done += count
@@ -106,34 +106,34 @@ def measure_relevance(
     path: Path,
     token: str | None,
     stop: StopToken,
-    elsewhere: Callable[[], AbstractContextManager[MeasureBatches]] | None = None,
+    load_in_workers: Callable[[], AbstractContextManager[MeasureBatches]] | None = None,
 ) -> Generator[Event, None, KnownMeasures]:
-    """Measure the pairs that are usable by their text; the others are out anyway.
+    """Measure the pairs that are usable by their texts. The others are left out anyway.
 
-    elsewhere   loads the base model into other processes
+    load_in_workers   loads the base model into worker processes
     """
 
     def load() -> RelevanceMeter:
         return RelevanceMeter(load_base(config, token), load_tokenizer(config, token))
 
-    def here() -> AbstractContextManager[MeasureBatches]:
+    def load_here() -> AbstractContextManager[MeasureBatches]:
         return in_this_process(load, config.base_model_id, stop)
 
-    return (yield from measure_pairs(usable, path, config.base_model_id, elsewhere or here))
+    return (yield from measure_pairs(usable, path, config.base_model_id, load_in_workers or load_here))
 
 
 def measure_stream(
     pairs: Iterable[tuple[int, Pair]], meter: RelevanceMeter, known: dict[str, ReplyMeasures]
 ) -> Iterator[tuple[int, Pair]]:
-    """Yield (line, pair with the relevance of its revision) in order, in constant memory.
+    """Yield (line, pair with its revision's relevance) in order. Holds one batch of pairs in memory.
 
-    known   known values; new ones are added to it
+    known   measures by key; new ones are added
     """
     lines = iter(pairs)
     while batch := list(islice(lines, PAIRS_PER_BATCH)):
         missing = {
             key: pair for _, pair in batch if (key := key_of_reply(pair.messages, pair.revised_response)) not in known
         }
-        found = meter.measure([Answer(pair.messages, pair.revised_response) for pair in missing.values()])
-        known.update({key: one for key, one in zip(missing, found, strict=True) if one is not None})
+        results = meter.measure([Answer(pair.messages, pair.revised_response) for pair in missing.values()])
+        known.update({key: measures for key, measures in zip(missing, results, strict=True) if measures is not None})
         yield from ((line, with_measures(pair, known)) for line, pair in batch)
