@@ -315,7 +315,7 @@ def test_no_single_figure_is_enough_for_better(name: str):
     everyday = [(Reply(KICK[i], True, 9), Reply(REFUSED[i] if refusing else GLUE[i], True, 10)) for i in range(8)]
     data, _ = compare(PROMPTS[: len(before)], stage2, stage3, judged, everyday=everyday, margins=margins)
     reached = verdict(data, LIMITS)
-    assert (reached.word, reached.rule) == (word, rule)
+    assert (reached.label, reached.rule) == (word, rule)
 
 
 def test_the_sound_answers_pass_the_detectors():

@@ -165,7 +165,7 @@ WORK = Workload(
     answered=4, everyday=10,
 )  # fmt: skip
 SHARE = (30 + 1.5 * 40) / (20 + 1.5 * 160)
-"""Cost of a mean pair relative to the trial's: the layers read all of it; the head, at half the cost, only the replies."""
+"""Cost of a mean pair relative to the longest: the layers read all of it; the head, at half the cost, only the replies."""
 
 
 def forecast_of(plan: TrainingPlan, **options: Any) -> Any:

@@ -53,7 +53,7 @@ def reach(data: VerdictInput, **limits: float) -> Verdict:
 
 def word(data: VerdictInput, **limits: float) -> tuple[str, str]:
     reached = reach(data, **limits)
-    return reached.word, reached.rule
+    return reached.label, reached.rule
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
