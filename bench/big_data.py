@@ -151,7 +151,7 @@ def browser(folder: Path, _: int) -> str:
 
     store, started, first = PairStore(run_of(folder).run), time.perf_counter(), 0.0
     while update := store.read():
-        store.take(update)
+        store.apply(update)
         first = first or time.perf_counter() - started
     return f"{len(store.rows):,} rows, the first after {first:.2f} s"
 

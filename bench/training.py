@@ -253,7 +253,7 @@ def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
 
     from bench.generation import make_models
     from engine.dpo.training.trl_trainer import without_warnings
-    from engine.models.head import LabelFigures
+    from engine.models.head import LabelStatisticsFunction
 
     torch.set_num_threads(threads)
     pairs = json.loads((prepared / f"{which}.json").read_text())
@@ -265,7 +265,7 @@ def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
         clock = Clock()
 
         clock.watch(policy, "forward", lambda: "forward" if torch.is_grad_enabled() else "reference")
-        for head in (ChunkedLogProbFunction, LabelFigures):
+        for head in (ChunkedLogProbFunction, LabelStatisticsFunction):
             clock.watch(head, "forward", lambda: "reference" if clock.within("reference") else "head, forward")
             clock.watch(head, "backward", lambda: "head, backward")
         clock.watch(trainer.accelerator, "backward", lambda: "backward")

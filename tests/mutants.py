@@ -264,7 +264,7 @@ MUTANTS = (
     ),
     Mutant(
         "limit on the parts of a model",
-        "engine/models/endless.py",
+        "engine/models/oversized.py",
         "value > MAX_PARTS",
         "value > 10**12",
         (f"{FOREIGN}::test_a_model_with_a_billion_layers_is_not_built",),

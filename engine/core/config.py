@@ -22,7 +22,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.core.errors import ConfigError
 from engine.core.reading import read_toml
@@ -479,12 +478,10 @@ class Stage3Config(
     HubOptions,
     WorkspaceOptions,
     RunOptions,
-    BaseSettings,
 ):
     """All options, resolved and frozen."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
+    model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=False,  # its own: it has none, and the parts have read theirs
@@ -564,25 +561,11 @@ def load_config(
     given = dict(command_line or {})
     from_environment = _environment_values(os.environ if environment is None else environment)
     from_file = _toml_values(toml)
-
-    class Resolved(Stage3Config):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            layers = (from_environment, from_file, dict(preset or {}))
-            return (init_settings, *(InitSettingsSource(settings_cls, layer) for layer in layers))
-
     for source, values in (("the command line", given), ("the environment", from_environment), (str(toml), from_file)):
         _refuse_unknown(values, source)
         _refuse_no_path(values, source)
     try:
-        return Resolved(**given)
+        return Stage3Config(**{**(preset or {}), **from_file, **from_environment, **given})
     except ValidationError as error:
         raise _refused(error, given, from_environment, str(toml), from_file) from None
 

@@ -1,4 +1,4 @@
-"""Several processes that make pairs, score them, or compare both stages, each with the local models on a GPU of its own."""
+"""Worker processes that make pairs, score them, or compare both stages, each with the local models on its own GPU."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ WORKER = "engine.stages.pair_worker"
 
 
 def pair_process_count(config: Stage3Config, judge: str) -> int:
-    """How many processes make the pairs: those of this machine, if models on it do.
+    """The number of processes that make pairs: this machine's if local models make them, else one.
 
-    judge   that ranks the drafts; "none" if the method needs none
+    judge   the judge that ranks the drafts; "none" if the method needs none
     """
     return local_processes(config) if is_generated_locally(config, judge) else 1
 
 
 def judge_process_count(config: Stage3Config) -> int:
-    """How many processes score pairs with `--judge`: those of this machine for a model, one for what is no model here."""
+    """The number of processes that score pairs with `--judge`: this machine's for a local model, else one."""
     return local_processes(config) if config.judge in ("self", "reward-model") else 1
 
 
 def relevance_process_count(config: Stage3Config) -> int:
-    """How many processes measure the relevance of pairs with the base model: those of this machine."""
+    """The number of processes that measure the relevance of pairs with the base model: this machine's."""
     return local_processes(config)
 
 
@@ -59,10 +59,10 @@ def relevance_process_count(config: Stage3Config) -> int:
 def pair_workers(
     context: Context, judging: Context, identity: RecordIdentity, processes: int, prompts: int
 ) -> Iterator[MakeInProcesses]:
-    """The processes, with the model loaded.
+    """The workers, with the model loaded.
 
     judging   the context of the judge that ranks drafts; `context` if the method needs none
-    prompts   of which there is no record
+    prompts   the number of prompts that have no record yet
     """
     tokenizer = load_tokenizer(context.config, context.token_text)
     with _pool(judging, pairs_in_processes.KIND, processes, "make pairs") as pool:
@@ -72,7 +72,7 @@ def pair_workers(
 
 @contextmanager
 def relevance_workers(context: Context) -> Iterator[MeasureBatches]:
-    """The processes, with the base model loaded."""
+    """The workers, with the base model loaded."""
     with _pool(
         context, relevance_in_processes.KIND, relevance_process_count(context.config), "measure relevance"
     ) as pool:
@@ -81,7 +81,7 @@ def relevance_workers(context: Context) -> Iterator[MeasureBatches]:
 
 @contextmanager
 def scoring_workers(context: Context, config: Stage3Config) -> Iterator[ScoreBatches]:
-    """The processes, with the judge of `config` loaded."""
+    """The workers, with the judge of `config` loaded."""
     with _pool(
         replace(context, config=config), scores_in_processes.KIND, judge_process_count(config), "score pairs"
     ) as pool:
@@ -89,15 +89,15 @@ def scoring_workers(context: Context, config: Stage3Config) -> Iterator[ScoreBat
 
 
 def evaluation_process_count(config: Stage3Config) -> int:
-    """How many processes evaluate the training: those of this machine."""
+    """The number of processes that evaluate the training: this machine's."""
     return local_processes(config)
 
 
 @contextmanager
 def evaluation_workers(context: Context, trained: Trained, config: Stage3Config) -> Iterator[EvaluationBackend]:
-    """The processes, with both models loaded.
+    """The workers, with both models loaded.
 
-    config   with the judge that passed its exam
+    config   the configuration with the judge that passed its exam
     """
     judged = replace(context, config=trained.plan.applied_to(config))
     key = policies_key(config, trained.stage2_sha256, trained.tensors_sha256)
@@ -126,7 +126,7 @@ def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool
 
 
 def _config_of_process(config: Stage3Config, number: int) -> Stage3Config:
-    """With the GPU of one process."""
+    """The configuration with the GPU of one process."""
     if resolve_device(config).type != "cuda":
         return config
     return config.model_copy(update={"device": f"cuda:{number}"})

@@ -1,4 +1,4 @@
-"""One of several processes that make, measure or score pairs, or evaluate: `python -m engine.stages.pair_worker`."""
+"""A worker process that makes, measures or scores pairs, or evaluates: `python -m engine.stages.pair_worker`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from engine.workers.tasks import Task
 
 @dataclass(frozen=True)
 class Request:
-    """What each process is asked to load."""
+    """What a worker has to load."""
 
     kind: str
-    """Of its rows: "pairs", "relevance", "scores" or "evaluation"."""
+    """The kind of its rows: "pairs", "relevance", "scores" or "evaluation"."""
     config: dict[str, Any]
-    """With the GPU of this process, and with the judge that passed its exam."""
+    """The configuration with this worker's GPU and the judge that passed its exam."""
     run: str
-    """The run folder. The process that asks holds it; those that are asked lock nothing."""
+    """The run folder. The parent process holds its lock; workers lock nothing."""
     cache: str
     adapter: str
     """The folder of the Stage 2 adapter."""
     processes: int
-    """How many are asked."""
+    """The number of workers."""
     rows: str = ""
-    """The file for what is made; the pool names it."""
+    """The file that the worker writes its rows to; set by the pool."""
 
 
 def load(task: Task) -> Loaded:

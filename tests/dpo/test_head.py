@@ -16,7 +16,7 @@ from engine.dpo.training.head import install_head
 from engine.dpo.training.reference import adapter_active
 from engine.dpo.training.shared_prompt import share_prompt_computation
 from engine.models import head as head_module
-from engine.models.head import explains_logits, head_of
+from engine.models.head import head_of, reproduces_logits
 from tests.dpo.test_forecast import GEMMA_2B
 from tests.dpo.test_shared_prompt import BATCHES, FAMILIES, FIGURES, SHAPE, ask, collated, loss_and_gradients
 
@@ -36,7 +36,7 @@ WHOLE, CHUNKED, TRL = (Stage3Config(head=method) for method in ("whole", "chunke
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr(head_module, "TILE_POSITIONS", 9)
-    monkeypatch.setattr(head_module, "TILE_WORDS", 50)
+    monkeypatch.setattr(head_module, "TILE_TOKENS", 50)
 
 
 def policy_of(name: str, **settings: Any) -> PeftModel:
@@ -131,7 +131,7 @@ def policy_with_shifted_logits() -> PeftModel:
 @pytest.mark.parametrize("method", ["auto", "chunked", "trl"])
 def test_a_model_that_transforms_its_logits_is_scored_by_them(method: str):
     policy = policy_with_shifted_logits()
-    assert not explains_logits(policy.get_base_model())
+    assert not reproduces_logits(policy.get_base_model())
     batch = collated(BATCHES["a prompt of one token"])
     ids = batch["input_ids"]
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_a_head_that_is_not_a_plain_matrix_is_recognised():
     policy = policy_of("llama, untied")
     base = policy.get_base_model()
     base.lm_head = torch.nn.Sequential(base.lm_head)
-    assert head_of(base) is None and not explains_logits(base)
+    assert head_of(base) is None and not reproduces_logits(base)
 
 
 # -- the method and its memory -------------------------------------------------------------------------------------------

@@ -529,7 +529,7 @@ def test_f2_20_a_token_without_end_is_none(monkeypatch: pytest.MonkeyPatch, tmp_
     with Path("/dev/zero").open() as endless:
         monkeypatch.setattr("sys.stdin", endless)
         assert main(["--auto", "--token-stdin", "--output-dir", str(tmp_path / "run")]) == ExitCode.ACCESS
-    assert "There is no token in standard input" in capsys.readouterr().err
+    assert "There is no token on standard input" in capsys.readouterr().err
 
 
 def test_a_file_that_is_written_follows_no_link_at_its_temporary_name(tmp_path: Path):

@@ -34,7 +34,7 @@ def checkpoint(run: Run, step: int) -> Path:
 def set_aside(run: Run, name: str, text: str = "{}\n", **note: object) -> Path:
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).write_text(text)
-    folder = run.set_aside(name, why="the seed became 2", **note)  # type: ignore[arg-type]
+    folder = run.set_aside(name, why="seed changed from 1 to 2", **note)  # type: ignore[arg-type]
     assert folder is not None
     return folder
 

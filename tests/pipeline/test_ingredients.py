@@ -45,7 +45,7 @@ def test_of_the_demo_nothing_is_missing_and_nothing_has_to_be_fetched(overview_o
 def test_with_the_defaults_the_adapter_is_missing_and_the_rest_is_fetched(overview_of):
     start = overview_of()
     (missing,) = start.blockers
-    assert (missing.title, missing.details) == ("Adapter", "not there") and "folder or Hub id" in missing.remedy
+    assert (missing.title, missing.details) == ("Adapter", "not found") and "folder or Hub id" in missing.remedy
     assert found(start, "Base model").status == "fetch" and "GiB to fetch" in found(start, "Base model").details
     assert found(start, "Prompts").value == "Anthropic/hh-rlhf, 2,500 prompts"
 

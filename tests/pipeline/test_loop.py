@@ -46,7 +46,9 @@ def test_a_stage_is_done_again_for_a_change_of_its_own_and_those_after_it_are_re
     at_work = context()
     events, _ = run_all(at_work)
     assert ran(stages) == [1] * 7 + [2, 1, 1]
-    said = next(event.text for event in events if isinstance(event, Message) and "value: 1 became 2" in event.text)
+    said = next(
+        event.text for event in events if isinstance(event, Message) and "value changed from 1 to 2" in event.text
+    )
     assert "superseded" in said
     old = at_work.run.folder / "superseded" / "1"
     assert sorted(path.name for path in old.iterdir()) == [SUPERSEDED_NOTE, "quality.txt"]
@@ -59,7 +61,7 @@ def test_a_result_that_came_out_different_redoes_the_stage_that_builds_on_it_and
     stages["quality"].depends, stages["quality"].result = 2, 7
     events, _ = run_all(context())
     assert ran(stages) == [1] * 7 + [2, 2, 1]
-    assert any(isinstance(e, Message) and "quality.n: 1 became 7" in e.text for e in events)
+    assert any(isinstance(e, Message) and "quality.n changed from 1 to 7" in e.text for e in events)
 
 
 def test_from_does_a_stage_and_all_after_it_again_though_nothing_changed(stages, context):

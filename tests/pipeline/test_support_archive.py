@@ -124,7 +124,7 @@ def test_what_helps_is_still_there(folder: Path, tmp_path: Path):
     assert machine["found"][1]["exit_code"] == 3
     assert json.loads(members["versions.json"])["packages"]["torch"]
     assert json.loads(members["plan.json"]) == {"rows": 12, "examples": "[taken out]", "why": "[…]. RUN_DIR/[…]"}
-    assert "Taken out:" in members["about.txt"]
+    assert "Removed:" in members["about.txt"]
 
 
 def test_a_folder_without_a_run_still_tells_of_the_machine(tmp_path: Path):
@@ -187,4 +187,4 @@ def test_the_command_writes_it_and_says_what_is_in_it(
     assert doctor.main(arguments) == 0
     (made,) = tmp_path.glob("stage3-tui-support-*.zip")
     told = capsys.readouterr().out
-    assert made.name in told and "run.log" in told and "Taken out:" in told and "Nothing was sent." in told
+    assert made.name in told and "run.log" in told and "Removed:" in told and "Nothing was sent." in told

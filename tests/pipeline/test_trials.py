@@ -30,8 +30,8 @@ def test_what_a_trial_may_vary_changes_the_training_and_nothing_before_it():
     ("grid", "said"),
     [
         ({"temperature": ["0.1", "0.7"]}, "cannot vary 'temperature'"),
-        ({"beta": ["0.1", "-1"]}, "beta = '-1' is not a value"),
-        ({"beta": ["0.1", "much"]}, "beta = 'much' is not a value"),
+        ({"beta": ["0.1", "-1"]}, "Invalid value for beta: '-1'"),
+        ({"beta": ["0.1", "much"]}, "Invalid value for beta: 'much'"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_runs(grid, said, config):

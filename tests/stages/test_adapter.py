@@ -219,7 +219,7 @@ def test_tensors_that_peft_would_put_in_the_base_itself_are_not_let_through(stag
 
 def test_whole_modules_in_16_bits_are_reported_and_rounded_ones_refused(stage2: Stage2, tmp_path: Path):
     whole = build_adapter(tmp_path / "whole", stage2[0], modules_to_save=["lm_head"])
-    with pytest.raises(PreconditionError, match="rounds them") as refused:
+    with pytest.raises(PreconditionError, match="and rounds them") as refused:
         run_stage(stage.run(build_context(tmp_path / "run", stage2[0], whole, dtype="bfloat16")))
     assert "--dtype float32" in refused.value.what_to_do
     half = build_adapter(tmp_path / "half", stage2[0], modules_to_save=["lm_head"], dtype=torch.bfloat16)

@@ -37,7 +37,7 @@ class Backend:
         self.drafted += [talk[-1]["content"] for talk in talks if len(talk) == 1]
         beside = "".join(talk[0]["content"].split()[-1] for talk in talks).replace("?", ".")
         return [
-            RefusedReply("", False, 0, "The server returns 500. out of memory\x1b[31m", failed=True)
+            RefusedReply("", False, 0, "The server returned 500. out of memory\x1b[31m", failed=True)
             if self.fails_at(talk[0]["content"])
             else Reply(
                 f"{self.KIND[len(talk)]}, as number {seed % 9973} says at {settings.temperature} of {beside}", True, 5

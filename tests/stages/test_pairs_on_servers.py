@@ -67,7 +67,7 @@ def texts_of(rows: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.02 * number)
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.02 * number)
     with ExitStack() as stack:
         servers = [stack.enter_context(fake_server()) for _ in range(2)]
         for server in servers:
@@ -104,7 +104,7 @@ def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: li
         row["id"]: 1 for row in rows
     }
     words = [event.text for event in told if isinstance(event, Message)]
-    assert any(two[0].url in text and "1 of 2 servers go on" in text for text in words)
+    assert any(two[0].url in text and "1 of 2 servers remain" in text for text in words)
     assert f"The server at {two[0].url} answers again." in words
     assert len(two[1].asked) > 26, "it was busy twice"
 
@@ -121,7 +121,7 @@ def test_when_all_are_away_the_stage_ends_and_goes_on_later_with_what_it_has(
     context = at_work(*(server.url for server in two), server_model="ours", num_examples=60, server_concurrency=1)
     for server in two:
         server.mood_for = lambda text, server=server: BROKEN if len(server.asked) > 30 else "ok"  # type: ignore[misc]
-    with pytest.raises(NetworkError, match="None of the 2 servers answers") as caught:
+    with pytest.raises(NetworkError, match="None of the 2 servers responds") as caught:
         run_stage(stage.run(context))
     assert caught.value.exit_code == ExitCode.NETWORK
     before = texts_of(records(context))

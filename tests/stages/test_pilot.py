@@ -209,7 +209,7 @@ def test_a_target_forecasts_the_prompts_that_the_pilots_share_asks_for(config):
 def test_stage_pairs_stops_where_the_gate_can_no_longer_be_passed_and_continues_where_a_person_wants_it(
     run_of, monkeypatch
 ):
-    with pytest.raises(DataError, match=r"After \d+ prompts there is no hope left") as refused:
+    with pytest.raises(DataError, match=r"After \d+ prompts, the gate can no longer open") as refused:
         whole_run(run_of(), monkeypatch, Mumbling())
     made = len(records(run_of()))
     assert 48 <= made < 60 and "--method contrast" in refused.value.what_to_do

@@ -87,7 +87,7 @@ def test_too_many_of_them_keep_the_gate_shut_and_no_judge_is_asked(made):
             told.append(event)
     assert "--max-length" in refused.value.what_to_do
     assert not (context.run / layout.SCORES_JSONL).exists()
-    assert any(isinstance(event, Message) and "No judge was asked" in event.text for event in told)
+    assert any(isinstance(event, Message) and "The judge was skipped" in event.text for event in told)
 
 
 def test_a_person_may_accept_it_and_then_the_judge_is_asked(made):

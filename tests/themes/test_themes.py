@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from themes.loader import BUILT_IN, DEFAULT, MEANINGS, ThemeProblem, as_textual, find_themes, load_theme
+from themes.loader import BUILT_IN, DEFAULT, MEANINGS, ThemeError, as_textual, find_themes, load_theme
 
 SHIPPED = sorted(BUILT_IN.glob("*.toml"))
 
@@ -107,7 +107,7 @@ def test_a_broken_theme_is_one_notice_and_the_others_are_there(tmp_path: Path, t
 def test_a_problem_names_the_entry(tmp_path: Path):
     path = tmp_path / "broken.toml"
     path.write_text('[colours]\nprimary = "bluish"\n')
-    with pytest.raises(ThemeProblem, match="bluish"):
+    with pytest.raises(ThemeError, match="bluish"):
         as_textual(load_theme(path))
 
 

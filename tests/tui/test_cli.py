@@ -125,7 +125,7 @@ def test_the_wizard_continues_with_the_options_that_the_run_was_started_with(tmp
     run.manifest["config"] = {"num_examples": 77, "beta": 0.7, "output_dir": "elsewhere", "of_another_version": 1}
     run.save()
     given = argparse.Namespace(output_dir=str(tmp_path / "run"), beta="0.3")
-    resumed = config_of(given, goes_on=True)
+    resumed = config_of(given, continues=True)
     assert (resumed.num_examples, resumed.beta, resumed.output_dir) == (77, 0.3, tmp_path / "run")
     assert config_of(given).num_examples == 2500
 

@@ -75,13 +75,13 @@ async def test_with_keys_alone(logged: Runner):
         await pilot.press("l")
         await until(pilot, lambda: log_is_drawn(app))
         await pilot.press("v")
-        await until(pilot, lambda: rows(app).shown == 300, "run.log")
+        await until(pilot, lambda: rows(app).row_count == 300, "run.log")
         assert rows(app).cursor == 299 and "line 299" in screen_text(app)
         await pilot.press("e")
         assert {line.level for line in rows(app).lines} == {"warning", "error"}
         await pilot.press("e")
         await until(pilot, lambda: "the disk is full" in screen_text(app))
-        assert rows(app).shown == 1
+        assert rows(app).row_count == 1
         await pilot.press("e", "slash", *"line 12", "enter")
         await until(pilot, lambda: "“line 12”" in screen_text(app))
         found = [line.text for line in (rows(app).lines[at] for at in rows(app).matches)]
@@ -97,7 +97,7 @@ async def test_with_keys_alone(logged: Runner):
             file.write("2026-11-29 10:00:01,000 INFO engine: one more\n")
         await until(pilot, lambda: rows(app).cursor == 300, "the new line")
         await pilot.press("slash", *"more", "escape")
-        assert rows(app).sought == "" and is_open(app, LogScreen) and not app.screen.query_one(Input).display
+        assert rows(app).search_text == "" and is_open(app, LogScreen) and not app.screen.query_one(Input).display
         await pilot.press("escape")
         await until(pilot, lambda: not is_open(app, LogScreen))
 
@@ -119,7 +119,7 @@ async def test_with_the_mouse_alone(logged: Runner):
     async with app.run_test(size=(120, 35)) as pilot:
         app.action_log()
         await until(pilot, lambda: log_is_drawn(app))
-        await click_on(pilot, app, "run.log", lambda: rows(app).shown == 300)
+        await click_on(pilot, app, "run.log", lambda: rows(app).row_count == 300)
         await click_on(pilot, app, "level", lambda: rows(app).level == "warning")
         await click_on(pilot, app, "find", lambda: app.screen.query_one(Input).has_focus)
         await click_on(pilot, app, "line 290", lambda: rows(app).line is not None and "290" in rows(app).line.text)
@@ -128,4 +128,4 @@ async def test_with_the_mouse_alone(logged: Runner):
 
 
 def test_a_copied_line_has_its_time_level_and_stage():
-    assert LogLine("10:00:00", "error", "pairs", "it broke").whole == "10:00:00 error pairs it broke"
+    assert LogLine("10:00:00", "error", "pairs", "it broke").full_text == "10:00:00 error pairs it broke"

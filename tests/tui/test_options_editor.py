@@ -10,8 +10,15 @@ from engine.pipeline.trials import options_to_try
 from tests.support.idle_wizard import Sessions, click_on, look_at, screen_text, turn_to, until
 from tui.runs.runner import Runner
 from tui.screens.base import STAGE_OPTIONS, options_of
+from tui.widgets.option_help import (
+    choices_of,
+    consequence_sentence,
+    differs,
+    option_help_lines,
+    parse_input,
+    shown_value,
+)
 from tui.widgets.option_rows import OptionRows
-from tui.widgets.option_words import choices_of, consequence_words, differs, given, option_words, shown_value
 from tui.widgets.options_editor import OptionsEditor
 from tui.wizard.app import Wizard
 
@@ -27,7 +34,7 @@ def test_every_option_stands_on_some_screen():
 
 
 def drawn(rows: OptionRows, width: int = 100) -> list[Content]:
-    return [rows.row_content(index, width) for index in range(rows.shown)]
+    return [rows.row_content(index, width) for index in range(rows.row_count)]
 
 
 async def editor_of(pilot, app: Wizard, stage: str, option: str) -> OptionsEditor:
@@ -168,9 +175,9 @@ def test_what_there_is_to_choose_from(name: str, choices: tuple):
 
 
 def test_blank_text_is_nothing_only_where_nothing_may_be():
-    assert given(OPTION["repo_root"], "  ") is None
-    assert given(OPTION["split"], "  ") == ""
-    assert given(OPTION["split"], " train ") == "train"
+    assert parse_input(OPTION["repo_root"], "  ") is None
+    assert parse_input(OPTION["split"], "  ") == ""
+    assert parse_input(OPTION["split"], " train ") == "train"
 
 
 async def test_turning_to_the_options_and_back_with_o(runner: Runner):
@@ -201,7 +208,7 @@ def test_values_are_shown_with_their_units():
 
 def test_an_option_of_the_training_says_how_several_values_are_tried():
     told = {
-        name: " ".join(line.plain.strip() for line in option_words(OPTION[name], "", False, False, 160))
+        name: " ".join(line.plain.strip() for line in option_help_lines(OPTION[name], "", False, False, 160))
         for name in OPTION
     }
     assert "`stage3-tui sweep --beta A,B`" in told["beta"]
@@ -215,27 +222,30 @@ def test_several_addresses_are_shown_as_they_are_typed():
 
 
 def test_a_share_may_be_typed_in_percent():
-    assert given(OPTION["eval_fraction"], " 15 % ") == "0.15" and given(OPTION["eval_fraction"], "0.2") == "0.2"
-    assert given(OPTION["eval_fraction"], "x%") == "x%", "the configuration says what is wrong with it"
+    assert (
+        parse_input(OPTION["eval_fraction"], " 15 % ") == "0.15"
+        and parse_input(OPTION["eval_fraction"], "0.2") == "0.2"
+    )
+    assert parse_input(OPTION["eval_fraction"], "x%") == "x%", "the configuration says what is wrong with it"
 
 
 def test_what_a_change_does_again_is_told_with_its_time_and_what_stays():
     done = {"adapter": 2.0, "preflight": 7.0, "pairs": 3_000.0, "quality": 60.0, "training": 240.0, "packaging": 9.0}
-    assert consequence_words(OPTION["learning_rate"], done) == (
-        "A change repeats training (about 4m), then packaging if the results differ; pairs and quality stay."
+    assert consequence_sentence(OPTION["learning_rate"], done) == (
+        "A change repeats training (about 4m), then packaging if the results differ; pairs and quality are kept."
     )
-    assert consequence_words(OPTION["eval_prompts"], done) == (
-        "A change repeats the evaluation, then packaging if the results differ; pairs, quality and training stay."
+    assert consequence_sentence(OPTION["eval_prompts"], done) == (
+        "A change repeats the evaluation, then packaging if the results differ; pairs, quality and training are kept."
     )
-    assert consequence_words(OPTION["save_steps"], done) == "Changes no result."
-    assert consequence_words(OPTION["repo_root"], done) == "Changes nothing that is done already."
-    assert consequence_words(OPTION["learning_rate"], {}) == ""
+    assert consequence_sentence(OPTION["save_steps"], done) == "A change affects no result."
+    assert consequence_sentence(OPTION["repo_root"], done) == "A change affects nothing that is already done."
+    assert consequence_sentence(OPTION["learning_rate"], {}) == ""
 
 
 def test_the_words_below_the_rows_are_wrapped_and_never_cut():
     for width in (40, 78, 164):
         for option in options():
-            lines = option_words(option, "", False, False, width, {"training": 240.0})
+            lines = option_help_lines(option, "", False, False, width, {"training": 240.0})
             assert all(line.cell_length <= width for line in lines)
             assert "".join(option.sentence.split()) in "".join("".join(line.plain for line in lines).split())
 
@@ -273,7 +283,7 @@ async def test_an_option_is_found_by_typing_and_esc_shows_all_again(runner: Runn
         await pilot.press("enter", "right")
         await until(pilot, lambda: runner.config.load_in_4bit)
         await pilot.press("slash", *"zzz")
-        await until(pilot, lambda: "No option has these words." in screen_text(app))
+        await until(pilot, lambda: "No option matches." in screen_text(app))
         await pilot.press("escape")
         await until(pilot, lambda: len(editor.rows.options) > 1)
         assert app.main.view.page == "Options"

@@ -44,7 +44,7 @@ async def browse(pilot: Pilot, app: Wizard) -> PairBrowser:
     await until(pilot, lambda: app.main.view is not None and app.main.view.query("#browser"), "the browser")
     browser = app.main.view.query_one(PairBrowser)
     await until(pilot, lambda: browser.query(PairList), "its parts")
-    await until(pilot, lambda: browser.pairs.count and not browser.store.unjudged, "the verdicts")
+    await until(pilot, lambda: browser.pairs.count and not browser.store.unchecked, "the verdicts")
     await until(pilot, lambda: browser.pairs.has_focus, "the focus")
     return browser
 
@@ -78,12 +78,12 @@ async def test_the_sample_is_thirty_usable_pairs_and_stays_the_same_while_they_a
     async with app.run_test(size=(120, 40)) as pilot:
         browser = await browse(pilot, app)
         await pilot.press("S")
-        await until(pilot, lambda: browser.pairs.shown == 30, "the sample")
+        await until(pilot, lambda: browser.pairs.row_count == 30, "the sample")
         before = {one.id for one in browser.store.rows if one.sampled}
         assert all(int(pair_id.removeprefix("id")) % 5 for pair_id in before)
         await pilot.press("x")
         await until(pilot, lambda: edits_of(app).decisions, "the decision")
-        await until(pilot, lambda: not browser.store.unjudged, "the verdict")
+        await until(pilot, lambda: not browser.store.unchecked, "the verdict")
         browser.store.mark_sample()  # as the next S does
         assert {one.id for one in browser.store.rows if one.sampled} == before
 
@@ -96,13 +96,13 @@ async def test_in_the_sample_one_key_decides_and_shows_the_next(tmp_path: Path, 
     async with app.run_test(size=(120, 40)) as pilot:
         browser = await browse(pilot, app)
         await pilot.press("S")
-        await until(pilot, lambda: browser.pairs.shown == 30, "the sample")
+        await until(pilot, lambda: browser.pairs.row_count == 30, "the sample")
         for number in range(30):
             await until(pilot, lambda left=30 - number: f"30 of 40 pairs, {left} left to decide" in screen_text(app))
             await pilot.press("x" if number % 3 == 0 else "y")
         decisions = edits_of(app).decisions
         assert [one.accepted for one in decisions.values()].count(True) == 20 and len(decisions) == 30
-        end = "All of the sample are decided: r goes on."
+        end = "The whole sample is decided: press r to continue."
         await until(pilot, lambda: any(end in notice.message for notice in app._notifications), "the end is said")
 
 
@@ -117,17 +117,17 @@ def test_a_hundred_thousand_rows_are_filtered_and_sorted():
     ]
     pairs = PairList(rows)
     pairs.take_new()
-    assert (pairs.count, pairs.shown, pairs.cursor) == (MANY, MANY, 0)
+    assert (pairs.count, pairs.row_count, pairs.cursor) == (MANY, MANY, 0)
     pairs.cursor = MANY - 1
     pairs.filter("NEEDLE")
-    assert pairs.shown == 100
+    assert pairs.row_count == 100
     assert pairs.row is not None and pairs.row.line.number == 99_007
     pairs.filter("needle !99")
-    assert pairs.shown == 99
+    assert pairs.row_count == 99
     pairs.sort(Order("prompt", reverse=True))
     assert pairs.row_content(0, 80).plain.split()[0] == "98008"
     pairs.filter("")
-    assert pairs.shown == MANY
+    assert pairs.row_count == MANY
 
 
 def test_at_the_last_row_new_rows_are_followed_and_elsewhere_not():
@@ -141,7 +141,7 @@ def test_at_the_last_row_new_rows_are_followed_and_elsewhere_not():
     pairs.cursor = 8
     rows.append(listed(11))
     pairs.take_new()
-    assert (pairs.cursor, pairs.shown) == (8, 12)
+    assert (pairs.cursor, pairs.row_count) == (8, 12)
 
 
 def test_the_cursor_stays_on_its_pair_when_filter_and_order_change():
@@ -160,11 +160,11 @@ def test_the_cursor_stays_on_its_pair_when_filter_and_order_change():
 def test_an_empty_list_and_an_empty_filter_say_so():
     rows = []
     pairs = PairList(rows)
-    assert "No pairs yet" in pairs.nothing()
+    assert "No pairs yet" in pairs.empty_text()
     rows.append(listed(1))
     pairs.take_new()
     pairs.filter("nothing has this word")
-    assert "No pair matches" in pairs.nothing() and pairs.row is None
+    assert "No pair matches" in pairs.empty_text() and pairs.row is None
 
 
 @pytest.mark.parametrize("width", [46, 64, 90, 140])
@@ -222,14 +222,14 @@ async def test_the_filter_is_read_as_it_is_typed_and_says_what_it_cannot_read(wi
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("slash", *"reason:me")
-        await until(pilot, lambda: browser.pairs.shown == 4)
+        await until(pilot, lambda: browser.pairs.row_count == 4)
         await until(pilot, lambda: "4 of 16 pairs" in screen_text(wizard))
         await pilot.press(*" gain>", "enter")
         await until(pilot, lambda: "gain> needs a number" in screen_text(wizard))
         await pilot.press("j")
         assert browser.pairs.cursor == 1 and wizard.main.selected == "quality"
         await pilot.press("escape")
-        await until(pilot, lambda: browser.pairs.shown == 16)
+        await until(pilot, lambda: browser.pairs.row_count == 16)
 
 
 async def test_n_goes_to_the_next_flagged_pair_and_round_the_end(wizard: Wizard):
@@ -290,7 +290,7 @@ async def test_pairs_are_decided_about_while_others_are_still_being_made(wizard:
             file.write(
                 '{"id": "new", "prompt": "Is it new?", "base_response": "No.", "revised_response": "It is new."}\n'
             )
-        await until(pilot, lambda: browser.pairs.count == 17 and not browser.store.unjudged)
+        await until(pilot, lambda: browser.pairs.count == 17 and not browser.store.unchecked)
         assert browser.pairs.cursor == 0
 
 
@@ -326,7 +326,7 @@ async def test_who_watches_may_decide_where_that_was_allowed(tmp_path: Path, con
     app = Wizard(Watcher(Run(folder), config(output_dir=folder), decides=True))
     async with app.run_test(size=(160, 40)) as pilot:
         await browse(pilot, app)
-        assert "accept" in screen_text(app).splitlines()[-1] and "watching, may decide" in screen_text(app)
+        assert "accept" in screen_text(app).splitlines()[-1] and "watching, decisions allowed" in screen_text(app)
         await pilot.press("x")
         assert read_edits(folder / layout.EDITS_JSONL)["id1"].accepted is False
 
@@ -360,7 +360,7 @@ async def test_a_finished_stage_says_that_decisions_wait(wizard: Wizard):
         done = StageFinished("quality", "done", "fine", facts={"edits_bytes": 0})
         wizard.source._state = state.apply(done, time.time() - 30)
         await pilot.press("x", "V")
-        await until(pilot, lambda: "1 decision waits for the next run: r on stage quality" in screen_text(wizard))
+        await until(pilot, lambda: "1 decision waits for the next run: press r on stage quality" in screen_text(wizard))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ async def test_hostile_text_in_the_editor_is_spelt_out_and_stays_as_it_is_when_n
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("e")
-        await until(pilot, lambda: "control characters are shown spelt out" in screen_text(wizard), "the editor")
+        await until(pilot, lambda: "control characters are shown escaped" in screen_text(wizard), "the editor")
         await until(pilot, lambda: "Say ␛]52;c;AAAA␇ aloud" in screen_text(wizard))
         assert "\x1b]52" not in screen_text(wizard)
         await pilot.press("ctrl+s")

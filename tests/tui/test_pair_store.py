@@ -33,9 +33,9 @@ def pairs_of(run: Run, *rows: dict) -> Path:
 def catch_up(store: PairStore) -> PairStore:
     """Read and assess everything, as the browser does."""
     while news := store.read():
-        store.take(news)
-    while batch := store.next_to_judge():
-        store.take_findings(store.judge(batch))
+        store.apply(news)
+    while batch := store.next_to_check():
+        store.apply_assessments(store.check(batch))
     return store
 
 
@@ -72,7 +72,7 @@ def test_pairs_are_read_as_they_come_and_a_torn_line_waits(run: Run):
     with path.open("a") as file:
         file.write(json.dumps(row(3))[:20])
     catch_up(store)
-    assert [one.id for one in store.rows] == ["id1", "id2"] and all(one.judged for one in store.rows)
+    assert [one.id for one in store.rows] == ["id1", "id2"] and all(one.checked for one in store.rows)
     with path.open("a") as file:
         file.write(json.dumps(row(3))[20:] + "\nno json\n")
     catch_up(store)
@@ -83,10 +83,10 @@ def test_pairs_are_read_as_they_come_and_a_torn_line_waits(run: Run):
 def test_until_the_detectors_looked_a_row_says_what_its_record_says(run: Run):
     pairs_of(run, row(1, status="loop"), row(2))
     store = PairStore(run)
-    store.take(store.read())
-    assert [(one.reasons, one.judged) for one in store.rows] == [(("loop",), False), ((), False)]
+    store.apply(store.read())
+    assert [(one.reasons, one.checked) for one in store.rows] == [(("loop",), False), ((), False)]
     catch_up(store)
-    assert [(one.reasons, one.judged) for one in store.rows] == [((), True), ((), True)], "the text is no loop"
+    assert [(one.reasons, one.checked) for one in store.rows] == [((), True), ((), True)], "the text is no loop"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -169,11 +169,11 @@ def test_decisions_of_an_earlier_session_are_taken_back_where_the_cursor_is(run:
 def test_what_is_decided_while_the_detectors_look_is_not_overwritten(run: Run):
     pairs_of(run, row(1), row(2))
     store = PairStore(run)
-    store.take(store.read())
-    batch = store.next_to_judge()
-    found = store.judge(batch)  # in its thread, from what was there before
+    store.apply(store.read())
+    batch = store.next_to_check()
+    found = store.check(batch)  # in its thread, from what was there before
     store.decide(0, "reject")
-    store.take_findings(found)
+    store.apply_assessments(found)
     assert not store.rows[0].usable and store.rows[0].word == "rejected"
     assert not catch_up(store).rows[0].usable
 
@@ -222,7 +222,7 @@ def test_a_decision_made_during_a_read_is_not_taken_back_by_it(run: Run):
     write_edit(run / layout.EDITS_JSONL, "id1", "reject")
     news = store.read()
     store.decide(0, "accept")
-    store.take(news)
+    store.apply(news)
     assert store.rows[0].decision.accepted is True
     catch_up(store)
     assert (store.rows[0].decision.accepted, store.rows[1].decision.accepted) == (True, False)

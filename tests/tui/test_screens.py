@@ -34,8 +34,8 @@ from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
 from tui.screens.log import LogRows, LogScreen
 from tui.screens.stage_descriptions import DESCRIPTIONS, description_of
-from tui.widgets.progress_of import seconds_to_go
-from tui.widgets.rail import clock, flat_number_at, flat_rail, run_rows, tall_rail, whole_run
+from tui.widgets.rail import clock, flat_number_at, flat_rail, run_rows, run_summary, tall_rail
+from tui.widgets.run_progress import seconds_remaining
 from tui.wizard.app import Wizard, first_stage
 
 SIZES = [(80, 24), (160, 48)]
@@ -96,7 +96,7 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
 async def test_while_pairs_are_made_one_line_tells_of_the_servers_and_none_afterwards(tmp_path: Path, config, size):
     folder = make_run(tmp_path / "run", through="pairs", pairs=20)
     away = ServerReading(
-        "http://b:8000/v1", "out", f"The server at http://b:8000/v1 returns 502 {HOSTILE[1]}. It is gone."
+        "http://b:8000/v1", "out", f"The server at http://b:8000/v1 returned 502 {HOSTILE[1]}. It is gone."
     )
     servers = Servers("server", (ServerReading("http://a:8000/v1", running=14, waiting=3, cache=0.4), away))
     runner = Runner(config(output_dir=folder), Run(folder))
@@ -227,7 +227,7 @@ def test_under_the_stages_stands_the_run_as_a_whole(monkeypatch):
     }  # fmt: skip
     assert clock(86_400.0 + 60, 0.0) == "Fri 00:01"
     assert run_rows(RunState(), 1.0) == (), "before anything is known there is nothing to say"
-    lines = whole_run(state, 160.0, 34, 4)
+    lines = run_summary(state, 160.0, 34, 4)
     assert len(lines) == 4 and all(line.cell_length <= 34 for line in lines)
     monkeypatch.undo()
     time.tzset()
@@ -239,8 +239,8 @@ def test_the_rail_has_elapsed_and_forecast_times():
     assert rows[6].rstrip().endswith("~48m") and rows[8].rstrip().endswith("~2h 05m")
     state = state.apply(StageStarted("pairs"), 100.0)
     assert rail(state, 160.0)[6].rstrip().endswith("1m 00s of ~48m")
-    assert seconds_to_go(state, 160.0) == 2820.0 + 7500.0
-    assert seconds_to_go(RunState(), 1.0) is None
+    assert seconds_remaining(state, 160.0) == 2820.0 + 7500.0
+    assert seconds_remaining(RunState(), 1.0) is None
 
 
 def test_a_click_on_the_flat_rail_finds_its_stage(runner: Runner):
@@ -263,7 +263,7 @@ async def test_a_run_folder_at_home_is_shown_as_a_shell_would(finished: Runner, 
 async def test_a_click_on_the_rail_looks_at_a_stage(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await pilot.pause(0.2)
         await pilot.click("#rail", offset=(10, 1 + 3))
         await until(pilot, lambda: app.main.selected == "dependencies")

@@ -112,7 +112,7 @@ async def test_the_socket_draws_the_run_and_hands_are_off(address: str, run_fold
             await connection.send_json(["stdin", "9"])
             await until(lambda text: "9  Training" in text)
             await connection.send_json(["stdin", "vvx"])
-            await until(lambda text: "only looks" in text)
+            await until(lambda text: "is read-only and" in text)
             assert not (run_folder / layout.CURVES_CSV).exists() and not (run_folder / layout.STOP_REQUEST).exists()
 
 

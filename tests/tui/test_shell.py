@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tui.commands import completion, init_config, man
 from tui.commands.arguments import MANY_OPTIONS
 from tui.commands.flags import command_lines
 from tui.commands.run import EXIT_CODES, command_parser
-from tui.commands.table import COMMANDS
+from tui.commands.table import COMMANDS, Command
 
 
 def needs(program: str) -> str:
@@ -50,6 +51,12 @@ def test_an_option_that_is_yes_or_no_is_shown_once():
     assert [line for line in whole.splitlines() if line.startswith("  --no-mouse")] == []
 
 
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+def test_help_shows_no_internal_option(command: Command):
+    shown = import_module(f"tui.commands.{command.module}").command_parser().format_help()
+    assert "SUPPRESS" not in shown and "--token-fd" not in shown and "--restarted" not in shown
+
+
 # -- --init-config -----------------------------------------------------------------------------------------------------
 
 
@@ -75,7 +82,7 @@ def test_every_option_stands_in_the_file_with_its_sentence():
 def test_a_file_that_is_there_is_not_written_over(tmp_path: Path):
     (tmp_path / "stage3.toml").write_text("seed = 7\n")
     done = stage3("--init-config", cwd=tmp_path)
-    assert done.returncode == 2 and "stage3.toml exists" in done.stderr
+    assert done.returncode == 2 and "stage3.toml already exists" in done.stderr
     assert (tmp_path / "stage3.toml").read_text() == "seed = 7\n"
 
 

@@ -153,7 +153,7 @@ def test_where_the_hang_up_is_ignored_the_end_of_input_is_noticed_and_nothing_sp
 
 def test_a_terminal_that_stopped_reading_gets_the_whole_screen_when_it_reads_again(wizard):
     terminal = wizard()
-    for _ in range(40):  # of a screen that is drawn anew each time, nobody reads a byte
+    for _ in range(40):  # nothing reads the bytes of a screen that is redrawn each time
         for key in "9150":
             terminal.press(key)
             time.sleep(0.03)

@@ -39,7 +39,7 @@ def test_a_trial_that_runs_says_how_far_it_is_and_one_that_ended_what_came_of_it
         lines = [line.plain for line in trial_lines(state.trials.values(), state.trials_total, 130.0, width)]
         assert all(len(line) <= width for line in lines)
         shown = "\n".join(lines)
-        assert "1 of 3 have ended" in shown and "and 1 more, waiting" in shown
+        assert "1 of 3 finished" in shown and "1 more waiting" in shown
         assert "✓ 1  beta 0.1" in shown and "better  1m 15s" in shown and "accuracy 80% (60–90%)" in shown
         assert "▶ 2  beta 0.3" in shown and "step 7 / 9  30s" in shown and "loss 0.6100" in shown
 
@@ -57,7 +57,7 @@ def test_once_all_have_ended_the_best_trial_leads_with_its_verdict_large():
     assert shown.count("●") == 2, "a bar for each one's accuracy"
     worse = folded().apply(TrialFinished("beta-0.1", "done", "", "worse", {}), 140.0)
     worse = worse.apply(TrialFinished("beta-0.3", "failed", "NaN"), 140.0)
-    assert any("No trial may be picked" in line.plain for line in trial_lines(worse.trials.values(), 2, 150.0, 78))
+    assert any("No trial qualifies" in line.plain for line in trial_lines(worse.trials.values(), 2, 150.0, 78))
 
 
 async def test_whoever_watches_a_sweep_sees_its_trials_come(tmp_path: Path, config):
@@ -65,7 +65,7 @@ async def test_whoever_watches_a_sweep_sees_its_trials_come(tmp_path: Path, conf
     watcher = Watcher(Run(folder), config(output_dir=folder))
     app = Wizard(watcher)
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await look_at(pilot, app, "training")
         assert "Trials" not in app.main.view.pages
         await pilot.press("f")

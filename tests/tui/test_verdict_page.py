@@ -77,7 +77,7 @@ def test_going_through_the_answers_of_one_kind():
 async def test_with_keys_alone(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await look_at(pilot, app, "training")
         await until(pilot, lambda: "1 of 40" in screen_text(app), "the answers of the report")
         assert "█▀▄ █▀▀ ▀█▀" in screen_text(app) and "all 40" in screen_text(app)
@@ -91,7 +91,7 @@ async def test_with_keys_alone(finished: Runner):
 async def test_with_the_mouse_alone(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 35)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await click_on(pilot, app, "Training", lambda: app.main.selected == "training")
         await until(pilot, lambda: "1 of 40" in screen_text(app))
         await click_on(pilot, app, " broken 2", lambda: "1 of 2" in screen_text(app))

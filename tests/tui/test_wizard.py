@@ -19,7 +19,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.journal import Entry
 from tests.support.idle_wizard import FakeSession, Sessions, is_open, look_at, screen_text, turn_to, until
-from themes import chosen
+from themes import saved
 from tui.keys import KEYS, PLACES, bindings, footer_keys, help_rows, keys_markdown
 from tui.pair_browser.browser import PairBrowser
 from tui.process.signals import SAME_SECONDS
@@ -97,8 +97,8 @@ def test_the_footer_begins_with_what_has_the_focus_and_ends_with_help():
 
 def test_the_help_begins_with_the_keys_of_what_has_the_focus():
     told = [line.plain for line in help_lines(("options", "list", "stage", "app"), 90)]
-    assert told[0].startswith("Among the options  here")
-    assert next(i for i, line in enumerate(told) if line.startswith("Among the pairs")) > 5
+    assert told[0].startswith("In the options  here")
+    assert next(i for i, line in enumerate(told) if line.startswith("In the list of pairs")) > 5
 
 
 async def test_stages_are_walked_with_letters_brackets_and_digits(finished: Runner):
@@ -173,7 +173,7 @@ async def test_the_palette_goes_to_a_stage(finished: Runner):
 async def test_the_palette_has_every_command_and_every_option(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         titles = [command.title for command in app.get_system_commands(app.screen)]
         for option in options():
             assert any(title.startswith(f"{option.label} ({option.flag}): ") for title in titles), option.name
@@ -203,30 +203,30 @@ async def test_the_palette_goes_to_an_option_in_its_form(finished: Runner, name:
 async def test_a_theme_is_worn_while_the_cursor_is_on_it_and_kept_by_enter(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
-        worn = set()
+        previewed = set()
         await pilot.press("t")
         await until(pilot, lambda: is_open(app, ThemePicker))
         for _ in app.theme_names:
             await pilot.press("down")
             await pilot.pause(0.05)
-            worn.add(app.theme)
-        assert worn == set(app.theme_names)
+            previewed.add(app.theme)
+        assert previewed == set(app.theme_names)
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is app.main)
-        assert app.theme == "midnight", "Esc leaves it as it was"
+        assert app.theme == "midnight", "Esc restores the previous theme"
         await pilot.press("t", "down", "enter")
         await until(pilot, lambda: app.screen is app.main)
         assert app.theme == app.theme_names[1]
     async with Wizard(finished).run_test(size=(100, 30)) as pilot:
-        assert pilot.app.theme == app.theme_names[1], "it is kept for the next start"
+        assert pilot.app.theme == app.theme_names[1], "the choice is saved for the next start"
     finished.config = finished.config.model_copy(update={"theme": "contrast"})
     async with Wizard(finished).run_test(size=(100, 30)) as pilot:
-        assert pilot.app.theme == "contrast", "what is asked for comes first"
+        assert pilot.app.theme == "contrast", "the option takes precedence"
 
 
 @pytest.mark.parametrize("kept", ["gone", "", "\udcff[/]"])
 async def test_a_kept_theme_that_is_gone_is_not_a_fault(finished: Runner, kept: str):
-    chosen.keep("midnight").write_bytes(kept.encode(errors="surrogateescape"))
+    saved.save_theme("midnight").write_bytes(kept.encode(errors="surrogateescape"))
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)):
         assert app.theme == "midnight"
@@ -238,7 +238,7 @@ async def test_a_theme_that_cannot_be_kept_is_worn_and_that_is_said(finished: Ru
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("t", "down", "enter")
-        await until(pilot, lambda: any("saving it failed" in notice.message for notice in app._notifications))
+        await until(pilot, lambda: any("could not be saved" in notice.message for notice in app._notifications))
         assert app.theme == app.theme_names[1]
 
 
@@ -343,7 +343,7 @@ async def test_a_session_that_breaks_is_reported_on_the_screen(tmp_path, config)
 
 
 @pytest.mark.parametrize(
-    ("looked_at", "notices"), [("workspace", []), ("pairs", ["The run: 1 of 10 stages done. All is well."])]
+    ("looked_at", "notices"), [("workspace", []), ("pairs", ["1 of 10 stages done. All is well."])]
 )
 async def test_an_end_is_a_notice_where_its_stage_is_not_looked_at(
     runner: Runner, sessions: Sessions, looked_at: str, notices: list[str]
@@ -407,7 +407,7 @@ async def test_a_run_outside_tmux_says_that_the_terminal_may_go(finished: Runner
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("a", "a")
-        await until(pilot, lambda: any(notifications.SAFE in notice.message for notice in app._notifications))
+        await until(pilot, lambda: any(notifications.SAFE_TO_CLOSE in notice.message for notice in app._notifications))
 
 
 async def test_inside_tmux_nothing_is_said(finished: Runner, monkeypatch):
@@ -415,8 +415,8 @@ async def test_inside_tmux_nothing_is_said(finished: Runner, monkeypatch):
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("a", "a")
-        await until(pilot, lambda: app.notifications._has_told_what_lasts, "the moment at which it would be said")
-        assert not any(notifications.SAFE in notice.message for notice in app._notifications)
+        await until(pilot, lambda: app.notifications._logout_checked, "the check")
+        assert not any(notifications.SAFE_TO_CLOSE in notice.message for notice in app._notifications)
 
 
 @pytest.mark.fault("A9")

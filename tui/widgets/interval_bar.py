@@ -15,7 +15,7 @@ TRACK, INTERVAL, VALUE, MARK = "─", "━", "●", "┃"
 
 
 def interval_bar(one: KeyFigure, width: int) -> Content:
-    """`width` cells: the scale, the interval on it, the value, and the mark."""
+    """A bar of `width` cells: the scale, the interval on it, the value, and the threshold."""
     least, most = scale_of(one)
     cells = [(TRACK, "$rule")] * width
     first, last = _cell(one.low, least, most, width), _cell(one.high, least, most, width)
@@ -35,17 +35,17 @@ def scale_of(one: KeyFigure) -> tuple[float, float]:
 
 def interval_lines(figures: Sequence[KeyFigure], width: int) -> list[Content]:
     """A row per figure: name, value, bar and interval, aligned; if there is room, also threshold and counts."""
-    columns = [[_name(one), _value(one), _interval(one), _against(one)] for one in figures]
+    columns = [[_name(one), _value(one), _interval(one), _threshold(one)] for one in figures]
     names, values, intervals, marks = (
         max(cell.cell_length for cell in column) for column in zip(*columns, strict=True)
     )
     fixed = names + values + intervals + 3 * GAP
-    beside = width - fixed - marks - GAP >= MIN_BAR
-    room = min(max(width - fixed - (marks + GAP if beside else 0), MIN_BAR), MAX_BAR)
+    with_mark = width - fixed - marks - GAP >= MIN_BAR
+    room = min(max(width - fixed - (marks + GAP if with_mark else 0), MIN_BAR), MAX_BAR)
     lines = []
     for one, (name, value, interval, mark) in zip(figures, columns, strict=True):
         cells = [fit(name, names), fit(value, values, right=True), interval_bar(one, room), fit(interval, intervals)]
-        if beside:
+        if with_mark:
             cells.append(fit(mark, marks))
             if fixed + room + marks + 2 * GAP + len(one.counts) <= width:
                 cells.append(Content.styled(one.counts, "$muted"))
@@ -61,9 +61,9 @@ def _value(one: KeyFigure) -> Content:
     return Content.styled(shown(one, one.value), "bold")
 
 
-def _against(one: KeyFigure) -> Content:
-    told = f"{one.mark_name} {shown(one, one.mark)}" if one.is_share else one.mark_name
-    return Content.assemble((f"{MARK} ", "$gauge-forecast"), (told, "$muted"))
+def _threshold(one: KeyFigure) -> Content:
+    text = f"{one.mark_name} {shown(one, one.mark)}" if one.is_share else one.mark_name
+    return Content.assemble((f"{MARK} ", "$gauge-forecast"), (text, "$muted"))
 
 
 def _interval(one: KeyFigure) -> Content:

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from engine.core.errors import PreconditionError
-from engine.models.tensors import whole
+from engine.models.tensors import full_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +57,7 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
 
 def full_weights(model: nn.Module, name_part: str) -> dict[str, Tensor]:
     """Full tensors of the weights whose names contain `name_part`, named as in `model.state_dict()`."""
-    return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items() if name_part in name}
+    return {name: full_tensor(tensor.detach()) for name, tensor in model.state_dict().items() if name_part in name}
 
 
 def load_full_weights(shards: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
@@ -70,7 +70,7 @@ def full_optimizer_state(optimizer: Any) -> dict[str, Any]:
     """`optimizer.state_dict()` with full tensors, as in a single process."""
     state_dict = optimizer.state_dict()
     state = {
-        number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+        number: {name: full_tensor(value) if isinstance(value, Tensor) else value for name, value in values.items()}
         for number, values in state_dict["state"].items()
     }
     return {**state_dict, "state": state}

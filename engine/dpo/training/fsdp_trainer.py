@@ -31,7 +31,7 @@ from engine.dpo.training.fsdp import (
 )
 from engine.dpo.training.trl_trainer import Stage3Trainer, require_finite_weights
 from engine.models.loading import POLICY_ADAPTER
-from engine.models.tensors import adapter_parts, file_tensors, whole
+from engine.models.tensors import file_tensors, full_tensor, local_adapter_tensors
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 """File names that transformers' Trainer uses."""
@@ -74,7 +74,7 @@ class FSDPTrainer(Stage3Trainer):
         return self.model, train_dataloader
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
-        return whole(super()._clip_grad_norm(model))
+        return full_tensor(super()._clip_grad_norm(model))
 
     @contextmanager
     def _no_gradient_sync(self, model: Any) -> Iterator[None]:
@@ -86,7 +86,7 @@ class FSDPTrainer(Stage3Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = file_tensors(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS)
-        load_full_weights(adapter_parts(self.model, POLICY_ADAPTER), saved)
+        load_full_weights(local_adapter_tensors(self.model, POLICY_ADAPTER), saved)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._full_weights, self._full_optimizer_state = (

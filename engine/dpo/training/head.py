@@ -20,7 +20,7 @@ from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from engine.dpo.planning.forecast import HeadMethod, head_method
-from engine.models.head import Figures, explains_logits, head_of, label_figures
+from engine.models.head import LabelStatistics, head_of, label_statistics, reproduces_logits
 from engine.models.placement import on_several_devices
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadMethod, s
         return "trl", ""  # only TRL's own adds the experts' balancing loss
     if method == "trl" and on_several_devices(model):
         method = "chunked"  # TRL's needs hidden states, head and labels on one device
-    if method != "whole" and not explains_logits(model, policy):
+    if method != "whole" and not reproduces_logits(model, policy):
         method, why = "whole", f"{type(model).__name__} transforms its logits after the head"
         why += ": its head is computed whole, which needs memory for all logits of a pair"
     if method != "trl":
@@ -54,9 +54,9 @@ def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadMethod, s
     return method, why
 
 
-Scored = Callable[[dict[str, Any], Tensor, bool], tuple[Tensor, Figures]]
+Scored = Callable[[dict[str, Any], Tensor, bool], tuple[Tensor, LabelStatistics]]
 """(arguments of the forward pass, labels (R, L), whether the labels are already shifted)
--> (whether there is a label (R, L), figures (N,) of the labels)
+-> (whether there is a label (R, L), statistics (N,) of the labels)
 """
 
 
@@ -78,17 +78,17 @@ HEAD_ARGUMENTS = ("fused_lm_head", "labels", "shift_labels", "num_items_in_batch
 
 def _chunked(
     model: PreTrainedModel, _: Callable[..., Any], inputs: dict[str, Any], labels: Tensor, shifted: bool
-) -> tuple[Tensor, Figures]:
+) -> tuple[Tensor, LabelStatistics]:
     hidden = model.base_model(**inputs).last_hidden_state.to(labels.device)  # (R, L, H)
     hidden, labels = _align(hidden, labels, shifted)
     has_label, head = labels != NO_LABEL, head_of(model)
-    assert head is not None  # `explains_logits` found one; PEFT can only replace it
-    return has_label, label_figures(head, hidden[has_label], labels[has_label])  # (N, H) and (N,)
+    assert head is not None  # `reproduces_logits` found one; PEFT can only replace it
+    return has_label, label_statistics(head, hidden[has_label], labels[has_label])  # (N, H) and (N,)
 
 
 def _whole(
     _: PreTrainedModel, plain: Callable[..., Any], inputs: dict[str, Any], labels: Tensor, shifted: bool
-) -> tuple[Tensor, Figures]:
+) -> tuple[Tensor, LabelStatistics]:
     logits, labels = _align(plain(**inputs).logits, labels, shifted)  # (R, L, V)
     has_label = labels != NO_LABEL
     logits = logits[has_label].float()  # (N, V)
@@ -96,7 +96,7 @@ def _whole(
     label_logps = logps.gather(1, labels[has_label].unsqueeze(1)).squeeze(1)  # (N,)
     with torch.no_grad():
         entropy = -torch.linalg.vecdot(logps.exp(), logps)  # (N,)
-        return has_label, Figures(label_logps, entropy, logits.mean(dim=-1), label_logps >= logps.amax(dim=-1))
+        return has_label, LabelStatistics(label_logps, entropy, logits.mean(dim=-1), label_logps >= logps.amax(dim=-1))
 
 
 def _align(states: Tensor, labels: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ def _align(states: Tensor, labels: Tensor, shifted: bool) -> tuple[Tensor, Tenso
     return (states, labels) if shifted else (states[:, :-1], labels[:, 1:])
 
 
-def _as_trl(has_label: Tensor, figures: Figures) -> FusedCausalLMOutput:
+def _as_trl(has_label: Tensor, figures: LabelStatistics) -> FusedCausalLMOutput:
     """Figures (N,) as TRL reads them: (R, L), with 0 where there is no label."""
     logps, entropy, mean_logits, is_top1 = (
         figure.new_zeros(has_label.shape).masked_scatter(has_label, figure) for figure in figures
