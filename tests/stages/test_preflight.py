@@ -114,7 +114,7 @@ def test_a_plan_that_does_not_fit_the_longest_pair_is_lowered_until_it_does(
     real = trl_trainer.Stage3Trainer.compute_loss
 
     def small(self: Any, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
-        if self.side_by_side > 2:
+        if self.pairs_per_pass > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
         return real(self, model, inputs, *args, **more)
 
