@@ -194,16 +194,16 @@ def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True
     from engine.models.generation.samplers import Nucleus
 
     crowded, decoding.COMPACT_AT = decoding.COMPACT_AT, decoding.COMPACT_AT if leave else 0.0
-    memory = PrefixCache()
+    prefix_cache = PrefixCache()
     for batch in batches(works, size):
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             choose = Nucleus(0.7, 0.9, range(len(rows)), LONGEST, "cpu")
             limits = [work.said[step] for work in batch]
-            kept = memory if remember else None
-            said = decoding.generate_batch(model, rows, choose, [], limits, pad=0, memory=kept)
+            cache = prefix_cache if remember else None
+            said = decoding.generate_batch(model, rows, choose, [], limits, pad=0, prefix_cache=cache)
             if remember:
-                memory.keep([row.prefix for row in said])
+                prefix_cache.keep_rows([row.prefix for row in said])
             assert [len(row.ids) for row in said] == limits
             if step < STEPS - 1:
                 rows = [

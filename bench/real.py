@@ -98,9 +98,7 @@ def seconds_of_stages(folder: Path) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.epilog = (
-        "Other options go to stage3-tui: --dtype bfloat16 takes half the time where the processor computes in it."
-    )
+    parser.epilog = "Other options go to stage3-tui: --dtype bfloat16 takes half the time if the processor supports it."
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds hh-rlhf")
     parser.add_argument("--cache", type=Path, required=True, help="where models, the adapter and the runs are kept")
     parser.add_argument("--only", choices=sorted(CONFIGURATIONS))

@@ -58,7 +58,7 @@ def main() -> None:
     if given.point:
         print(json.dumps(measure(Point(**json.loads(given.point)), given.steps)))
         return
-    print("| tokens of a pair | parameters, millions | vocabulary | CPU s a step | GFLOP/s | peak MB | forecast MB |")
+    print("| tokens per pair | parameters, millions | vocabulary | CPU s per step | GFLOP/s | peak MB | forecast MB |")
     print("|---|---|---|---|---|---|---|")
     environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "OMP_WAIT_POLICY": "passive"}
     for point in POINTS:
@@ -79,7 +79,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
 
     from engine.core.events import TrainStep
     from engine.demo.tokenizer import train_tokenizer
-    from engine.dpo.planning.forecast import Shape, head_way, machine_of, training_memory
+    from engine.dpo.planning.forecast import Shape, head_method, machine_of, training_memory
     from engine.dpo.planning.plan import TrainingPlan
     from engine.dpo.training.dataset import encode_rows
     from engine.dpo.training.trainer import train
@@ -115,7 +115,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         max_length=-(-tokens // 2),
         context=machine.context,
         slack=machine.slack,
-        head=head_way(config.head, machine.device_type),
+        head=head_method(config.head, machine.device_type),
         device_type=machine.device_type,
     )
     seconds = statistics.median(after - before for before, after in itertools.pairwise(times))

@@ -253,7 +253,7 @@ def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
 
     from bench.generation import make_models
     from engine.dpo.training.trl_trainer import without_warnings
-    from engine.models.head import LabelFigures
+    from engine.models.head import LabelStatisticsFunction
 
     torch.set_num_threads(threads)
     pairs = json.loads((prepared / f"{which}.json").read_text())
@@ -265,7 +265,7 @@ def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
         clock = Clock()
 
         clock.watch(policy, "forward", lambda: "forward" if torch.is_grad_enabled() else "reference")
-        for head in (ChunkedLogProbFunction, LabelFigures):
+        for head in (ChunkedLogProbFunction, LabelStatisticsFunction):
             clock.watch(head, "forward", lambda: "reference" if clock.within("reference") else "head, forward")
             clock.watch(head, "backward", lambda: "head, backward")
         clock.watch(trainer.accelerator, "backward", lambda: "backward")
@@ -351,7 +351,7 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
     )
     trainer._save_checkpoint = lambda *_: None  # the notebook's way saves none here either
     if not way.by_length:
-        trainer.most_tokens = 0
+        trainer.max_tokens = 0
 
     def before() -> None:
         if way.once:

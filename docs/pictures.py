@@ -1,10 +1,10 @@
-"""The pictures of README and docs: screens of the wizard over real demo runs, as SVG.
+"""Take the screenshots in the README and docs: the wizard on real demo runs, as SVG.
 
     python docs/pictures.py [NAME …]
 
-The runs are over when the pictures are taken: what they show is the fold of a journal, as `stage3-tui attach` shows it. Only the
-first page is that of a run that was not started, of the demo's model in a folder of its own. Everything is made in another home
-folder, and by a machine with another name, so that no picture names this one.
+The runs have finished by then: the wizard shows the fold of their journals, as `stage3-tui attach` does. Only the first page shows
+a run that has not started, with the demo's model in its own folder. Everything happens in a temporary home folder and under another
+host name, so that no screenshot shows this machine's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIZE = (120, 36)
 
 
 class Picture(NamedTuple):
-    """Where it is taken: the keys that lead there, and the theme that is worn."""
+    """The keys that lead to the screen, and its theme."""
 
     keys: tuple[str, ...]
     theme: str = "midnight"
@@ -54,7 +54,7 @@ PICTURES: dict[str, Picture] = {
 
 
 async def take_stage(name: str, picture: Picture) -> None:
-    """A screen of the finished run."""
+    """Take a screen of the finished run."""
     source = Watcher(Run(RUN), load_config({"theme": picture.theme}, environment={}))
     source.open()
     await take(name, Wizard(source), picture.keys)
@@ -63,29 +63,31 @@ async def take_stage(name: str, picture: Picture) -> None:
 
 async def take_first_page() -> None:
     shutil.copytree(ASSETS, "models")
-    here = {name: f"models/{name}" for name in ("base", "adapter", "prompts")}
-    own = {"base_model_id": here["base"], "adapter_path": here["adapter"], "dataset": here["prompts"]}
-    config = load_config({"output_dir": RUNS / "next", **own}, preset=demo_defaults(), environment={})
+    copies = {"base_model_id": "models/base", "adapter_path": "models/adapter", "dataset": "models/prompts"}
+    config = load_config({"output_dir": RUNS / "next", **copies}, preset=demo_defaults(), environment={})
     source = Runner(config, Run(config.output_dir))
     await take("start", Wizard(source), ())
     source.close()
 
 
 async def take_comparison() -> None:
-    """Both runs, from the list of the runs that there are."""
+    """Take the comparison of both runs, starting from the list of runs."""
     config = load_config({"output_dir": RUN}, environment={})
     await take(
-        "compare", RunChooser(config, RUNS.resolve(), runs_below(RUNS.resolve(), 1)), ("k", "x", "x", "c"), rest=3.0
+        "compare",
+        RunChooser(config, RUNS.resolve(), runs_below(RUNS.resolve(), 1)),
+        ("k", "x", "x", "c"),
+        settle_seconds=3.0,
     )
 
 
-async def take(name: str, app: App[Any], keys: Sequence[str], rest: float = 1.0) -> None:
+async def take(name: str, app: App[Any], keys: Sequence[str], settle_seconds: float = 1.0) -> None:
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause(1.0)
         for key in keys:
             await pilot.press(key)
             await pilot.pause(0.5)
-        await pilot.pause(rest)
+        await pilot.pause(settle_seconds)
         svg = app.export_screenshot(title="stage3-tui")
     (FOLDER / f"{name}.svg").write_text(svg, encoding="utf-8")
     print(f"docs/{name}.svg")
@@ -103,7 +105,7 @@ async def take_all(names: Sequence[str]) -> None:
 
 def demo_run(*options: str) -> None:
     if stage3_tui(["--auto", "--demo", *options]) != 0:
-        sys.exit("a demo run failed: no pictures")
+        sys.exit("a demo run failed, so there are no screenshots")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Record a demo run in the wizard as an asciicast of a minute: `asciinema play docs/demo.cast` plays it.
+"""Record a demo run in the wizard as a one-minute asciicast: `asciinema play docs/demo.cast` plays it.
 
     python docs/recording.py [--output docs/demo.cast]
 
-A real run on a real pseudo-terminal, with the keys that a person would press. What the machine takes longer for than a viewer
-has patience is shortened: no pause is longer than PAUSE, and the whole is scaled to a minute at most. The header says so.
+It is a real run on a real pseudo-terminal, driven by the keys that a person would press. Waiting times are shortened: no pause is
+longer than MAX_PAUSE, and the recording is scaled to at most a minute. The title says so.
 """
 
 from __future__ import annotations
@@ -25,38 +25,40 @@ from engine.core.layout import EVENTS_JSONL  # noqa: E402
 from tests.support.pseudo_terminal import PseudoTerminal, demo  # noqa: E402
 
 COLUMNS, ROWS = 100, 30
-PAUSE, WHOLE = 2.0, 60.0
+MAX_PAUSE, MAX_LENGTH = 2.0, 60.0
 """Seconds."""
-FRAMES_SHOWN = 2
-"""A second: a viewer needs no more, and the file stays small."""
-NAMES = ("black", "red", "green", "brown", "blue", "magenta", "cyan", "white")
-"""Pyte's."""
-LONG = 600.0
+FRAMES_PER_SECOND = 2
+"""Enough for a viewer, and keeps the file small."""
+COLOUR_NAMES = ("black", "red", "green", "brown", "blue", "magenta", "cyan", "white")
+"""Names of the ANSI colours in pyte, in order."""
+RUN_TIMEOUT = 600.0
 
 
 class Recorded(PseudoTerminal):
-    """Keeps when each piece of output came."""
+    """A terminal that keeps each piece of output with its time."""
 
-    def __init__(self, command: list[str], **more: str) -> None:
+    def __init__(self, command: list[str], **environment: str) -> None:
         self.pieces: list[tuple[float, bytes]] = []
-        super().__init__(command, columns=COLUMNS, rows=ROWS, **more)  # type: ignore[arg-type]
+        super().__init__(command, columns=COLUMNS, rows=ROWS, **environment)  # type: ignore[arg-type]
 
     def read(self, seconds: float) -> bool:
         before = len(self.seen)
-        goes_on = super().read(seconds)
+        is_open = super().read(seconds)
         if len(self.seen) > before:
             self.pieces.append((time.monotonic(), self.seen[before:]))
-        return goes_on
+        return is_open
 
 
 def record(folder: Path) -> list[tuple[float, bytes]]:
-    """The demo from its first screen to the verdict, with a look at pairs, curves and log on the way."""
+    """Record the demo from its first screen to the verdict, with pairs, curves and log on the way."""
     terminal = Recorded(demo(folder), COLORTERM="truecolor")
-    terminal.wait_for("Workspace", LONG)
+    terminal.wait_for("Workspace", RUN_TIMEOUT)
     terminal.rest(3)
     terminal.press("a")
     journal = folder / EVENTS_JSONL
-    terminal.until(lambda: journal.exists() and '"run_finished"' in journal.read_text(), "the end of the run", LONG)
+    terminal.until(
+        lambda: journal.exists() and '"run_finished"' in journal.read_text(), "the end of the run", RUN_TIMEOUT
+    )
     terminal.rest(3)
     for keys, seconds in (("9", 3.0), ("n", 1.5), ("n", 1.5), ("v", 0.3), ("v", 2.0), ("\t", 0.5)):
         terminal.press(keys)
@@ -73,29 +75,29 @@ def record(folder: Path) -> list[tuple[float, bytes]]:
 
 
 def shortened(times: list[float]) -> list[float]:
-    """The times from zero on, without long pauses, and a minute at most."""
+    """The times starting at zero, without long pauses, scaled to at most a minute."""
     moments, at = [], 0.0
     for before, now in zip([times[0], *times], times, strict=False):
-        at += min(now - before, PAUSE)
+        at += min(now - before, MAX_PAUSE)
         moments.append(at)
-    factor = min(1.0, WHOLE / max(at, 1e-9))
+    factor = min(1.0, MAX_LENGTH / max(at, 1e-9))
     return [moment * factor for moment in moments]
 
 
 def asciicast(pieces: list[tuple[float, bytes]]) -> str:
-    """Version 2 of the format (docs.asciinema.org/manual/asciicast/v2): FRAMES_SHOWN a second at most, each the changed rows."""
-    took = pieces[-1][0] - pieces[0][0]
-    title = f"stage3-tui --demo on a CPU; {took:.0f} seconds, shown in a minute at most"
+    """Version 2 of the format (docs.asciinema.org/manual/asciicast/v2): at most FRAMES_PER_SECOND, each with the changed rows."""
+    seconds = pieces[-1][0] - pieces[0][0]
+    title = f"stage3-tui --demo on a CPU; {seconds:.0f} seconds, shown in at most a minute"
     lines = [json.dumps({"version": 2, "width": COLUMNS, "height": ROWS, "title": title})]
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     shown, last = [""] * ROWS, -1.0
     moments = shortened([when for when, _ in pieces])
-    for place, (moment, (_, data)) in enumerate(zip(moments, pieces, strict=True)):
+    for index, (moment, (_, data)) in enumerate(zip(moments, pieces, strict=True)):
         stream.feed(re.sub(rb"\x1b\[[<>=][\d;]*u", b"", data))
-        if moment - last < 1 / FRAMES_SHOWN and place < len(pieces) - 1:
+        if moment - last < 1 / FRAMES_PER_SECOND and index < len(pieces) - 1:
             continue
-        rows = [without_place(row_of(screen, y)) for y in range(ROWS)]
+        rows = [without_checkout_path(row_of(screen, y)) for y in range(ROWS)]
         changed = "".join(f"\x1b[{y + 1}H{row}" for y, row in enumerate(rows) if row != shown[y])
         if changed:
             lines.append(json.dumps([round(moment, 2), "o", f"\x1b[?25l{changed}\x1b[0m"], ensure_ascii=False))
@@ -103,10 +105,10 @@ def asciicast(pieces: list[tuple[float, bytes]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def without_place(row: str) -> str:
-    """With ~ for the folder of this checkout, which is nobody's affair; what follows on the row stays in its columns."""
-    place = str(ROOT)
-    return re.sub(rf"{re.escape(place)}([\w./-]*)", lambda found: f"~{found[1]}{' ' * (len(place) - 1)}", row)
+def without_checkout_path(row: str) -> str:
+    """The row with ~ in place of the folder of this checkout; the rest of the row keeps its columns."""
+    path = str(ROOT)
+    return re.sub(rf"{re.escape(path)}([\w./-]*)", lambda found: f"~{found[1]}{' ' * (len(path) - 1)}", row)
 
 
 def row_of(screen: pyte.Screen, y: int) -> str:
@@ -114,29 +116,31 @@ def row_of(screen: pyte.Screen, y: int) -> str:
     row, style = "", ""
     for x in range(COLUMNS):
         cell = screen.buffer[y][x]
-        wanted = f"\x1b[0{';1' if cell.bold else ''}{';7' if cell.reverse else ''}{_colour(cell.fg, 38)}{_colour(cell.bg, 48)}m"
-        row += (wanted if wanted != style else "") + cell.data
-        style = wanted
+        cell_style = f"\x1b[0{';1' if cell.bold else ''}{';7' if cell.reverse else ''}{_colour(cell.fg, 38)}{_colour(cell.bg, 48)}m"
+        row += (cell_style if cell_style != style else "") + cell.data
+        style = cell_style
     return row
 
 
 def _colour(name: str, kind: int) -> str:
     if re.fullmatch(r"[0-9a-f]{6}", name):
         return f";{kind};2;{int(name[:2], 16)};{int(name[2:4], 16)};{int(name[4:], 16)}"
-    return f";{kind - 8 + NAMES.index(name)}" if name in NAMES else ""
+    return f";{kind - 8 + COLOUR_NAMES.index(name)}" if name in COLOUR_NAMES else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "demo.cast")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pieces = record(Path(folder) / "stage3_constitutional")
     recorded = asciicast(pieces)
     if str(ROOT) in recorded or str(ROOT.parent) in recorded:
-        raise SystemExit(f"A path of this machine is in the recording: move the checkout to a shorter one than {ROOT}.")
-    given.output.write_text(recorded, encoding="utf-8")
-    print(f"{given.output}: {given.output.stat().st_size:,} bytes")
+        raise SystemExit(
+            f"The recording contains a path of this machine: move the checkout to a shorter path than {ROOT}."
+        )
+    arguments.output.write_text(recorded, encoding="utf-8")
+    print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The tables of docs/scaling.md that are computed, not measured: memory, time, disk and network on paper.
+"""The tables in docs/scaling.md that are computed, not measured: memory, time, disk and network on paper.
 
-Memory and disk are the program's own formulas (engine/dpo/planning/forecast.py). So is the time, with the seconds of a step and
-of a token counted here in floating-point operations and bytes, where a run measures them in preflight.
+Memory and disk use the program's own formulas (engine/dpo/planning/forecast.py). So does the time, except that a run measures
+the seconds per step and per token in preflight, and here they are derived from floating-point operations and bytes.
 
 Operations per token and parameter: 2 forward (Kaplan et al. 2020, section 2.1), 2 backward through a frozen weight, 2 more for the
-gradient of one that trains, 2 more if activations are recomputed; the reference, 2 forward.
+gradient of a trained weight, 2 more if activations are recomputed; 2 forward for the reference.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ RANK = 16
 LIVE = TrainingPlan(1, 8, True, "live", "bfloat16")
 """One pair at a time, activations recomputed, the reference in each step."""
 UTILISATION = 0.2
-"""Of a GPU's peak; `published_table` says what others reached."""
+"""Share of a GPU's peak; `published_table` compares it with published figures."""
 PAIR_TOKENS = 1000
-"""Prompt and reply, twice."""
+"""Prompt and reply, for both replies."""
 BYTES_PER_TOKEN = 4
-"""Of English text."""
+"""For English text."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     name: str
     flops: float
-    """Dense bfloat16 operations a second (data sheet)."""
-    memory_bytes: float
-    """Bytes of memory read a second (data sheet)."""
+    """Dense bfloat16 operations per second (data sheet)."""
+    memory_bandwidth: float
+    """Bytes of memory read per second (data sheet)."""
 
 
 A100 = Gpu("A100 80 GB", 312e12, 2.0e12)
@@ -53,7 +53,7 @@ H100 = Gpu("H100 80 GB", 989e12, 3.35e12)
 
 
 def model(rank: int = RANK, **dimensions: int) -> Shape:
-    """A shape from the dimensions in its config.json, with LoRA on all projections."""
+    """The shape of a model with these dimensions in its config.json and LoRA on all projections."""
     config = SimpleNamespace(model_type="llama", **dimensions)
     config.get_text_config = lambda: config
     bare = Shape.of(config, {"target_modules": TARGETS, "rank": rank})
@@ -64,16 +64,16 @@ def model(rank: int = RANK, **dimensions: int) -> Shape:
 
 
 def dimensions(
-    hidden: int, layers: int, wide: int, heads: int, kv: int, head: int, words: int, tied: int
+    hidden: int, layers: int, intermediate: int, heads: int, kv: int, head: int, vocabulary: int, tied: int
 ) -> dict[str, int]:
     return {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
-        "intermediate_size": wide,
+        "intermediate_size": intermediate,
         "num_attention_heads": heads,
         "num_key_value_heads": kv,
         "head_dim": head,
-        "vocab_size": words,
+        "vocab_size": vocabulary,
         "tie_word_embeddings": tied,
     }
 
@@ -95,15 +95,15 @@ def table(head: str, rows: Iterable[Iterable[object]]) -> str:
     return "\n".join([f"| {head} |", "|" + "---|" * columns, *lines])
 
 
-SPREAD_OVER = 4
-"""GPUs, in the last column."""
+SHARDS = 4
+"""Number of GPUs in the last column."""
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
 def memory(
-    shape: Shape, plan: TrainingPlan, length: int, *, four_bits: bool = False, spread_over: int = 1
+    shape: Shape, plan: TrainingPlan, length: int, *, four_bits: bool = False, shards: int = 1
 ) -> dict[str, float]:
     terms = training_memory(
         shape,
@@ -111,7 +111,7 @@ def memory(
         max_length=length,
         context=CUDA_CONTEXT,
         quantization_arguments=four_bits,
-        spread_over=spread_over,
+        shards=shards,
     )
     return {name: size / GB for name, size in terms.items()}
 
@@ -120,14 +120,14 @@ def memory_table() -> str:
     def row(name: str, shape: Shape) -> list[object]:
         terms = memory(shape, LIVE, 1024)
         kept = memory(shape, TrainingPlan(1, 8, False, "live", "bfloat16"), 1024)
-        small = memory(shape, LIVE, 1024, four_bits=True)
+        quantized = memory(shape, LIVE, 1024, four_bits=True)
         shown = [f"{terms[term]:.1f}" for term in ("weights", "adapter", "activations", "head")]
-        spread = memory(shape, LIVE, 1024, spread_over=SPREAD_OVER)
-        sums = [f"{sum(parts.values()):.1f}" for parts in (terms, kept, small, spread)]
+        sharded = memory(shape, LIVE, 1024, shards=SHARDS)
+        sums = [f"{sum(parts.values()):.1f}" for parts in (terms, kept, quantized, sharded)]
         return [name, f"{shape.base_parameters / 1e9:.2f}", f"{shape.adapter_parameters / 1e6:.0f}", *shown, *sums]
 
-    head = "model | 10⁹ parameters | 10⁶ of the adapter | weights | adapter | activations | head | all | not recomputed | 4 bits"
-    head += f" | each of {SPREAD_OVER}"
+    head = "model | parameters, 10⁹ | adapter, 10⁶ | weights | adapter | activations | head | total | not recomputed | 4 bits"
+    head += f" | each of {SHARDS} GPUs"
     return table(head, (row(*item) for item in MODELS.items()))
 
 
@@ -135,23 +135,23 @@ def memory_table() -> str:
 
 
 def training_operations(shape: Shape, *, recomputed: bool = True, full: bool = False) -> float:
-    """Floating-point operations per token: policy and reference."""
-    again = 2 * recomputed
+    """Floating-point operations per token, for policy and reference."""
+    recompute = 2 * recomputed
     if full:
-        return (2 + 4 + again + 2) * shape.base_parameters
-    return (2 + 2 + again + 2) * shape.base_parameters + (2 + 4 + again) * shape.adapter_parameters
+        return (2 + 4 + recompute + 2) * shape.base_parameters
+    return (2 + 2 + recompute + 2) * shape.base_parameters + (2 + 4 + recompute) * shape.adapter_parameters
 
 
 def measurements(
     shape: Shape, gpu: Gpu, *, batch: int, prompt: int, reply: int, pair: float, operations: float
 ) -> Measurements:
-    """What preflight would measure on this GPU at UTILISATION."""
+    """What preflight would measure on this GPU at the assumed utilisation."""
     speed = UTILISATION * gpu.flops
     return Measurements(
         batch_size=batch,
         reply_tokens=reply,
         prefill_seconds=2 * shape.base_parameters * prompt * batch / speed,
-        decode_seconds=2 * shape.base_parameters / gpu.memory_bytes,  # each token reads all weights once
+        decode_seconds=2 * shape.base_parameters / gpu.memory_bandwidth,  # each token reads all weights once
         record_bytes=record_bytes(prompt, reply),
         step_seconds=operations * pair / speed,
         longest_prompt_tokens=1,
@@ -167,7 +167,7 @@ def measurements(
 def hours(
     shape: Shape, gpu: Gpu, *, pairs: int, pair: float = PAIR_TOKENS, epochs: float = 1.0, operations: float = 0.0
 ) -> tuple[float, float]:
-    """(of making the pairs, of training) on one GPU."""
+    """Hours to (make the pairs, train) on one GPU."""
     measured = measurements(
         shape, gpu, batch=64, prompt=200, reply=200, pair=pair, operations=operations or training_operations(shape)
     )
@@ -176,15 +176,15 @@ def hours(
         train=pairs,
         held_out=0,
         replies=3,
-        readings=1.5,
+        prompt_reads=1.5,
         max_new_tokens=512,
         epochs=epochs,
         save_total_limit=2,
         answered=0,
         everyday=0,
     )
-    told = forecast(measured, work, LIVE)
-    return told.seconds_pairs / 3600, told.seconds_training / 3600
+    result = forecast(measured, work, LIVE)
+    return result.seconds_pairs / 3600, result.seconds_training / 3600
 
 
 def time_table() -> str:
@@ -192,7 +192,7 @@ def time_table() -> str:
         small, large = hours(shape, A100, pairs=2500), hours(shape, A100, pairs=100_000)
         return [name, *(f"{value:.2f}" for value in small), *(f"{value:.1f}" for value in large)]
 
-    head = "model | 2,500 pairs made | trained | 100,000 pairs made | trained"
+    head = "model | 2,500 pairs: making | training | 100,000 pairs: making | training"
     return table(head, (row(*item) for item in MODELS.items()))
 
 
@@ -200,7 +200,7 @@ def time_table() -> str:
 
 
 def record_bytes(prompt: int, reply: int) -> int:
-    """Draft, critique, revision and the prompt, as text."""
+    """Size of prompt, draft, critique and revision as text."""
     return BYTES_PER_TOKEN * (prompt + 3 * reply)
 
 
@@ -220,16 +220,18 @@ def disk_table() -> str:
         )
         return [f"{pairs:,}", *(f"{size / GB:.2f}" for size in parts.values()), f"{sum(parts.values()) / GB:.2f}"]
 
-    return table("pairs | pairs, GB | checkpoints, GB | archive, GB | all, GB", map(row, (2500, 100_000, 1_000_000)))
+    return table(
+        "number of pairs | pairs, GB | checkpoints, GB | archive, GB | total, GB", map(row, (2500, 100_000, 1_000_000))
+    )
 
 
 NVLINK, ETHERNET = 300e9, 12.5e9
-"""Bytes a second of a process: NVLink of an A100 in one direction; 100 Gbit/s between machines."""
+"""Bytes per second and process: NVLink of an A100 in one direction; 100 Gbit/s between machines."""
 STEP_PAIRS = 64
 
 
 def ring(size: float, processes: int, rounds: int) -> float:
-    """Bytes that each process sends: a ring passes (W-1)/W of the whole in each round."""
+    """Bytes that each process sends: a ring passes (W-1)/W of the data in each round."""
     return rounds * size * (processes - 1) / processes
 
 
@@ -245,11 +247,13 @@ def process_table() -> str:
         seconds = (f"{compute + sent / link:.2f}" for sent in (ddp, fsdp))
         return [processes, passes, f"{compute:.2f}", f"{ddp / GB:.2f}", f"{fsdp / GB:.0f}", *seconds]
 
-    head = "processes | pairs of each | compute, s | DDP sends, GB | FSDP sends, GB | step with DDP, s | with FSDP, s"
+    head = (
+        "processes | pairs per process | compute, s | DDP sends, GB | FSDP sends, GB | step with DDP, s | with FSDP, s"
+    )
     return table(head, map(row, (1, 2, 8, 16, 64)))
 
 
-# -- against what others published --------------------------------------------------------------------------------------
+# -- published figures -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -262,18 +266,18 @@ class Published:
 
     @property
     def ratio(self) -> float:
-        """Of the arithmetic to the published value; 1 inside a published range."""
+        """The arithmetic divided by the published value; 1 inside a published range."""
         return self.arithmetic / min(max(self.arithmetic, self.least), self.most)
 
 
 ULTRAFEEDBACK_BYTES = 281_196_481 / 60_917
-"""Prompt and both conversations of a row (the dataset's card): the prompt three times, each reply once."""
+"""Bytes per row (the dataset's card): a prompt and two conversations, so the prompt three times and each reply once."""
 
 
 def pair_tokens_bounds() -> tuple[float, float]:
-    """Tokens of a pair of UltraFeedback before it is cut: had it no replies, two thirds of the row; had it no prompt, all of it."""
-    whole = ULTRAFEEDBACK_BYTES / BYTES_PER_TOKEN
-    return 2 / 3 * whole, whole
+    """Bounds for the tokens of an untruncated UltraFeedback pair: from a row without replies to a row without a prompt."""
+    row = ULTRAFEEDBACK_BYTES / BYTES_PER_TOKEN
+    return 2 / 3 * row, row
 
 
 def zephyr() -> Published:
@@ -286,20 +290,24 @@ def zephyr() -> Published:
 def schmid() -> Published:
     shape = model(rank=256, **MISTRAL)
     _, one = hours(shape, H100, pairs=11_000)
-    return Published("Mistral 7B: LoRA of rank 256 on 4 bits, 11,000 pairs, 1 epoch, 1 × H100", one, 1.5, 1.5, "h")
+    return Published("Mistral 7B: LoRA of rank 256 in 4 bits, 11,000 pairs, 1 epoch, 1 × H100", one, 1.5, 1.5, "h")
 
 
 def schmid_memory() -> Published:
     peak = sum(memory(model(rank=256, **MISTRAL), LIVE, 1512, four_bits=True).values())
     return Published(
-        "the same in its smallest setting: a pair at a time, 1,512 tokens; a 24 GB GPU suffices", peak, 0, 24, "GB"
+        "the same with its smallest settings: one pair at a time, 1,512 tokens; a 24 GB GPU suffices", peak, 0, 24, "GB"
     )
 
 
 def qwen_memory() -> Published:
     peak = sum(memory(MODELS["Qwen2.5 7B"], LIVE, 2048).values())
     return Published(
-        "Qwen2.5 7B: LoRA of rank 16, a pair at a time, 2,048 tokens, activations recomputed", peak, 19.08, 19.08, "GB"
+        "Qwen2.5 7B: LoRA of rank 16, one pair at a time, 2,048 tokens, activations recomputed",
+        peak,
+        19.08,
+        19.08,
+        "GB",
     )
 
 
@@ -308,11 +316,11 @@ CHECKS: tuple[Callable[[], Published], ...] = (zephyr, schmid, schmid_memory, qw
 
 def published_table() -> str:
     def row(check: Published) -> list[object]:
-        said = f"{check.least:g} to {check.most:g}" if check.least < check.most else f"{check.most:g}"
-        said = said if check.least else f"at most {check.most:g}"
-        return [check.what, f"{check.arithmetic:.1f} {check.unit}", f"{said} {check.unit}", f"{check.ratio:.2f}"]
+        published = f"{check.least:g} to {check.most:g}" if check.least < check.most else f"{check.most:g}"
+        published = published if check.least else f"at most {check.most:g}"
+        return [check.what, f"{check.arithmetic:.1f} {check.unit}", f"{published} {check.unit}", f"{check.ratio:.2f}"]
 
-    return table("who, what | arithmetic | published | ratio", (row(check()) for check in CHECKS))
+    return table("training | arithmetic | published | ratio", (row(check()) for check in CHECKS))
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {

@@ -1,7 +1,7 @@
-"""What the site has beside the pages of docs/: the documents that stand elsewhere in the repository, as pages of their own.
+"""Adds the documents outside docs/ to the site, as pages of their own.
 
-MkDocs calls these functions (`hooks` in mkdocs.yml). Links between documents are those of the repository, so that they work there
-too; here they are rewritten.
+MkDocs calls these functions (`hooks` in mkdocs.yml). Documents link to each other by their paths in the repository, so that the
+links work there, too; here they are rewritten for the site.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAGES = {
     "bench/RESULTS.md": "results.md",
     "examples/README.md": "examples.md",
 }
-"""Document of the repository → page of the site."""
+"""Path in the repository → page of the site."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,7 +39,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def with_site_links(text: str) -> str:
-    """`text` with links to documents of the repository as links to pages of the site."""
+    """`text` with links to the documents in PAGES rewritten to links to their pages."""
     for document, page in PAGES.items():
         for written in (document, f"../{document}"):
             text = text.replace(f"]({written}", f"]({page}")

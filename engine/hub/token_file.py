@@ -46,7 +46,7 @@ def token_line(stream: IO[str] | IO[bytes], where: str) -> Secret:
         raise AccessError(
             f"There is no token in {where}.",
             f"Its first line has more than {LONGEST_TOKEN:,} characters.",
-            "Pass only the token, in one line.",
+            "Pass only the token, on one line.",
         )
     return Secret(text.strip())
 

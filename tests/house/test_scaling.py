@@ -1,4 +1,4 @@
-"""docs/scaling.md: its tables are those of the forecast (test_readme compares them), and agree with what others published."""
+"""docs/scaling.md: its tables match the forecast (test_readme compares them) and published figures."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_the_shapes_have_as_many_parameters_as_the_models(scaling):
         assert shape.base_parameters / 1e9 == pytest.approx(published[name], rel=0.002), name
 
 
-def test_hours_and_memory_on_paper_are_within_a_factor_of_what_others_published(scaling):
+def test_hours_and_memory_on_paper_are_close_to_published_figures(scaling):
     ratios = [check().ratio for check in scaling.CHECKS]
     assert all(0.6 < ratio < 1.2 for ratio in ratios), ratios
 
 
-def test_the_page_says_which_share_of_a_gpu_the_published_hours_are(scaling):
+def test_the_page_says_which_gpu_utilisation_the_published_hours_mean(scaling):
     zephyr, schmid = scaling.zephyr(), scaling.schmid()
     percent = 100 * scaling.UTILISATION
     shares = [
@@ -50,10 +50,10 @@ def test_the_page_says_which_share_of_a_gpu_the_published_hours_are(scaling):
         percent * schmid.arithmetic / schmid.most,
     ]
     least, most, other = (round(share) for share in shares)
-    assert f"come to {least} to {most} % of the A100s' peak and {other} % of the H100's" in PAGE
+    assert f"correspond to {least} to {most} % of the A100s' peak and {other} % of the H100's" in PAGE
 
 
-def test_the_page_says_how_long_a_pair_of_that_data_set_is(scaling):
+def test_the_page_says_how_long_a_pair_of_that_dataset_is(scaling):
     least, most = scaling.pair_tokens_bounds()
     assert f"{round(least, -1):.0f} to {round(most, -1):,.0f} tokens" in PAGE
     assert least < scaling.PAIR_TOKENS < most
@@ -64,7 +64,7 @@ def test_more_processes_never_make_a_step_with_ddp_slower(scaling):
     assert seconds == sorted(seconds, reverse=True)
 
 
-def test_the_sums_of_the_memory_table_are_those_of_the_forecast(scaling):
+def test_the_totals_of_the_memory_table_are_those_of_the_forecast(scaling):
     from engine.dpo.planning.forecast import CUDA_CONTEXT, training_memory
 
     row = next(line for line in PAGE.splitlines() if line.startswith("| Gemma 2B | 2.51"))

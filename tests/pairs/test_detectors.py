@@ -96,25 +96,25 @@ def test_each_fault_has_its_reason(reply: str, reason: str):
         "The cleaner asked the user of the room what was spilled; the person said that it was wine.",
     ],
 )
-def test_a_reply_that_stands_alone_has_none(reply: str):
+def test_a_usable_reply_has_no_reason(reply: str):
     assert reasons(PROMPT, DRAFT, reply) == []
 
 
-def test_a_revision_that_repeats_the_critique_is_none():
+def test_a_revision_that_repeats_the_critique_is_unusable():
     assert reasons(PROMPT, DRAFT, GOOD, critique=GOOD) == [detectors.CRITIQUE]
     assert reasons(PROMPT, DRAFT, f"{GOOD} Then wait.", critique=f"Better: {GOOD}") == [detectors.CRITIQUE]
 
 
-def test_what_the_draft_said_already_is_not_the_critiques_when_both_say_it():
+def test_words_that_the_draft_shares_with_the_critique_do_not_count_against_the_revision():
     draft = f"{GOOD} Or burn the carpet."
     assert reasons(PROMPT, draft, GOOD, critique=f'"{GOOD}" is sound, but burning harms people.') == []
 
 
-def test_a_revision_that_takes_the_critiques_advice_in_its_own_words_stands():
+def test_a_revision_that_follows_the_critique_in_its_own_words_is_usable():
     assert reasons(PROMPT, DRAFT, GOOD, critique="Bleach ruins a carpet; cold water and a cloth are safer.") == []
 
 
-def test_a_revision_that_repeats_the_request_of_its_own_principle_is_none():
+def test_a_revision_that_repeats_the_request_of_its_own_principle_is_unusable():
     requests = ("Say which of the words are unkind to gardeners.", "Say it so that gardeners are glad of it.")
     reply = "The words are unkind to gardeners."
     assert reasons(PROMPT, DRAFT, reply, requests=requests) == [detectors.REQUEST]
@@ -172,10 +172,10 @@ def test_what_the_user_asked_for_is_not_a_fault(prompt: str, reply: str):
         "ليس الأمر صعبا: ضع الملح على البقعة وانتظر ساعة.",
     ],
 )
-def test_a_language_that_nobody_asked_for_is_known(reply: str):
+def test_a_language_that_the_user_did_not_ask_for_is_detected(reply: str):
     assert reasons(PROMPT, DRAFT, reply) == [detectors.WRONG_LANGUAGE]
     assert reasons(f"{PROMPT} Answer in the language of my grandmother.", DRAFT, reply) == []
-    assert reasons(PROMPT, f"{reply} {reply}", reply) == []  # so was the draft: it is the conversation's
+    assert reasons(PROMPT, f"{reply} {reply}", reply) == []  # the draft has that language, so the conversation has it
 
 
 @pytest.mark.parametrize(
@@ -209,24 +209,24 @@ def test_a_revision_is_a_near_duplicate_when_one_small_word_differs_in_a_longer_
         ("How do I do that?", GOOD, False),
     ],
 )
-def test_a_refusal_is_a_fault_only_where_the_prompt_is_harmless_and_the_draft_had_answered(
+def test_a_refusal_is_a_fault_only_if_the_prompt_is_harmless_and_the_draft_answered(
     prompt: str, draft: str, pasted: bool
 ):
     assert reasons(prompt, draft, "I'm sorry, but I cannot help with that.") == [detectors.REFUSAL] * pasted
 
 
-def test_a_prompt_is_not_harmless_for_want_of_a_bad_word():
+def test_a_prompt_without_a_bad_word_is_not_therefore_harmless():
     assert not is_harmless(["so", "what", "about", "the", "other", "one"])
 
 
 @pytest.mark.fault("C16")
-def test_a_reply_that_was_cut_off_is_one_and_stands_last():
+def test_a_reply_that_was_cut_off_is_reported_last():
     assert reasons(PROMPT, DRAFT, GOOD, finished=False) == [detectors.CUT_OFF]
     assert reasons(PROMPT, DRAFT, "Human: blot it, and", finished=False) == [detectors.LEAK, detectors.CUT_OFF]
 
 
 @pytest.mark.fault("C5")
-def test_an_identical_revision_is_reported_as_nothing_else():
+def test_an_identical_revision_is_reported_only_as_identical():
     assert reasons(PROMPT, "Human: blot it.", "human: blot it") == [detectors.IDENTICAL]
     assert reasons(PROMPT, "", " ", finished=False) == [detectors.IDENTICAL, detectors.EMPTY]
 
@@ -238,13 +238,13 @@ def test_the_same_text_in_another_unicode_form_is_identical():
     assert canonical("“Don’t”") == canonical('"don\'t"')
 
 
-def test_every_reason_has_one_detector_but_those_that_others_tell():
-    told_by_others = {detectors.DUPLICATE_PROMPT, detectors.PROMPT_TOO_LONG}
+def test_every_reason_has_a_detector_except_those_that_others_report():
+    reported_by_others = {detectors.DUPLICATE_PROMPT, detectors.PROMPT_TOO_LONG}
     constants = {value for name, value in vars(detectors).items() if name.isupper() and isinstance(value, str)}
-    assert constants == set(DETECTORS) | told_by_others
+    assert constants == set(DETECTORS) | reported_by_others
 
 
-def test_talk_hidden_in_a_long_reply_is_found_and_a_long_reply_is_not_suspect_for_its_length():
+def test_talk_hidden_in_a_long_reply_is_found_and_length_alone_is_not_suspicious():
     sentences = [f"Wool{n} and silk{n} are the best for a coat{n}." for n in range(40)]
     assert reply_reasons("How?", " ".join(sentences)) == []
     sentences[20] = "The revised answer is clear and addresses the original question."
@@ -266,8 +266,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_work_grows_no_faster_than_a_hostile_text(text: str):
-    """Counts executed lines of our code: eight times the text may take about eight times as many."""
+def test_work_grows_linearly_with_a_hostile_text(text: str):
+    """Counts executed lines of our code: eight times as much text may take about eight times as many."""
     eighth = len(text) // 8
 
     def steps(size: int) -> int:
@@ -289,29 +289,36 @@ def test_work_grows_no_faster_than_a_hostile_text(text: str):
     assert steps(len(text)) <= 10 * steps(eighth) + 5_000
 
 
-def test_marks_that_would_take_quadratic_time_are_cut_before_they_are_sorted():
+def test_combining_marks_that_would_sort_in_quadratic_time_are_dropped_first():
     assert len(canonical("a" + "\u0301\u0316" * 8_000)) < 100
 
 
-def test_a_sentence_is_read_as_classes_plain_words_and_blanks():
+def test_a_sentence_becomes_classes_plain_words_and_blanks():
     (first, second) = meta.terms_of(
         Candidate("Is it unclear?", None, "the revised Answer. Your “vague” goat is unclear:")
     )
     assert {"~the", ("~the", "<which>"), "<which>", ("<which>", "<answer>"), "lower", "first"} <= first
-    assert {"quoted:<praise>", ("<praise>", "_"), ("_", "is"), ("is", meta.THEIRS), ":"} <= second
-    assert "lower" not in second and "_" not in second and meta.THEIRS in second
+    assert {"quoted:<praise>", ("<praise>", "_"), ("_", "is"), ("is", meta.USED_BY_USER), ":"} <= second
+    assert "lower" not in second and "_" not in second and meta.USED_BY_USER in second
 
 
-def test_a_reply_is_as_suspect_as_its_worst_sentence():
+def test_a_reply_scores_like_its_worst_sentence():
     weights = meta.Weights(-2.0, {"a": 1.5, "b": 0.25, ("a", "b"): 3.0}, 0.0)
     assert meta.score([{"a", "b", ("a", "b"), "c"}], weights) == pytest.approx(-2 + 1.5 + 0.25 + 3)
     assert meta.score([{"b"}, {"a"}, {"c"}], weights) == pytest.approx(-2 + 1.5, abs=0.02)
     assert meta.score([], weights) == float("-inf")
 
 
-def test_every_shipped_weight_belongs_to_a_term_that_can_be_said():
-    known = meta.lexicon()
-    symbols = set(known.symbols.values()) | {meta.BLANK, meta.THEIRS, "first", "lower", "short", "?", ":"}
+def test_every_shipped_weight_belongs_to_a_term_that_can_occur():
+    symbols = set(meta.lexicon().symbols.values()) | {
+        meta.BLANK,
+        meta.USED_BY_USER,
+        "first",
+        "lower",
+        "short",
+        "?",
+        ":",
+    }
     weights = meta.shipped_weights()
     for term in weights.terms:
         for part in [term] if isinstance(term, str) else term:
@@ -320,7 +327,7 @@ def test_every_shipped_weight_belongs_to_a_term_that_can_be_said():
 
 
 def test_real_gemma_replies_are_distinguished_from_unusable_ones():
-    """The labels of ../shared/data were used for fitting, so this is a regression floor, not a measurement (bench/detectors.py)."""
+    """The weights were fitted to these labels, so this is a floor against regressions, not a measurement (bench/detectors.py)."""
     rows = [json.loads(line) for line in needs_shared_data("gemma-2b-it-pairs.jsonl").open(encoding="utf-8")]
     hits = misses = false_alarms = 0
     for line in needs_shared_data("gemma-2b-it-pairs.labels.jsonl").open(encoding="utf-8"):
@@ -336,7 +343,7 @@ def test_real_gemma_replies_are_distinguished_from_unusable_ones():
     assert 2 * hits / (2 * hits + misses + false_alarms) >= 0.97
 
 
-def test_replies_that_people_preferred_are_seldom_taken_for_talk():
+def test_replies_that_people_preferred_are_rarely_reported_as_meta():
     found = total = 0
     with gzip.open(needs_shared_data("hh-rlhf-harmless-base-test.jsonl.gz"), "rt", encoding="utf-8") as file:
         for line in file:

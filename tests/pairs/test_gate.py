@@ -1,4 +1,4 @@
-"""The gate: each figure, what it counts, and its message when it refuses a set."""
+"""The gate: each figure, what it counts, and its error when it refuses a set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_good_pairs_open_the_gate(config):
     assert shut_by(config, *map(pair, range(5))) == []
 
 
-def test_identical_pairs_shut_it_because_most_of_what_was_made_cannot_teach(config):
+def test_identical_pairs_shut_it_because_most_of_the_set_cannot_teach(config):
     same = [pair(i, revised_response=pair(i).base_response) for i in range(5, 11)]
     assert shut_by(config, *map(pair, range(5)), *same) == ["usable_share"]
 
@@ -60,26 +60,26 @@ def test_a_judge_that_finds_no_improvement_shuts_it_and_no_judge_does_not(config
     assert improved.passes is None and "not measured" in improved.sentence
 
 
-def test_a_prompt_that_never_got_a_revision_counts_as_made_and_not_as_usable(config):
+def test_a_prompt_without_a_revision_counts_as_made_but_not_as_usable(config):
     tally = tally_of(pair(1), pair(2, status="prompt too long", revised_response=""))
     assert (tally.made, tally.usable, dict(tally.reasons)) == (2, 1, {"prompt too long": 1})
 
 
-def test_the_report_counts_what_was_left_out_and_shows_it(config):
-    told = report(tally_of(pair(1), pair(2, revised_response="The revised answer is clear.")), config())
-    assert told["left_out"] == {"meta": 1}
-    assert told["examples"]["meta"][0]["revised_response"] == "The revised answer is clear."
-    json.dumps(told)
+def test_the_report_counts_and_shows_pairs_that_are_left_out(config):
+    data = report(tally_of(pair(1), pair(2, revised_response="The revised answer is clear.")), config())
+    assert data["left_out"] == {"meta": 1}
+    assert data["examples"]["meta"][0]["revised_response"] == "The revised answer is clear."
+    json.dumps(data)
 
 
-def test_people_are_heard_over_the_detectors():
+def test_peoples_decisions_override_the_detectors():
     tally = Tally()
     assert tally.add(0, pair(1, revised_response=META), Decision(accepted=True)).usable
     assert not tally.add(1, pair(2), Decision(accepted=False)).usable
     assert dict(tally.reasons) == {"rejected": 1}
 
 
-# -- what the figures count -------------------------------------------------------------------------------------------
+# -- what the figures count --------------------------------------------------------------------------------------------
 
 
 def decided(pairs: list[Pair], decisions: dict[str, Decision]) -> Tally:
@@ -95,7 +95,7 @@ def value(tally: Tally, config, name: str) -> float | None:
 FLIPPED = Decision(flipped=True)
 
 
-def test_longer_is_about_the_text_that_trains_as_the_better_one(config):
+def test_longer_share_is_about_the_text_that_trains_as_chosen(config):
     drafts_are_longer = [pair(i) for i in range(4)]
     flip_all = {each.id: FLIPPED for each in drafts_are_longer}
     assert value(decided(drafts_are_longer, {}), config, "longer_share") == 0.0
@@ -103,7 +103,7 @@ def test_longer_is_about_the_text_that_trains_as_the_better_one(config):
     assert value(tally_of(*[pair(i, chosen="base") for i in range(4)]), config, "longer_share") == 1.0
 
 
-def test_improved_follows_a_persons_flip_but_not_what_the_file_chose_by_the_same_scores(config):
+def test_improved_share_follows_a_persons_flip_but_not_the_files_choice_by_the_same_scores(config):
     worse = [pair(i, base_score=0.9, revised_score=0.1) for i in range(4)]
     flip_all = {each.id: FLIPPED for each in worse}
     assert value(decided(worse, {}), config, "improved_share") == 0.0
@@ -112,7 +112,7 @@ def test_improved_follows_a_persons_flip_but_not_what_the_file_chose_by_the_same
     assert value(tally_of(*chosen_by_score), config, "improved_share") == 0.0
 
 
-def test_a_tie_is_not_an_improvement_and_is_counted_apart(config):
+def test_a_tie_is_not_an_improvement_and_is_counted_separately(config):
     tied = [pair(i, revised_score=0.25) for i in range(3)]
     tally = decided([*tied, pair(9)], {"id0": FLIPPED})
     assert (tally.tied, tally.improved, tally.scored) == (3, 1, 4)
@@ -120,14 +120,14 @@ def test_a_tie_is_not_an_improvement_and_is_counted_apart(config):
     assert value(tally, config, "improved_share") == 0.25
 
 
-def test_an_edited_revision_is_not_scored_by_its_old_score():
+def test_an_edited_revision_loses_its_old_score():
     assert decided([pair(1), pair(2)], {"id1": Decision(revised_response="Tape it.")}).scored == 1
 
 
-def test_how_the_pairs_were_made_is_counted_before_people_mended_them(config):
+def test_figures_of_generation_are_counted_before_peoples_edits(config):
     made = [pair(i, revised_response=META) for i in range(4)]
-    mended = {f"id{i}": Decision(revised_response=f"Tape thing {i}.") for i in range(4)}
-    tally = decided(made, mended)
+    edits = {f"id{i}": Decision(revised_response=f"Tape thing {i}.") for i in range(4)}
+    tally = decided(made, edits)
     assert (tally.training, tally.usable, tally.any_reason["meta"]) == (4, 0, 4)
     assert [figure.name for figure in failed(figures(tally, config(min_pairs=4)))] == ["usable_share"]
     assert report(tally, config())["people"]["edited"] == 4
@@ -151,7 +151,7 @@ def test_a_repeated_pair_is_unusable_and_a_shared_prompt_is_a_figure(config):
     assert value(tally, config, "usable_share") == 0.75
 
 
-def test_conversations_that_only_end_alike_share_no_prompt():
+def test_conversations_with_the_same_last_turn_share_no_prompt():
     def asked(before: str) -> list[dict[str, str]]:
         return [
             {"role": "user", "content": before},
@@ -164,7 +164,7 @@ def test_conversations_that_only_end_alike_share_no_prompt():
     assert tally_of(pair(1, messages=asked("Is it cold?")), pair(2, messages=asked("is it COLD"))).training_sharing == 2
 
 
-def test_a_threshold_is_met_exactly_and_missed_by_a_hair(config):
+def test_a_value_just_below_its_threshold_fails_and_shows_more_digits(config):
     tally = Tally(made=10_000, usable=4_999, training=4_999)
     share = next(figure for figure in figures(tally, config()) if figure.name == "usable_share")
     assert share.passes is False and share.sentence.startswith("49.9900%")
@@ -172,10 +172,10 @@ def test_a_threshold_is_met_exactly_and_missed_by_a_hair(config):
     assert next(figure for figure in figures(half, config()) if figure.name == "usable_share").passes is True
 
 
-# -- what it says -----------------------------------------------------------------------------------------------------
+# -- error and report --------------------------------------------------------------------------------------------------
 
 
-def test_the_refusal_names_every_figure_that_failed_and_what_would_mend_each(config):
+def test_the_error_names_every_figure_that_failed_and_its_remedy(config):
     worse = [
         pair(i, base_score=0.9, revised_score=0.1, messages=[{"role": "user", "content": "same"}]) for i in range(3)
     ]
@@ -189,16 +189,16 @@ def test_the_refusal_names_every_figure_that_failed_and_what_would_mend_each(con
 
 
 def test_every_figure_of_the_report_has_its_threshold_and_whether_it_passes(config):
-    told = report(tally_of(pair(1), pair(2, revised_response=META)), config(min_pairs=1))
-    by_name = {row["name"]: row for row in told["gate"]["figures"]}
-    assert set(by_name) <= {*told["figures"]}
+    data = report(tally_of(pair(1), pair(2, revised_response=META)), config(min_pairs=1))
+    by_name = {row["name"]: row for row in data["gate"]["figures"]}
+    assert set(by_name) <= {*data["figures"]}
     assert (by_name["usable_share"]["value"], by_name["usable_share"]["threshold"]) == (0.5, 0.5)
     assert by_name["usable_share"]["passes"] is True and by_name["meta_share"]["passes"] is False
-    assert by_name["meta_share"]["refuses"] is False and told["gate"]["open"] is True
-    json.dumps(told, allow_nan=False)
+    assert by_name["meta_share"]["refuses"] is False and data["gate"]["open"] is True
+    json.dumps(data, allow_nan=False)
 
 
-def test_a_person_opens_the_gate_with_a_reason_that_is_recorded_but_not_for_nothing_or_for_damage(config):
+def test_a_person_opens_the_gate_with_a_recorded_reason_but_not_for_an_empty_or_damaged_set(config):
     accepting = config(accept_quality="a dry run")
     gate = report(tally_of(pair(1)), accepting)["gate"]
     assert (gate["open"], gate["failed"], gate["accepted_for"]) == (True, ["training_pairs"], "a dry run")
@@ -211,7 +211,7 @@ def test_a_person_opens_the_gate_with_a_reason_that_is_recorded_but_not_for_noth
         assert not gate["open"] and damage in gate["failed"]
 
 
-def test_the_examples_are_the_worst_and_the_same_in_whatever_order_the_pairs_come(config):
+def test_the_examples_are_the_worst_pairs_whatever_their_order(config):
     scored = [pair(i, base_score=0.5, revised_score=0.5 - i / 100) for i in range(30)]
     meta = [pair(i, id=f"meta{i}", revised_response=f"{META} ({i})", base_score=None) for i in range(100, 130)]
     rows = list(enumerate([*scored, *meta]))
@@ -221,15 +221,15 @@ def test_the_examples_are_the_worst_and_the_same_in_whatever_order_the_pairs_com
         list(assessed_pairs(order, {}, tally))
         return report(tally, config())["examples"]
 
-    told = examples(rows)
-    assert [row["line"] for row in told["not improved"]] == [29, 28, 27, 26, 25]
-    assert len(told["meta"]) == EXAMPLES_KEPT
-    assert {row["line"] for row in told["meta"]} != {30, 31, 32, 33, 34}  # not the first ones that came along
-    assert told == {**examples(rows[::-1])}
-    assert set(told["meta"][0]) == {"id", "line", "prompt", "base_response", "revised_response", "gain"}
+    data = examples(rows)
+    assert [row["line"] for row in data["not improved"]] == [29, 28, 27, 26, 25]
+    assert len(data["meta"]) == EXAMPLES_KEPT
+    assert {row["line"] for row in data["meta"]} != {30, 31, 32, 33, 34}  # not just the first ones
+    assert data == {**examples(rows[::-1])}
+    assert set(data["meta"][0]) == {"id", "line", "prompt", "base_response", "revised_response", "gain"}
 
 
-def test_examples_are_clipped_and_names_do_not_grow_without_end():
+def test_examples_are_clipped_and_the_number_of_names_is_limited():
     tally = Tally()
     tally.add(0, pair(0, revised_response=META + " word" * 10_000))
     assert len(tally.examples.as_dict()["meta"][0]["revised_response"]) == 300
@@ -240,11 +240,11 @@ def test_examples_are_clipped_and_names_do_not_grow_without_end():
     assert sum(tally.reasons.values()) == tally.made
 
 
-def test_a_hash_knows_where_one_text_ends_and_the_next_begins():
+def test_a_hash_distinguishes_where_one_text_ends_and_the_next_begins():
     texts = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("1:a",), ("a", ""), ("", "a"), ("\ud800",)]
     assert len({hash_of(*each) for each in texts}) == len(texts)
 
 
-def test_apply_decision_leaves_a_pair_without_one_alone():
+def test_apply_decision_returns_an_undecided_pair_unchanged():
     one = pair(1)
     assert apply_decision(one, None) is one

@@ -1,4 +1,4 @@
-"""Batched generation on a real, tiny Gemma."""
+"""Batched generation with a real, tiny Gemma."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ ASKED = [
     "Could you sort the mail and then test the valve twice ?",
     "I am late , sorry !",
 ]
-TALKS = [[{"role": "user", "content": text}] for text in ASKED]
-PROMPTS = [Prompt(f"id{i}", talk) for i, talk in enumerate(TALKS)]
+CONVERSATIONS = [[{"role": "user", "content": text}] for text in ASKED]
+PROMPTS = [Prompt(f"id{i}", conversation) for i, conversation in enumerate(CONVERSATIONS)]
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +63,19 @@ def loaded(models):
 
 
 @pytest.mark.fault("C15")
-def test_a_batch_says_what_each_row_says_alone(loaded, clear_choices):
+def test_a_batch_gives_the_replies_of_each_row_alone(loaded, clear_choices):
     settings = SamplingSettings(12)
-    together = generate(*loaded, TALKS, settings)
-    alone = [generate(*loaded, [talk], settings)[0] for talk in TALKS]
+    together = generate(*loaded, CONVERSATIONS, settings)
+    alone = [generate(*loaded, [conversation], settings)[0] for conversation in CONVERSATIONS]
     assert together == alone
-    assert len({reply.text for reply in together}) == len(TALKS)
+    assert len({reply.text for reply in together}) == len(CONVERSATIONS)
 
 
 def test_a_sampled_row_follows_its_seed_and_not_its_neighbours(loaded, clear_choices):
     settings = SamplingSettings(12, temperature=0.9, top_p=0.8)
-    together = generate(*loaded, TALKS, settings, seeds=[30, 31, 32, 33])
-    assert generate(*loaded, TALKS[2:], settings, seeds=[32, 33]) == together[2:]
-    assert generate(*loaded, TALKS[2:3], settings, seeds=[34]) != together[2:3]
+    together = generate(*loaded, CONVERSATIONS, settings, seeds=[30, 31, 32, 33])
+    assert generate(*loaded, CONVERSATIONS[2:], settings, seeds=[32, 33]) == together[2:]
+    assert generate(*loaded, CONVERSATIONS[2:3], settings, seeds=[34]) != together[2:3]
 
 
 def test_sampling_draws_by_the_models_probabilities(loaded):
@@ -83,8 +83,8 @@ def test_sampling_draws_by_the_models_probabilities(loaded):
     import torch
 
     model, tokenizer = loaded
-    ids = torch.tensor([conversation_ids(tokenizer, TALKS[0], add_generation_prompt=True)])
-    draws = generate(model, tokenizer, TALKS[:1] * 600, SamplingSettings(1, temperature=1.0), seeds=range(600))
+    ids = torch.tensor([conversation_ids(tokenizer, CONVERSATIONS[0], add_generation_prompt=True)])
+    draws = generate(model, tokenizer, CONVERSATIONS[:1] * 600, SamplingSettings(1, temperature=1.0), seeds=range(600))
     with torch.no_grad():
         chance = model(ids).logits[0, -1].softmax(-1)
     best = int(chance.argmax())
@@ -96,19 +96,19 @@ def test_sampling_draws_by_the_models_probabilities(loaded):
     assert abs(share - expected) < 4 * (expected * (1 - expected) / 600) ** 0.5
 
 
-def test_the_stage_2_policy_is_not_the_base(models, loaded, config):
+def test_the_stage_2_policy_differs_from_the_base_model(models, loaded, config):
     chosen = config(base_model_id=str(models[0]), device="cpu")
     policy = load_stage2_backend(chosen, models[1], StopToken(), None)
     settings = SamplingSettings(12)
-    assert policy.reply(TALKS, settings, [0] * 4) != generate(*loaded, TALKS, settings)
+    assert policy.reply(CONVERSATIONS, settings, [0] * 4) != generate(*loaded, CONVERSATIONS, settings)
     assert policy.tokens > 0
 
 
-def test_a_request_to_stop_ends_the_batch_and_is_raised(loaded):
+def test_a_stop_request_ends_the_batch_and_raises(loaded):
     stop = StopToken()
     stop.request("test")
     with pytest.raises(Stopped):
-        LocalBackend(*loaded, stop).reply(TALKS, SamplingSettings(200), [0] * 4)
+        LocalBackend(*loaded, stop).reply(CONVERSATIONS, SamplingSettings(200), [0] * 4)
 
 
 @pytest.mark.fault("D7")
@@ -125,12 +125,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_row_is_lost():
     assert sizes == [7, 3, 1, 2, 4, 2, 2] and len(freed) == 3
 
 
-def test_one_row_that_does_not_fit_is_the_callers_to_mend():
+def test_a_single_row_that_does_not_fit_raises():
     with pytest.raises(RuntimeError, match="out of memory"):
         halve_on_oom(lambda rows: (_ for _ in ()).throw(RuntimeError("out of memory")), range(1), lambda: None)
 
 
-def test_batches_hold_prompts_of_like_length_and_every_prompt_once():
+def test_batches_hold_prompts_of_similar_length_and_every_prompt_once():
     prompts = [Prompt(str(i), []) for i in range(50)]
     lengths = [(i * 37) % 101 for i in range(50)]
     batches = list(plan_batches(prompts, lengths, 4))
@@ -145,10 +145,10 @@ class Scripted:
     tokens, context_length = 0, None
 
     def __init__(self, *rounds: list[str]) -> None:
-        self.rounds, self.heard = list(rounds), []
+        self.rounds, self.requests = list(rounds), []
 
     def reply(self, conversations, settings, seeds):
-        self.heard.append(conversations)
+        self.requests.append(conversations)
         return [
             text if isinstance(text, Reply) else Reply(text.removesuffix("…"), not text.endswith("…"), 3)
             for text in self.rounds.pop(0)
@@ -162,7 +162,7 @@ class Scripted:
 
 
 @pytest.mark.fault("C17")
-def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principle(config):
+def test_a_revision_that_talks_about_itself_is_retried_with_another_principle(config):
     backend = Scripted(
         ["Bad draft."], ["Too rude."], ["The revised answer is clear."], ["Too short."], ["A kind answer."]
     )
@@ -174,11 +174,11 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
         "Too short.",
     )
     assert len(set(record.principle_ids)) == 2
-    assert [m["content"] for m in backend.heard[-1][0]][:2] == [ASKED[0], "Bad draft."]
+    assert [m["content"] for m in backend.requests[-1][0]][:2] == [ASKED[0], "Bad draft."]
 
 
 @pytest.mark.fault("C17")
-def test_after_the_last_attempt_the_reason_stands_and_the_draft_does_not_stand_in(config):
+def test_after_the_last_attempt_the_reason_is_recorded_and_the_draft_is_no_substitute(config):
     backend = Scripted(["Bad draft."], *[["c"], ["bad draft"]] * 2)
     (record,) = drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(max_attempts=2))))
     assert (record.status, record.attempts, record.revised_response) == (detectors.IDENTICAL, 2, "bad draft")
@@ -202,10 +202,10 @@ def test_a_second_round_begins_with_the_revision_of_the_first(config):
     )
     assert record.base_response == "Bad draft." and record.attempts == 2
     assert record.made_by == record.principle_ids and len(set(record.made_by)) == 2
-    assert [m["content"] for m in backend.heard[3][0]][:2] == [ASKED[0], "A kind answer."]
+    assert [m["content"] for m in backend.requests[3][0]][:2] == [ASKED[0], "A kind answer."]
 
 
-def test_a_round_that_brings_nothing_new_leaves_the_revision_of_the_round_before(config):
+def test_a_round_without_a_change_keeps_the_previous_rounds_revision(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], *[["Fine."], ["a kind answer"]] * 2)
     (record,) = drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=3, max_attempts=2))))
     assert (record.status, record.revised_response, record.critic_notes, record.attempts) == (
@@ -217,13 +217,13 @@ def test_a_round_that_brings_nothing_new_leaves_the_revision_of_the_round_before
     assert record.made_by == record.principle_ids[:1] and not backend.rounds
 
 
-def test_worked_examples_stand_before_each_critique_and_revision_and_before_no_draft(config, tmp_path):
+def test_worked_examples_precede_critiques_and_revisions_but_not_drafts(config, tmp_path):
     keys = ["prompt", "response", "critique_request", "critique", "revision_request", "revision"]
     path = tmp_path / "few.yaml"
     path.write_text(yaml.safe_dump({"examples": [{key: f"{key} {n}" for key in keys} for n in (1, 2)]}))
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
     drain(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(few_shot=path))))
-    draft, critique, revision = (conversations[0] for conversations in backend.heard)
+    draft, critique, revision = (conversations[0] for conversations in backend.requests)
     assert len(draft) == 1
     expected = [f"{key} {n}" for n in (1, 2) for key in keys]
     for later in (critique, revision):
@@ -231,7 +231,7 @@ def test_worked_examples_stand_before_each_critique_and_revision_and_before_no_d
         assert [m["role"] for m in later] == ["user", "assistant"] * (len(later) // 2) + ["user"]
 
 
-def test_examples_that_lack_a_key_are_refused_by_its_name(config, tmp_path):
+def test_examples_that_lack_a_key_are_rejected_with_its_name(config, tmp_path):
     path = tmp_path / "few.yaml"
     path.write_text("examples: [{prompt: a, response: b, critique_request: c, critique: d, revision_request: e}]")
     with pytest.raises(ConfigError, match=r"few\.yaml") as refused:
@@ -239,7 +239,7 @@ def test_examples_that_lack_a_key_are_refused_by_its_name(config, tmp_path):
     assert "'revision'" in refused.value.why
 
 
-def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_continue(config):
+def test_a_reply_that_a_server_refuses_is_recorded_with_its_reason_and_the_others_continue(config):
     too_long = RefusedReply("", False, 0, reason="context length exceeded", too_long=True)
     backend = Scripted(
         ["Bad draft.", too_long, "Worse draft."],
@@ -273,14 +273,14 @@ def made(context, backend, *, appender_path: Path) -> list[dict]:
 
 
 @pytest.mark.fault("A1")
-def test_a_run_cut_at_every_record_makes_the_same_file_as_one_that_was_not(models, context, tmp_path, clear_choices):
+def test_a_run_cut_at_every_record_makes_the_same_file_as_an_undisturbed_one(models, context, tmp_path, clear_choices):
     at_work = context(
         base_model_id=str(models[0]), device="cpu", generation_batch_size=3, max_new_tokens=8, max_attempts=2
     )
     backend = load_stage2_backend(at_work.config, models[1], StopToken(), None)
-    whole = made(at_work, backend, appender_path=tmp_path / "whole.jsonl")
-    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
-    assert len(whole) == len(PROMPTS)
+    complete = made(at_work, backend, appender_path=tmp_path / "complete.jsonl")
+    lines = (tmp_path / "complete.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(complete) == len(PROMPTS)
     for kept in range(len(lines)):
         path = tmp_path / f"{kept}.jsonl"
         path.write_bytes(b"".join(lines[:kept]) + lines[kept][: 7 * kept])
@@ -291,11 +291,11 @@ def test_a_run_cut_at_every_record_makes_the_same_file_as_one_that_was_not(model
 def test_a_prompt_that_is_too_long_is_recorded_with_its_reason(models, context, tmp_path):
     at_work = context(max_prompt_tokens=30, generation_batch_size=3, max_attempts=1, max_new_tokens=4)
     backend = Scripted(["a", "b"], ["c", "c"], ["A kind word.", "Another one."])
-    rows = made(at_work, replace_lengths(backend), appender_path=tmp_path / "p.jsonl")
+    rows = made(at_work, with_lengths(backend), appender_path=tmp_path / "p.jsonl")
     assert [row["status"] for row in rows] == [detectors.PROMPT_TOO_LONG] * 2 + [OK, OK]
 
 
-def test_a_prompt_must_leave_the_model_room_for_what_comes_beside_it():
+def test_a_prompt_must_leave_room_for_the_other_text_of_the_conversation():
     assert longest_prompt(1024, None, 400) == 1024
     assert longest_prompt(1024, 8192, 400) == 1024
     assert longest_prompt(1024, 1000, 400) == 600
@@ -304,7 +304,7 @@ def test_a_prompt_must_leave_the_model_room_for_what_comes_beside_it():
 
 
 @pytest.mark.fault("C14")
-def test_a_run_that_continues_makes_the_batches_that_it_began_with(context, tmp_path):
+def test_a_resumed_run_makes_the_batches_of_its_first_start(context, tmp_path):
     at_work = context(max_attempts=1, max_new_tokens=4)
     first = Scripted(["a", "b"], ["c", "c"], ["A kind word.", "Another one."])
     with pytest.raises(IndexError):  # the script ends after the first batch of two
@@ -312,7 +312,7 @@ def test_a_run_that_continues_makes_the_batches_that_it_began_with(context, tmp_
     second = Scripted(["d", "e"], ["f", "g"], ["A third word.", "The fourth one."])
     second.batch_size = lambda longest: 4
     rows = made(at_work, second, appender_path=tmp_path / "p.jsonl")
-    assert [len(heard) for heard in second.heard] == [2, 2, 2] and len(rows) == 4
+    assert [len(batch) for batch in second.requests] == [2, 2, 2] and len(rows) == 4
 
 
 def test_the_progress_names_each_step_of_a_batch_as_it_begins(context, tmp_path):
@@ -327,19 +327,19 @@ def test_the_progress_names_each_step_of_a_batch_as_it_begins(context, tmp_path)
 
 
 @pytest.mark.fault("D7")
-def test_after_memory_ran_out_no_batch_is_as_large_again(loaded, monkeypatch):
+def test_after_memory_runs_out_no_later_batch_is_as_large(loaded, monkeypatch):
     backend, sizes = LocalBackend(*loaded, StopToken()), []
 
-    def narrow(model, tokenizer, talks, *rest, **more):
-        sizes.append(len(talks))
-        if len(talks) > 2:
+    def narrow(model, tokenizer, conversations, *rest, **more):
+        sizes.append(len(conversations))
+        if len(conversations) > 2:
             raise RuntimeError("CUDA out of memory. Tried to allocate")
-        return generate(model, tokenizer, talks, *rest, **more)
+        return generate(model, tokenizer, conversations, *rest, **more)
 
     monkeypatch.setattr("engine.models.local_backend.generate", narrow)
     settings = SamplingSettings(5)
-    assert backend.reply(TALKS, settings, [0] * 4) == generate(*loaded, TALKS, settings)
-    backend.reply(TALKS, settings, [0] * 4)
+    assert backend.reply(CONVERSATIONS, settings, [0] * 4) == generate(*loaded, CONVERSATIONS, settings)
+    backend.reply(CONVERSATIONS, settings, [0] * 4)
     assert sizes == [4, 2, 2, 2, 2]
 
 
@@ -359,7 +359,7 @@ def test_the_batch_size_is_halved_until_the_longest_rows_fit(loaded, monkeypatch
     assert tried == [(64, 48, 64), (32, 48, 32), (16, 48, 16)]
 
 
-def test_on_a_cpu_the_batch_size_is_computed_from_what_a_token_leaves_behind(loaded, monkeypatch):
+def test_on_a_cpu_the_batch_size_is_computed_from_the_kv_cache_of_a_token(loaded, monkeypatch):
     import psutil
 
     from engine.models.generation.batch_size import COPIES, MEMORY_FRACTION, fitting_batch_size, kv_bytes_per_token
@@ -372,8 +372,8 @@ def test_on_a_cpu_the_batch_size_is_computed_from_what_a_token_leaves_behind(loa
     assert fitting_batch_size(loaded[0], 100) == 8
 
 
-def replace_lengths(backend: Scripted) -> Scripted:
-    backend.length = lambda talk: 31 if talk in (TALKS[0], TALKS[2]) else 5
+def with_lengths(backend: Scripted) -> Scripted:
+    backend.length = lambda conversation: 31 if conversation in (CONVERSATIONS[0], CONVERSATIONS[2]) else 5
     return backend
 
 

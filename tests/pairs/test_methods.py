@@ -1,4 +1,4 @@
-"""The three methods of generating pairs: what each asks for, what it records, and what its records depend on."""
+"""The three methods of generating pairs: their requests, their records, and what the records depend on."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ class Scripted:
 
     def __init__(self, *rounds: Sequence[str | Reply]) -> None:
         self.rounds = list(rounds)
-        self.heard: list[list[Conversation]] = []
+        self.requests: list[list[Conversation]] = []
         self.seeds: list[list[int]] = []
 
-    def reply(self, talks: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]) -> list[Reply]:
-        self.heard.append(list(talks))
+    def reply(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> list[Reply]:
+        self.requests.append(list(conversations))
         self.seeds.append(list(seeds))
         return [text if isinstance(text, Reply) else Reply(text, True, 3) for text in self.rounds.pop(0)]
 
@@ -57,16 +59,18 @@ class Scripted:
 
 
 class ByLength:
-    """A judge that can only compare: of two replies it prefers the longer one."""
+    """A judge that can only compare: it prefers the longer of two replies."""
 
     name, about = "by length", "the longer reply"
 
     def __init__(self) -> None:
-        self.cases: list[Comparison] = []
+        self.comparisons: list[Comparison] = []
 
-    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-        self.cases += cases
-        return [ScorePair(0.5, 0.5 + (len(case.second) - len(case.first)) / 1000) for case in cases]
+    def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        self.comparisons += comparisons
+        return [
+            ScorePair(0.5, 0.5 + (len(comparison.second) - len(comparison.first)) / 1000) for comparison in comparisons
+        ]
 
 
 @pytest.fixture
@@ -92,14 +96,14 @@ def test_a_contrast_answers_as_an_assistant_that_follows_the_principle_and_as_on
         assert (record.revised_response, record.base_response, record.status) == (KIND, RUDE, OK)
         assert (record.method, record.attempts, record.critic_notes) == ("contrast", 1, "")
         principle = principles[record.made_by[0]]
-        follows, opposes = (heard[number] for heard in backend.heard)
+        follows, opposes = (requests[number] for requests in backend.requests)
         assert follows[0] == {"role": "system", "content": principle.persona}
         assert opposes[0] == {"role": "system", "content": principle.opposite}
-        assert follows[1:] == opposes[1:] == record.messages, "they differ by the persona alone"
-        assert record.messages == PROMPTS[number].messages, "what trains is the prompt without it"
+        assert follows[1:] == opposes[1:] == record.messages, "they differ only in the persona"
+        assert record.messages == PROMPTS[number].messages, "the pair trains on the prompt without it"
 
 
-def test_a_persona_stands_in_front_of_a_system_message_of_the_prompts_own():
+def test_a_persona_precedes_the_prompts_own_system_message():
     asked = [{"role": "system", "content": "Answer in Dutch."}, {"role": "user", "content": "Hello?"}]
     assert with_persona(asked, "You are kind.") == [
         {"role": "system", "content": "You are kind.\n\nAnswer in Dutch."},
@@ -107,13 +111,13 @@ def test_a_persona_stands_in_front_of_a_system_message_of_the_prompts_own():
     ]
 
 
-def test_each_answer_of_a_contrast_has_random_numbers_of_its_own(settings_for):
+def test_each_answer_of_a_contrast_has_its_own_seed(settings_for):
     backend = Scripted([KIND, KIND], [RUDE, RUDE])
     made(settings_for(method="contrast"), backend, PROMPTS)
     assert len({seed for seeds in backend.seeds for seed in seeds}) == 4
 
 
-def test_a_contrast_of_two_equal_answers_is_tried_again_under_another_principle(settings_for):
+def test_a_contrast_of_two_equal_answers_is_retried_under_another_principle(settings_for):
     backend = Scripted([KIND], [KIND], [KIND], [RUDE])
     (record,) = made(settings_for(method="contrast"), backend)
     assert (record.status, record.attempts, record.base_response) == (OK, 2, RUDE)
@@ -127,20 +131,20 @@ def test_a_chosen_answer_that_talks_about_answers_is_not_a_pair(settings_for):
     assert record.status == detectors.META and record.made_by == ()
 
 
-def test_a_chosen_answer_that_recites_its_persona_is_no_pair(settings_for):
+def test_a_chosen_answer_that_recites_its_persona_is_not_a_pair(settings_for):
     principle = load_constitution(None).principles[0]
     (record,) = made(settings_for(method="contrast", max_attempts=1), Scripted([f"Yes. {principle.persona}"], [RUDE]))
     assert record.status == detectors.REQUEST
 
 
-def test_what_is_left_out_of_a_contrast_has_its_reason(settings_for):
+def test_a_contrast_without_a_pair_records_the_reason(settings_for):
     refused = RefusedReply("", False, 0, reason="blocked")
     settings = settings_for(method="contrast", max_attempts=1)
     records = made(settings, Scripted([refused, KIND], [RUDE, ""]), PROMPTS)
     assert [record.status for record in records] == [REFUSED, EMPTY_DRAFT]
 
 
-def test_a_principle_without_personas_speaks_for_itself_and_is_turned_round_in_words():
+def test_a_principle_without_personas_is_its_own_persona_and_is_inverted_in_words():
     principle = Principle("calm", "Stay calm.", "", "")
     assert principle.chosen_system == "Stay calm."
     assert principle.rejected_system == "Do the opposite of what this principle asks for: Stay calm."
@@ -148,11 +152,11 @@ def test_a_principle_without_personas_speaks_for_itself_and_is_turned_round_in_w
     assert (named.chosen_system, named.rejected_system) == ("You are calm.", "You are upset.")
 
 
-def test_the_packages_constitution_has_both_personas_of_each_principle():
+def test_the_shipped_constitution_has_both_personas_of_each_principle():
     assert all(one.persona and one.opposite for one in load_constitution(None).principles)
 
 
-def test_a_constitution_of_requests_alone_makes_no_contrast(config, tmp_path: Path):
+def test_a_constitution_with_only_requests_cannot_make_contrasts(config, tmp_path: Path):
     requests = {"harmful0": {"prompt": ["CritiqueRequest: Say what is harmful in it."], "edit_request": "Rewrite it."}}
     (tmp_path / "requests.json").write_text(json.dumps(requests))
     options = {"constitution": tmp_path / "requests.json", "judge": "none"}
@@ -164,13 +168,13 @@ def test_a_constitution_of_requests_alone_makes_no_contrast(config, tmp_path: Pa
 # -- best of n ---------------------------------------------------------------------------------------------------------
 
 
-def test_best_of_n_is_the_judges_best_draft_against_its_worst(settings_for):
+def test_best_of_n_pairs_the_judges_best_draft_with_its_worst(settings_for):
     backend, judge = Scripted([LAZY], [RUDE], [KIND]), ByLength()
     (record,) = made(settings_for(method="best-of-n", num_drafts=3), backend, judge=judge)
     assert (record.status, record.revised_response, record.base_response) == (OK, KIND, LAZY)
     assert record.method == "best-of-n" and len(record.made_by) == 1
-    assert {case.first for case in judge.cases} == {LAZY} and len(judge.cases) == 2
-    assert {case.principle_id for case in judge.cases} == set(record.made_by)
+    assert {comparison.first for comparison in judge.comparisons} == {LAZY} and len(judge.comparisons) == 2
+    assert {comparison.principle_id for comparison in judge.comparisons} == set(record.made_by)
     assert len({seed for seeds in backend.seeds for seed in seeds}) == 3
 
 
@@ -179,7 +183,7 @@ def test_the_first_draft_may_be_the_best_or_the_worst(settings_for):
     assert (record.revised_response, record.base_response) == (KIND, LAZY)
 
 
-def test_drafts_that_are_not_replies_are_not_ordered(settings_for):
+def test_unusable_drafts_are_not_ranked(settings_for):
     broken = (
         "Please mend the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap"
     )
@@ -197,13 +201,13 @@ def test_drafts_that_are_not_replies_are_not_ordered(settings_for):
         ([["abc of the tap, first.", ], ["xyz of the tap, third."]], NO_DIFFERENCE),
     ],
 )  # fmt: skip
-def test_drafts_without_an_order_are_not_pair(settings_for, drafts, why):
+def test_drafts_that_cannot_be_ranked_make_no_pair(settings_for, drafts, why):
     (record,) = made(settings_for(method="best-of-n", num_drafts=2), Scripted(*drafts), judge=ByLength())
     assert record.status == why and record.made_by == ()
 
 
 @pytest.mark.parametrize(("options", "named"), [({"judge": "none"}, "judge"), ({"temperature": 0.0}, "temperature")])
-def test_best_of_n_without_what_it_needs_is_refused_at_once_with_advice(config, options, named):
+def test_best_of_n_without_a_judge_or_a_temperature_is_refused_at_once_with_advice(config, options, named):
     with pytest.raises(ConfigError, match="best-of-n") as refused:
         check_method(config(**{"method": "best-of-n", "judge": "self", **options}))
     assert f"--{named}" in refused.value.what_to_do
@@ -222,26 +226,26 @@ def test_best_of_n_without_what_it_needs_is_refused_at_once_with_advice(config, 
     ],
 )
 def test_a_record_depends_on_what_its_method_uses(settings_for, method, counts, does_not):
-    def made_by(**options: Any) -> Any:
+    def inputs(**options: Any) -> Any:
         return settings_for(**{"judge": "demo", "method": method, **options}).text_inputs()
 
-    assert all(made_by(**{name: value}) != made_by() for name, value in counts.items())
-    assert all(made_by(**{name: value}) == made_by() for name, value in does_not.items())
+    assert all(inputs(**{name: value}) != inputs() for name, value in counts.items())
+    assert all(inputs(**{name: value}) == inputs() for name, value in does_not.items())
 
 
-def test_an_opposite_counts_for_a_contrast_alone(settings_for, tmp_path):
+def test_an_opposite_matters_only_to_contrast(settings_for, tmp_path):
     path = tmp_path / "principles.yaml"
 
-    def made_by(method: str, opposite: str) -> Any:
+    def inputs(method: str, opposite: str) -> Any:
         path.write_text(f"principles: [{{id: calm, text: Stay calm., opposite: {opposite}}}]")
         return settings_for(method=method, judge="demo", constitution=path).text_inputs()
 
     for method in ("critique-revision", "contrast", "best-of-n"):
-        same = made_by(method, "Be upset.") == made_by(method, "Shout.")
+        same = inputs(method, "Be upset.") == inputs(method, "Shout.")
         assert same == (method != "contrast")
 
 
-def test_what_was_made_before_there_were_methods_is_asked_for_in_the_same_words(settings_for):
+def test_records_from_before_the_method_option_stay_valid(settings_for):
     before = asdict(settings_for())
     for later in ("method", "num_drafts", "judge"):
         del before[later]
@@ -252,11 +256,11 @@ def test_what_was_made_before_there_were_methods_is_asked_for_in_the_same_words(
 
 
 @pytest.mark.parametrize(("method", "replies"), [("critique-revision", 3), ("contrast", 2), ("best-of-n", 5)])
-def test_the_forecast_counts_the_replies_that_a_method_takes(config, method, replies):
+def test_the_forecast_counts_the_replies_of_each_method(config, method, replies):
     assert replies_per_pair(config(method=method, num_drafts=5)) == replies
 
 
-def test_a_file_keeps_the_method_and_the_texts_have_its_names():
+def test_a_record_keeps_its_method_which_names_the_texts():
     record = PairRecord(
         "a", "Why?", [{"role": "user", "content": "Why?"}], RUDE, KIND, "", ("calm",), 1, OK, method="contrast"
     )

@@ -38,7 +38,7 @@ def asked(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-# -- measuring --------------------------------------------------------------------------------------------------------
+# -- measuring ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_reply_depends_on_its_own_prompt_and_not_on_another(meter: RelevanceMeter):
@@ -63,29 +63,29 @@ def test_words_that_do_not_go_together_surprise_the_model(meter: RelevanceMeter)
     assert abs(mean(surprise[0])) < 0.5 and mean(surprise[1]) > MAX_SURPRISE
 
 
-def test_what_stands_beside_a_reply_does_not_change_its_relevance(meter: RelevanceMeter):
+def test_the_rest_of_a_batch_does_not_change_a_replys_relevance(meter: RelevanceMeter):
     first, second = Answer(asked("How do I fix a tap?"), "Close the valve."), Answer(asked("Why?"), "It is late. " * 9)
     together = meter.measure([first, second])
     apart = [*meter.measure([first]), *meter.measure([second])]
     assert [*together[0], *together[1]] == pytest.approx([*apart[0], *apart[1]], abs=1e-3)
 
 
-def test_an_empty_reply_has_none_and_a_prompt_of_the_panel_is_held_against_the_other(meter: RelevanceMeter):
-    empty, of_the_panel = meter.measure([Answer(asked("Why?"), ""), Answer(asked(OTHER_MESSAGES[0]), "Water it.")])
-    assert empty is None and of_the_panel is not None and of_the_panel.relevance != 0
+def test_an_empty_reply_has_no_relevance_and_a_reference_message_is_compared_with_the_other_one(meter: RelevanceMeter):
+    empty, of_reference = meter.measure([Answer(asked("Why?"), ""), Answer(asked(OTHER_MESSAGES[0]), "Water it.")])
+    assert empty is None and of_reference is not None and of_reference.relevance != 0
 
 
-# -- keeping ----------------------------------------------------------------------------------------------------------
+# -- caching -----------------------------------------------------------------------------------------------------------
 
 
 class Counting:
     """A meter that counts its measurements."""
 
     def __init__(self, nats: float = HIGH) -> None:
-        self.nats, self.asked = nats, 0
+        self.nats, self.measured = nats, 0
 
     def measure(self, answers):
-        self.asked += len(answers)
+        self.measured += len(answers)
         return [ReplyMeasures(self.nats, 0.0) if answer.reply.strip() else None for answer in answers]
 
 
@@ -94,15 +94,15 @@ def measured(pairs, path: Path, meter: Counting, model: str = "base") -> dict[st
     return drain(measure_pairs(pairs, path, model, lambda: loaded))
 
 
-def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_model_changed(tmp_path: Path):
+def test_nothing_is_measured_twice_unless_its_text_or_the_model_changes(tmp_path: Path):
     path, meter, pairs = tmp_path / "relevance.jsonl", Counting(), [pair(n) for n in range(40)]
-    assert len(measured(pairs, path, meter)) == 40 and meter.asked == 40
-    assert len(measured(pairs, path, meter)) == 40 and meter.asked == 40
+    assert len(measured(pairs, path, meter)) == 40 and meter.measured == 40
+    assert len(measured(pairs, path, meter)) == 40 and meter.measured == 40
     edited = [replace(pairs[0], revised_response="Glue it twice."), *pairs[1:], replace(pairs[1], id="the same again")]
     measured(edited, path, meter)
-    assert meter.asked == 41
+    assert meter.measured == 41
     measured(pairs, path, meter, model="another")
-    assert meter.asked == 81
+    assert meter.measured == 81
 
 
 def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
@@ -117,10 +117,10 @@ def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
     kept = len(read_relevance(path))
     assert 0 < kept < 40
     measured(pairs, path, meter)
-    assert meter.asked == 40
+    assert meter.measured == 40
 
 
-def test_lines_that_are_none_are_measured_again(tmp_path: Path):
+def test_damaged_lines_are_ignored(tmp_path: Path):
     path = tmp_path / "relevance.jsonl"
     rows = [
         '{"id": "a", "model": "base", "key": "k", "nats": "much", "surprise": 0.1}',
@@ -132,7 +132,7 @@ def test_lines_that_are_none_are_measured_again(tmp_path: Path):
     assert read_relevance(path) == {}
 
 
-# -- judging ----------------------------------------------------------------------------------------------------------
+# -- assessing ---------------------------------------------------------------------------------------------------------
 
 
 def reasons_of(
@@ -141,7 +141,7 @@ def reasons_of(
     return assess_pair(replace(pair(1, revised_response=reply, **changes), relevance=nats)).reasons_as_made
 
 
-def test_a_revision_that_its_prompt_makes_no_likelier_is_off_topic():
+def test_a_revision_that_its_prompt_makes_no_more_likely_is_off_topic():
     assert reasons_of(LOW) == (detectors.OFF_TOPIC,)
     assert reasons_of(HIGH) == () and reasons_of(None) == ()
 
@@ -165,7 +165,7 @@ def test_a_revision_that_surprises_the_model_too_much_is_nonsense_unless_it_is_s
     assert reasons(MAX_SURPRISE + 0.1, "Glue it today.") == ()
 
 
-def test_an_answer_that_revises_nothing_may_fit_any_message():
+def test_an_answer_that_is_not_a_revision_may_fit_any_message():
     assert detectors.reasons("Mend it", None, "What do you mean?", relevance=-3.0) == []
 
 
@@ -174,7 +174,7 @@ def test_the_common_words_name_no_subject():
     assert common_words().isdisjoint({"glue", "police", "basil", "car", "tap"})
 
 
-def test_validate_counts_what_was_measured_beside_the_file_and_an_edit_makes_it_unmeasured(tmp_path: Path, config):
+def test_validate_reads_measures_beside_the_file_and_an_edit_discards_them(tmp_path: Path, config):
     path = write_rows(tmp_path / "pairs.jsonl", [row(1), row(2)])
     first = pair(1)
     key = key_of_reply(first.messages, first.revised_response)
@@ -184,7 +184,7 @@ def test_validate_counts_what_was_measured_beside_the_file_and_an_edit_makes_it_
     assert validate(path, config()).report["figures"]["training_pairs"] == 2
 
 
-def test_a_pair_gets_what_was_measured_of_its_own_texts():
+def test_a_pair_gets_the_measures_of_its_own_texts():
     one = pair(1)
     known = {key_of_reply(one.messages, one.revised_response): ReplyMeasures(3.0, 0.5)}
     assert (with_measures(one, known).relevance, with_measures(one, known).surprise) == (3.0, 0.5)
@@ -192,17 +192,17 @@ def test_a_pair_gets_what_was_measured_of_its_own_texts():
     assert (other.relevance, other.surprise) == (None, None)
 
 
-def test_validate_measures_with_a_meter_what_nobody_measured(tmp_path: Path, config):
+def test_validate_measures_missing_pairs_with_a_meter(tmp_path: Path, config):
     path = write_rows(tmp_path / "pairs.jsonl", [row(number) for number in range(40)])
     unmeasured = validate(path, config())
     assert unmeasured.report["relevance"] == {"measured": 0, "relevant": 0}
     counting = Counting(LOW - 10)
-    told = validate(path, config(), meter=counting)  # type: ignore[arg-type]
-    assert counting.asked == 40 and told.report["relevance"] == {"measured": 40, "relevant": 0}
-    assert "relevant_share" in told.report["gate"]["failed"]
+    result = validate(path, config(), meter=counting)  # type: ignore[arg-type]
+    assert counting.measured == 40 and result.report["relevance"] == {"measured": 40, "relevant": 0}
+    assert "relevant_share" in result.report["gate"]["failed"]
 
 
-def test_the_gate_has_no_figure_for_what_was_not_measured(tmp_path: Path, config):
-    told = validate(write_rows(tmp_path / "pairs.jsonl", [row(1)]), config())
-    (figure,) = [one for one in told.report["gate"]["figures"] if one["name"] == "relevant_share"]
+def test_relevance_that_was_not_measured_has_no_value_in_the_gate(tmp_path: Path, config):
+    result = validate(write_rows(tmp_path / "pairs.jsonl", [row(1)]), config())
+    (figure,) = [one for one in result.report["gate"]["figures"] if one["name"] == "relevant_share"]
     assert figure["value"] is None and figure["passes"] is None

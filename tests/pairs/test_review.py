@@ -1,4 +1,4 @@
-"""The gate during review: after any decisions, in any order, its figures equal those of the stage."""
+"""The gate during review: after any decisions in any order, its figures equal those of the stage."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def a_decision(chance: random.Random) -> Decision | None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_after_any_decisions_the_figures_and_verdicts_are_those_of_the_stage(seed, config):
+def test_after_any_decisions_figures_and_verdicts_equal_those_of_the_stage(seed, config):
     chance = random.Random(seed)
     pairs, decisions = set_of_pairs(chance), {}
     order = list(range(len(pairs)))
-    chance.shuffle(order)  # a file is read in pieces, and judged where somebody looks
+    chance.shuffle(order)  # a file is read in pieces, and assessed where a person is looking
     review = Review()
     for line in order:
         review.put(line, assessment(pairs[line]))
@@ -97,8 +97,8 @@ def test_after_any_decisions_the_figures_and_verdicts_are_those_of_the_stage(see
     assert figures(review.counts, config()) == figures(tally, config())
 
 
-def test_rejecting_the_first_of_two_that_say_the_same_still_leaves_the_second_a_repeat():
-    """As in the stage: detectors see the duplicate whatever people decided."""
+def test_rejecting_the_first_of_two_duplicates_leaves_the_second_a_duplicate():
+    """As in the stage, where detectors see the duplicate whatever people decided."""
     twin = [pair(1, id="a"), pair(1, id="b")]
     review = review_of(*twin)
     assert (review.usable(0), review.usable(1)) == (True, False)
@@ -107,7 +107,7 @@ def test_rejecting_the_first_of_two_that_say_the_same_still_leaves_the_second_a_
     assert (review.usable(0), review.usable(1)) == (False, False)
 
 
-def test_editing_the_first_of_two_that_say_the_same_frees_the_second_and_says_so():
+def test_editing_the_first_of_two_duplicates_makes_the_second_usable_and_reports_both():
     twin = [pair(1, id="a"), pair(1, id="b")]
     review = review_of(*twin)
     edited = assessment(twin[0], Decision(revised_response="Look at thing 1 in good light, then ask."))
@@ -117,7 +117,7 @@ def test_editing_the_first_of_two_that_say_the_same_frees_the_second_and_says_so
     assert not review.usable(1)
 
 
-def test_a_gate_moves_with_one_decision(config):
+def test_one_decision_can_shut_and_open_the_gate(config):
     review = review_of(*map(pair, range(4)))
     pairs_left = lambda: next(f for f in figures(review.counts, config(min_pairs=4)) if f.name == "training_pairs")  # noqa: E731
     assert pairs_left().passes

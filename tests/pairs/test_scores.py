@@ -78,17 +78,21 @@ class Ruler:
         self.asked: list[str] = []
         self._error = error
 
-    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-        if all(case.criterion for case in cases):  # its exam
-            return [ScorePair(-float(len(case.first)), -float(len(case.second))) for case in cases]
-        error = self._error(cases)
+    def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        if all(comparison.criterion for comparison in comparisons):  # its exam
+            return [
+                ScorePair(-float(len(comparison.first)), -float(len(comparison.second))) for comparison in comparisons
+            ]
+        error = self._error(comparisons)
         if error is not None:
             raise error
-        self.asked += [case.id for case in cases]
-        return [self.given(case) for case in cases]
+        self.asked += [comparison.id for comparison in comparisons]
+        return [self.score_of(comparison) for comparison in comparisons]
 
-    def given(self, case: Comparison) -> ScorePair:
-        return ScorePair(-float(len(case.first)), -float(len(case.second)), {"principle": case.principle_id})
+    def score_of(self, comparison: Comparison) -> ScorePair:
+        return ScorePair(
+            -float(len(comparison.first)), -float(len(comparison.second)), {"principle": comparison.principle_id}
+        )
 
     def own_exam(self) -> Exam:
         items = tuple(ExamItem("padded", f"How long is {i}?", "So long.", f"As long as {i} is.") for i in range(20))
@@ -96,7 +100,7 @@ class Ruler:
 
 
 class LoadedJudge:
-    """Loads whatever judge a test put in."""
+    """Loads the judge that a test sets."""
 
     judge: Any = None
 
@@ -108,7 +112,7 @@ JUDGE = LoadedJudge()
 
 
 def scored_by(context: Context, pairs: Sequence[Pair], load: Callable[[Context], Any]) -> Any:
-    """`score_pairs` into the run folder, by the judge of the configuration."""
+    """Scores pairs into the run folder with the judge of the configuration."""
     name = judge_name(context.config) or ""
     loaded = in_this_process(lambda: load(context), context.stop)
     return score_pairs(context.run / layout.SCORES_JSONL, pairs, name, lambda: loaded)
@@ -127,7 +131,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
 
 @pytest.fixture
 def scored(context: Callable[..., Context], use: Callable[[Any], Any]) -> Context:
-    """A run with 40 pairs of which all are scored."""
+    """A run whose 40 pairs are all scored."""
     made = context(judge="demo")
     use(Ruler())
     run_stage(scored_by(made, as_pairs(40), JUDGE))
@@ -138,7 +142,7 @@ def lines(context: Context) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (context.run / layout.SCORES_JSONL).read_text().splitlines()]
 
 
-def test_a_score_is_written_with_its_judge_its_texts_and_what_led_to_it(scored: Context):
+def test_a_score_is_written_with_its_judge_its_texts_and_its_detail(scored: Context):
     written = lines(scored)
     assert {row["id"] for row in written} == {f"id{i}" for i in range(40)} and len(written) == 40
     row = next(row for row in written if row["id"] == "id7")
@@ -154,14 +158,12 @@ def test_a_score_is_written_with_its_judge_its_texts_and_what_led_to_it(scored: 
     assert row["base_score"] != row["revised_score"]
 
 
-def test_what_is_scored_is_not_asked_again_and_comes_back_in_the_order_of_the_pairs(
-    scored: Context, use: Callable[[Any], Any]
-):
+def test_nothing_is_scored_twice_and_scores_come_in_the_order_of_the_pairs(scored: Context, use: Callable[[Any], Any]):
     judge = use(Ruler())
     backwards = list(reversed(as_pairs(41)))
     _, found = run_stage(scored_by(scored, backwards, JUDGE))
     assert judge.asked == ["id40"]
-    assert [given.second for given in found] == [-len(pair.revised_response) for pair in backwards]
+    assert [scores.second for scores in found] == [-len(pair.revised_response) for pair in backwards]
     before = (scored.run / layout.SCORES_JSONL).read_bytes()
     events, _ = run_stage(scored_by(scored, backwards, JUDGE))
     assert judge.asked == ["id40"] and events == []
@@ -169,7 +171,7 @@ def test_what_is_scored_is_not_asked_again_and_comes_back_in_the_order_of_the_pa
 
 
 @pytest.mark.parametrize("changed", ["revised_response", "base_response", "messages"])
-def test_a_changed_text_is_scored_again_and_nothing_else(changed: str, scored: Context, use: Callable[[Any], Any]):
+def test_only_a_changed_text_is_scored_again(changed: str, scored: Context, use: Callable[[Any], Any]):
     judge, pairs = use(Ruler()), as_pairs(40)
     other: Any = [{"role": "user", "content": "Another question?"}] if changed == "messages" else "Another text."
     pairs[11] = replace(pairs[11], **{changed: other})
@@ -177,10 +179,12 @@ def test_a_changed_text_is_scored_again_and_nothing_else(changed: str, scored: C
     assert judge.asked == ["id11"]
     assert found[11].second == -len(pairs[11].revised_response)
     run_stage(scored_by(scored, as_pairs(40), JUDGE))
-    assert judge.asked == ["id11"]  # put back as it was: its first score still stands
+    assert judge.asked == ["id11"]  # the old text is back, and so is its score
 
 
-def test_another_judge_scores_for_itself(scored: Context, context: Callable[..., Context], use: Callable[[Any], Any]):
+def test_another_judge_scores_every_pair_itself(
+    scored: Context, context: Callable[..., Context], use: Callable[[Any], Any]
+):
     judge = use(Ruler())
     other = context(judge="reward-model", reward_model_id="owner/wise")
     run_stage(scored_by(other, as_pairs(40), JUDGE))
@@ -190,23 +194,21 @@ def test_another_judge_scores_for_itself(scored: Context, context: Callable[...,
     assert (len(known), damaged) == (40, 0)
 
 
-def test_a_torn_tail_is_set_aside_and_scored_again_and_a_damaged_line_reported(
-    scored: Context, use: Callable[[Any], Any]
-):
+def test_torn_and_damaged_lines_are_reported_and_scored_again(scored: Context, use: Callable[[Any], Any]):
     path = scored.run / layout.SCORES_JSONL
-    whole = path.read_bytes().splitlines(keepends=True)
-    torn, spoilt = json.loads(whole[-1]), json.loads(whole[3])
-    path.write_bytes(b"".join([*whole[:3], b'{"judge":"demo","id":3}\n', *whole[4:-1], whole[-1][:-20]]))
+    complete = path.read_bytes().splitlines(keepends=True)
+    torn, damaged = json.loads(complete[-1]), json.loads(complete[3])
+    path.write_bytes(b"".join([*complete[:3], b'{"judge":"demo","id":3}\n', *complete[4:-1], complete[-1][:-20]]))
     judge = use(Ruler())
     events, found = run_stage(scored_by(scored, as_pairs(40), JUDGE))
-    assert sorted(judge.asked) == sorted([torn["id"], spoilt["id"]])
-    told = " ".join(event.text for event in events if isinstance(event, Message))
+    assert sorted(judge.asked) == sorted([torn["id"], damaged["id"]])
+    messages = " ".join(event.text for event in events if isinstance(event, Message))
     assert (
-        "1 lines of" in told
-        and "Moved an unfinished score" in told
-        and "2 pairs with the judge demo; 38 are done" in told
+        "Damaged lines in" in messages
+        and "Moved an unfinished score" in messages
+        and "2 pairs with the judge demo; 38 are done" in messages
     )
-    assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(40)]
+    assert [scores.second for scores in found] == [-len(pair.revised_response) for pair in as_pairs(40)]
 
 
 def test_a_stop_between_two_batches_keeps_what_is_scored(context: Callable[..., Context], use: Callable[[Any], Any]):
@@ -232,7 +234,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from tests.pairs.test_scores import Ruler, as_pairs, scored_by
 folder = Path(sys.argv[1])
-def hold(cases):
+def hold(comparisons):
     if len(judge.asked) == 32:
         print("two batches", flush=True)
         sys.stdin.read()
@@ -242,9 +244,7 @@ list(scored_by(context, as_pairs(40), lambda *_: judge))
 """
 
 
-def test_after_a_kill_only_what_was_not_acknowledged_is_scored(
-    context: Callable[..., Context], use: Callable[[Any], Any]
-):
+def test_after_a_kill_only_unacknowledged_pairs_are_scored(context: Callable[..., Context], use: Callable[[Any], Any]):
     made, judge, root = context(judge="demo"), use(Ruler()), Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(made.run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -262,17 +262,17 @@ def test_after_a_kill_only_what_was_not_acknowledged_is_scored(
 
 def test_a_batch_too_large_for_the_memory_is_halved(context: Callable[..., Context], use: Callable[[Any], Any]):
     full = RuntimeError("CUDA out of memory. Tried to allocate")
-    judge = use(Ruler(lambda cases: full if len(cases) > 5 else None))
+    judge = use(Ruler(lambda comparisons: full if len(comparisons) > 5 else None))
     _, found = run_stage(scored_by(context(judge="demo"), as_pairs(20), JUDGE))
-    assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(20)]
+    assert [scores.second for scores in found] == [-len(pair.revised_response) for pair in as_pairs(20)]
     assert sorted(judge.asked) == sorted(f"id{i}" for i in range(20))
 
 
-def test_what_the_judge_raises_is_passed_on_and_what_it_scored_before_is_kept(
+def test_the_judges_error_passes_through_and_earlier_scores_are_kept(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     broken = NetworkError("The server is gone.")
-    judge = use(Ruler(lambda cases: broken if len(judge.asked) == 16 else None))
+    judge = use(Ruler(lambda comparisons: broken if len(judge.asked) == 16 else None))
     made = context(judge="demo")
     with pytest.raises(NetworkError, match="is gone"):
         run_stage(scored_by(made, as_pairs(20), JUDGE))
@@ -280,11 +280,11 @@ def test_what_the_judge_raises_is_passed_on_and_what_it_scored_before_is_kept(
 
 
 def test_the_longest_are_scored_first_and_the_order_is_the_same_every_time():
-    cases = [comparison_of(pair) for pair in as_pairs(12)]
-    ordered = longest_first(cases)
+    comparisons = [comparison_of(pair) for pair in as_pairs(12)]
+    ordered = longest_first(comparisons)
     lengths = [len(c.conversation[0]["content"]) + len(c.first) + len(c.second) for c in ordered]
     assert lengths == sorted(lengths, reverse=True)
-    assert longest_first(list(reversed(cases))) == ordered
+    assert longest_first(list(reversed(comparisons))) == ordered
 
 
 # -- the stage quality -------------------------------------------------------------------------------------------------
@@ -305,8 +305,8 @@ def test_the_stage_scores_usable_pairs_and_the_gate_reads_the_scores(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     records = rows(30)
-    records[4]["revised_response"] = records[4]["base_response"]  # cannot train: nobody is asked about it
-    records[9]["base_score"], records[9]["revised_score"] = 0.5, 0.25  # the file's own: the judge's goes before it
+    records[4]["revised_response"] = records[4]["base_response"]  # cannot train, so it is not scored
+    records[9]["base_score"], records[9]["revised_score"] = 0.5, 0.25  # which the judge's scores replace
     made, judge = with_pairs(context(judge="demo", min_pairs=5, relevance=False), records), use(Ruler())
     before = (made.run / layout.PAIRS_JSONL).read_bytes()
     events, result = run_stage(quality.run(made))
@@ -319,10 +319,10 @@ def test_the_stage_scores_usable_pairs_and_the_gate_reads_the_scores(
     }  # fmt: skip
     check = next(event for event in events if isinstance(event, Check) and event.name == "judge")
     assert (check.status, check.detail) == ("ok", "demo: 29 better, 0 equal, 0 worse")
-    assert not any("Nothing scored" in event.text for event in events if isinstance(event, Message))
+    assert not any("No judge scored" in event.text for event in events if isinstance(event, Message))
 
 
-def test_an_edited_pair_is_scored_again_when_the_stage_is_done_again_and_its_outputs_put_aside(
+def test_an_edited_pair_is_scored_again_when_the_stage_runs_again(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     made, judge = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30)), use(Ruler())
@@ -340,14 +340,14 @@ def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_distinguished
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     class Torn(Ruler):
-        def given(self, case: Comparison) -> ScorePair:
+        def score_of(self, comparison: Comparison) -> ScorePair:
             kinds = {
                 0: ScorePair(0.25, 0.75),
                 1: ScorePair(0.5, 0.5),
                 2: ScorePair(0.625, 0.375),
                 3: ScorePair(None, None, WHY),
             }
-            return kinds[min(int(case.id[2:]) % 10, 3)]
+            return kinds[min(int(comparison.id[2:]) % 10, 3)]
 
     WHY = {"not scored": "longer than the 48 tokens that the judge reads", "tokens": 50}
     made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30))
@@ -364,7 +364,7 @@ def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_distinguished
 
 def test_a_judge_that_can_score_nothing_is_an_error(context: Callable[..., Context], use: Callable[[Any], Any]):
     class Blind(Ruler):
-        def given(self, case: Comparison) -> ScorePair:
+        def score_of(self, comparison: Comparison) -> ScorePair:
             return ScorePair(None, None, {"not scored": "too dark"})
 
     use(Blind())
@@ -373,12 +373,12 @@ def test_a_judge_that_can_score_nothing_is_an_error(context: Callable[..., Conte
     assert "too dark" in refused.value.why
 
 
-def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(context: Callable[..., Context]):
+def test_without_a_judge_the_files_own_scores_count_and_are_named_as_such(context: Callable[..., Context]):
     records = rows(30)
     made = with_pairs(context(judge="none", min_pairs=5, relevance=False, accept_quality="a test"), records)
     events, _ = run_stage(quality.run(made))
     assert report_of(made)["figures"]["improved_share"] is None and report_of(made)["judge"] is None
-    assert any("Nothing scored these pairs" in event.text for event in events if isinstance(event, Message))
+    assert any("No judge scored these pairs" in event.text for event in events if isinstance(event, Message))
     for row in records[:20]:
         row["base_score"], row["revised_score"] = 0.125, 0.875
     made.run.set_aside(*STAGE["quality"].outputs, why="edits")
@@ -406,12 +406,12 @@ def test_a_damaged_line_needs_a_decision_and_a_torn_one_was_never_acknowledged(c
         run_stage(quality.run(made))
 
 
-def test_a_judge_that_hardly_answers_with_a_letter_is_doubted(
+def test_a_judge_that_hardly_answers_with_a_letter_gets_a_warning(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     class Mumbling(Ruler):
-        def given(self, case: Comparison) -> ScorePair:
-            return ScorePair(0.25, 0.75, {"on_the_letters": 0.125 if case.id == "id1" else 0.0625})
+        def score_of(self, comparison: Comparison) -> ScorePair:
+            return ScorePair(0.25, 0.75, {"on_the_letters": 0.125 if comparison.id == "id1" else 0.0625})
 
     use(Mumbling())
     made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30))
@@ -420,7 +420,7 @@ def test_a_judge_that_hardly_answers_with_a_letter_is_doubted(
     assert report_of(made)["judge"]["on_the_letters"] == pytest.approx((0.125 + 29 * 0.0625) / 30, abs=1e-6)
 
 
-def test_the_stage_is_stale_for_another_judge_and_another_server(context: Callable[..., Context]):
+def test_another_judge_or_another_server_model_makes_the_stage_stale(context: Callable[..., Context]):
     server = {"judge": "server", "server_url": "http://127.0.0.1:9/v1"}
     seen = [
         json.dumps(evidence_of(context(**options), "quality"), sort_keys=True)
@@ -445,7 +445,7 @@ def test_the_demos_judge_finds_the_revisions_of_its_grammar_better(context: Call
         asked = [{"role": "user", "content": question.core}]
         records.append({**rows(1)[0], **texts, "id": f"q{number}", "messages": asked})
     made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), records)
-    with contextlib.suppress(DataError):  # what else the gate finds is not this test's
+    with contextlib.suppress(DataError):  # other figures of the gate do not matter here
         run_stage(quality.run(made))
     judged = report_of(made)["judge"]
     assert judged["scored"] > 40 and judged["better"] == judged["scored"]
@@ -455,7 +455,7 @@ def test_the_demos_judge_finds_the_revisions_of_its_grammar_better(context: Call
 # -- the verdict -------------------------------------------------------------------------------------------------------
 
 
-def test_the_verdicts_figures_leave_out_what_the_judge_could_not_score():
+def test_the_verdicts_figures_leave_out_comparisons_without_a_score():
     prompts: Any = [[{"role": "user", "content": f"How do I mend thing {i}?"}] for i in range(4)]
     stage2 = [Reply(f"Kick the thing number {i} twice.", True, 5) for i in range(4)]
     stage3 = [Reply(f"Glue the thing number {i} gently.", True, 6) for i in range(4)]
@@ -465,22 +465,22 @@ def test_the_verdicts_figures_leave_out_what_the_judge_could_not_score():
     assert (figures["wins"], figures["ties"], figures["losses"], figures["not_judged"]) == (1, 1, 1, 1)
     assert figures["stage2_mean_score"] == pytest.approx((0.125 + 0.75 + 0.5) / 3)
     assert figures["stage2_flawed_share"] is None
-    told = JudgedAnswers(
+    judged = JudgedAnswers(
         "j", "a judge", [0.5] * 4, [0.25] * 4, ([True, True, True, False], [True, False, False, False])
     )
-    _, figures = compare(prompts, stage2, stage3, told)
+    _, figures = compare(prompts, stage2, stage3, judged)
     assert (figures["stage2_flawed_share"], figures["stage3_flawed_share"]) == (0.75, 0.25)
     _, figures = compare(prompts, stage2, stage3, None)
     assert figures["stage2_mean_score"] is None and "wins" not in figures
 
 
-def test_a_judgement_counts_each_outcome():
-    given = [
+def test_the_judges_summary_counts_each_outcome():
+    scores = [
         ScorePair(1.0, 2.0),
         ScorePair(3.0, 2.5),
         ScorePair(4.0, 4.0),
         ScorePair(None, None, {"not scored": "why"}),
     ]
-    told = JudgeSummary.of("j", [*given, given[0]])
-    assert told.sentence == "j: 2 better, 1 equal, 1 worse, 1 not scored"
-    assert told.scored == 4 and told.as_dict()["not_scored"] == {"why": 1}
+    summary = JudgeSummary.of("j", [*scores, scores[0]])
+    assert summary.sentence == "j: 2 better, 1 equal, 1 worse, 1 not scored"
+    assert summary.scored == 4 and summary.as_dict()["not_scored"] == {"why": 1}

@@ -21,7 +21,7 @@ def test_without_edits_the_usable_pairs_train_in_their_order():
     assert ids(PAIRS, {}) == ["id1", "id3"]
 
 
-def test_a_person_leaves_a_good_pair_out_and_takes_a_bad_one_in():
+def test_a_person_can_leave_a_good_pair_out_and_take_a_bad_one_in():
     assert ids(PAIRS, {"id1": Decision(accepted=False), "id2": Decision(accepted=True)}) == ["id2", "id3"]
 
 
@@ -33,24 +33,24 @@ def test_a_note_alone_decides_nothing():
     assert ids(PAIRS, {"id1": Decision(note="?"), "id2": Decision(note="!")}) == ["id1", "id3"]
 
 
-def test_an_edited_text_is_judged_again():
+def test_an_edited_text_is_assessed_again():
     edited = {"id1": Decision(revised_response=META), "id2": Decision(revised_response="Tape thing 2 to the wall.")}
     assert ids(PAIRS, edited) == ["id2", "id3"]
     back_to_the_draft = {"id1": Decision(revised_response=PAIRS[0].base_response)}
     assert ids(PAIRS, back_to_the_draft) == ["id3"]
 
 
-def test_an_edited_text_that_a_person_accepts_is_not_judged():
+def test_an_edited_text_that_a_person_accepts_trains_whatever_the_detectors_find():
     assert ids(PAIRS, {"id1": Decision(accepted=True, revised_response=META)}) == ["id1", "id3"]
 
 
-def test_an_edit_mends_a_pair_that_was_cut_off():
+def test_an_edit_repairs_a_pair_that_was_cut_off():
     cut = replace(PAIRS[0], status="cut off", finish={"revision": "cut off"})
     assert ids([cut], {}) == []
     assert ids([cut], {"id1": Decision(revised_response="Glue it gently.")}) == ["id1"]
 
 
-def test_of_a_flipped_pair_the_draft_is_judged():
+def test_a_flipped_pair_needs_a_usable_draft():
     """A revision that is not a reply is a reason to prefer the draft."""
     assert ids(PAIRS, {"id2": Decision(flipped=True)}) == ["id1", "id2", "id3"]
     bad_draft = replace(PAIRS[0], base_response=META)
@@ -58,7 +58,7 @@ def test_of_a_flipped_pair_the_draft_is_judged():
     assert ids([bad_draft], {"id1": Decision(flipped=True)}) == []
 
 
-def test_of_a_pair_whose_file_prefers_the_draft_both_are_judged():
+def test_a_pair_whose_file_prefers_the_draft_needs_both_texts_usable():
     assert ids([replace(PAIRS[0], chosen="base")], {}) == ["id1"]
     assert ids([replace(PAIRS[1], chosen="base")], {}) == []
     assert ids([replace(PAIRS[0], chosen="base", base_response=META)], {}) == []
@@ -71,7 +71,7 @@ def test_nobody_can_accept_a_pair_that_lacks_a_text():
     assert ids([too_long], {"id1": Decision(revised_response="Glue it.")}) == []
 
 
-def test_what_repeats_an_earlier_pair_word_for_word_is_left_out_and_what_shares_its_prompt_is_not():
+def test_a_duplicate_of_an_earlier_pair_is_left_out_and_a_pair_with_the_same_prompt_is_not():
     twin = replace(PAIRS[0], id="twin", prompt=PAIRS[0].prompt.upper())
     twin = replace(twin, messages=[{"role": "user", "content": twin.prompt}])
     other = replace(twin, id="other", revised_response="Tape it to the wall.")
@@ -80,7 +80,7 @@ def test_what_repeats_an_earlier_pair_word_for_word_is_left_out_and_what_shares_
     assert ids([PAIRS[0], twin], {"twin": Decision(accepted=True)}) == ["id1", "twin"]
 
 
-def test_what_trains_depends_on_the_pairs_and_the_decisions_alone():
+def test_the_training_set_depends_only_on_pairs_and_decisions():
     random = Random(3)
     pairs = [pair(i, revised_response=random.choice([META, f"Glue thing {i} gently."])) for i in range(30)]
     for _ in range(20):
@@ -109,7 +109,7 @@ def test_a_row_is_trls_preference_format_with_the_preferred_text_as_chosen():
     assert flipped["chosen"][0]["content"].startswith("Kick") and flipped["rejected"][0]["content"].startswith("Glue")
 
 
-def test_held_out_prompts_are_not_trained_on_and_the_parting_is_the_same_every_time():
+def test_held_out_prompts_are_not_trained_on_and_the_split_is_the_same_every_time():
     pairs = [pair(i) for i in range(40)] + [pair(i, id=f"twin{i}") for i in range(5)]
     train, held = hold_out(pairs, 0.25, 3)
     assert {p.prompt for p in train}.isdisjoint({p.prompt for p in held})

@@ -1,4 +1,4 @@
-"""`stage3-tui validate`: any pairs file, in any state, is assessed to its end in constant memory."""
+"""`stage3-tui validate`: any pairs file in any state is assessed to its end in constant memory."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ Lines = list[PairVerdict | BadLine]
 
 
 @pytest.fixture
-def judge(config) -> Callable[..., tuple[Validation, Lines]]:
-    """Validates a file with a gate that four pairs open."""
+def validated(config) -> Callable[..., tuple[Validation, Lines]]:
+    """Validates a file with a gate that opens for four pairs."""
 
-    def judge(path: Path, *, export: Path | None = None, force: bool = False, **options: Any):
+    def validated(path: Path, *, export: Path | None = None, force: bool = False, **options: Any):
         lines: Lines = []
         given = config(**{"min_pairs": 4, **options})
         return validate(path, given, lines.append, export=export, force=force), lines
 
-    return judge
+    return validated
 
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
-    """Six pairs that open the gate."""
+    """A file with six pairs, which open the gate."""
     return write_rows(tmp_path / "pairs.jsonl", map(row, range(6)))
 
 
-# -- what a pairs file may look like ----------------------------------------------------------------------------------
+# -- forms of pairs files ----------------------------------------------------------------------------------------------
 
 P, DRAFT, REVISION = "How cold is it?", "Cold.", "About four degrees."
 
 
-def said(role: str, content: str) -> dict[str, str]:
+def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-ASKED = [said("user", P)]
+MESSAGES = [message("user", P)]
 
 
 @pytest.mark.parametrize(
-    "of_a_stranger",
+    "foreign_row",
     [
         {"prompt": P, "base_response": DRAFT, "revised_response": REVISION},
         {
@@ -73,27 +73,31 @@ ASKED = [said("user", P)]
         },
         {"prompt": P, "chosen": REVISION, "rejected": DRAFT},
         {"prompt": f"\n\nHuman: {P}\n\nAssistant:", "chosen": f" {REVISION}", "rejected": f" {DRAFT}"},
-        {"prompt": ASKED, "chosen": [said("assistant", REVISION)], "rejected": [said("assistant", DRAFT)]},
-        {"prompt": ASKED, "chosen": [said("assistant", REVISION)], "rejected": DRAFT},
-        {"chosen": [*ASKED, said("assistant", REVISION)], "rejected": [*ASKED, said("assistant", DRAFT)]},
-        {"prompt": P, "chosen": [*ASKED, said("assistant", REVISION)], "rejected": [*ASKED, said("assistant", DRAFT)]},
+        {"prompt": MESSAGES, "chosen": [message("assistant", REVISION)], "rejected": [message("assistant", DRAFT)]},
+        {"prompt": MESSAGES, "chosen": [message("assistant", REVISION)], "rejected": DRAFT},
+        {"chosen": [*MESSAGES, message("assistant", REVISION)], "rejected": [*MESSAGES, message("assistant", DRAFT)]},
+        {
+            "prompt": P,
+            "chosen": [*MESSAGES, message("assistant", REVISION)],
+            "rejected": [*MESSAGES, message("assistant", DRAFT)],
+        },
         {"chosen": f"\n\nHuman: {P}\n\nAssistant: {REVISION}", "rejected": f"\n\nHuman: {P}\n\nAssistant: {DRAFT}"},
-        {"messages": ASKED, "chosen": REVISION, "rejected": DRAFT, "margin": 0.3},
+        {"messages": MESSAGES, "chosen": REVISION, "rejected": DRAFT, "margin": 0.3},
     ],
     ids=lambda row: "-".join(f"{key}:{type(value).__name__}" for key, value in row.items()),
 )
-def test_every_shape_of_a_pair_is_the_same_pair(of_a_stranger: dict[str, Any]):
-    read = pair_of(0, json.loads(dumps(of_a_stranger)))
+def test_every_shape_of_a_row_gives_the_same_pair(foreign_row: dict[str, Any]):
+    read = pair_of(0, json.loads(dumps(foreign_row)))
     assert isinstance(read, Pair), read
-    assert (read.prompt, read.messages) == (P, ASKED)
+    assert (read.prompt, read.messages) == (P, MESSAGES)
     assert (read.base_response, read.revised_response, read.preferred) == (DRAFT, REVISION, REVISION)
 
 
-def test_turns_of_the_assistant_in_a_row_are_one_reply():
+def test_consecutive_assistant_turns_are_one_reply():
     twice = f"\n\nHuman: {P}\n\nAssistant: Well.\n\nAssistant: {REVISION}"
     read = pair_of(0, {"chosen": twice, "rejected": f"\n\nHuman: {P}\n\nAssistant: {DRAFT}"})
     assert isinstance(read, Pair)
-    assert (read.messages, read.revised_response) == (ASKED, f"Well.\n\n{REVISION}")
+    assert (read.messages, read.revised_response) == (MESSAGES, f"Well.\n\n{REVISION}")
 
 
 def test_a_reply_that_simulates_further_turns_is_not_cut_to_its_last_one():
@@ -102,7 +106,7 @@ def test_a_reply_that_simulates_further_turns_is_not_cut_to_its_last_one():
     assert isinstance(read, Pair) and read.revised_response == leak
 
 
-def test_our_own_lines_say_which_principles_made_the_pair_and_all_of_the_notebooks_did():
+def test_our_records_name_the_principles_that_made_the_pair_and_the_notebooks_count_all():
     def made_by(**keys: Any) -> tuple[str, ...]:
         read = pair_of(0, row(1, principle_ids=["a", "b", "c", "d"], **keys))
         assert isinstance(read, Pair)
@@ -115,18 +119,21 @@ def test_our_own_lines_say_which_principles_made_the_pair_and_all_of_the_noteboo
 
 NO_PAIRS: dict[str, tuple[Any, str]] = {
     "nothing": ({}, "neither base_response"),
-    "a key lacks": ({"prompt": P, "base_response": DRAFT}, "'revised_response' is missing"),
-    "another lacks": ({"prompt": P, "chosen": DRAFT}, "'rejected' is missing"),
+    "without a revision": ({"prompt": P, "base_response": DRAFT}, "'revised_response' is missing"),
+    "without a rejected text": ({"prompt": P, "chosen": DRAFT}, "'rejected' is missing"),
     "null": (row(1, prompt=None), "prompt is null"),
     "a number": (row(1, revised_response=3), "revised_response is a number"),
     "a list": (row(1, base_response=["a"]), "base_response is a list"),
     "no score": (row(1, base_score="high"), "base_score is a string"),
     "true as a score": (row(1, base_score=True), "base_score is a boolean"),
-    "a choice that is none": (row(1, chosen="maybe"), "chosen must be"),
-    "messages of nobody": (row(1, messages=[{"content": "a"}]), r"messages\[0\] has no role"),
-    "messages without text": (row(1, messages=[said("user", P), {"role": "user", "content": None}]), r"messages\[1\]"),
-    "messages that are none": (row(1, messages={"role": "user"}), "messages is an object"),
-    "messages that wait for nothing": (row(1, messages=[said("assistant", "Hello.")]), "no user turn"),
+    "an unknown choice": (row(1, chosen="maybe"), "chosen must be"),
+    "messages without a role": (row(1, messages=[{"content": "a"}]), r"messages\[0\] has no role"),
+    "messages without text": (
+        row(1, messages=[message("user", P), {"role": "user", "content": None}]),
+        r"messages\[1\]",
+    ),
+    "messages that are an object": (row(1, messages={"role": "user"}), "messages is an object"),
+    "messages without a user turn": (row(1, messages=[message("assistant", "Hello.")]), "no user turn"),
     "principles": (row(1, principle_ids="HP1"), "principle_ids is a string"),
     "a principle": (row(1, principle_ids=[None]), "principle_ids is null"),
     "finish": (row(1, finish={"revision": 1}), "finish"),
@@ -138,7 +145,7 @@ NO_PAIRS: dict[str, tuple[Any, str]] = {
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
         "different conversations",
     ),
-    "the user's last word": ({"chosen": ASKED, "rejected": ASKED}, "does not end with an assistant message"),
+    "the user's last word": ({"chosen": MESSAGES, "rejected": MESSAGES}, "does not end with an assistant message"),
     "no messages": ({"prompt": P, "chosen": [], "rejected": []}, "does not end with an assistant message"),
 }
 
@@ -152,14 +159,14 @@ def test_a_row_that_is_not_a_pair_says_why(bad: dict[str, Any], reason: str):
         raise ValueError(read.reason)
 
 
-# -- damage -----------------------------------------------------------------------------------------------------------
+# -- damage ------------------------------------------------------------------------------------------------------------
 
 LINE = dumps(row(1)).encode()
 DAMAGE: dict[str, tuple[bytes, str]] = {
     "no JSON": (b"{oops", "not JSON"),
     "a list": (b"[1]", "a list"),
     "null": (b"null", "null"),
-    "a text": (b'"hello"', "a text"),
+    "a text": (b'"hello"', "a string"),
     "NaN": (LINE[:-1] + b',"base_score":NaN}', "finite"),
     "Infinity": (LINE[:-1] + b',"base_score":-Infinity}', "finite"),
     "a number beyond all": (LINE[:-1] + b',"base_score":1e999}', "finite"),
@@ -167,9 +174,9 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "5000 digits": (LINE[:-1] + b',"base_score":' + b"9" * 5000 + b"}", "thousands of digits"),
     "nested": (LINE[:-1] + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     "nested objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
-    "twice the same key": (LINE[:-1] + b',"prompt":"another"}', "stands twice"),
-    "no UTF-8": (LINE[:40] + b"\xff" + LINE[41:], "no UTF-8"),
-    "a surrogate in UTF-8": (LINE[:40] + b"\xed\xa0\x80" + LINE[43:], "no UTF-8"),
+    "twice the same key": (LINE[:-1] + b',"prompt":"another"}', "appears twice"),
+    "not UTF-8": (LINE[:40] + b"\xff" + LINE[41:], "not UTF-8"),
+    "a surrogate in UTF-8": (LINE[:40] + b"\xed\xa0\x80" + LINE[43:], "not UTF-8"),
     "a hole": (LINE[:40] + b"\0" * 30 + LINE[70:], "NUL bytes"),
     "a hole in front": (b"\0" * 64 + LINE, "NUL bytes"),
     "two records on one line": (LINE + LINE, "Extra data"),
@@ -181,11 +188,11 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.fault("C2")
 @pytest.mark.parametrize(("damage", "reason"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_line_is_named_and_the_rest_is_judged(tmp_path: Path, judge, damage: bytes, reason: str):
+def test_a_damaged_line_is_reported_and_the_rest_is_assessed(tmp_path: Path, validated, damage: bytes, reason: str):
     path = tmp_path / "pairs.jsonl"
     rows = [dumps(row(i)).encode() for i in range(5)]
     path.write_bytes(b"\n".join([*rows[:3], damage, *rows[3:], b""]))
-    result, lines = judge(path)
+    result, lines = validated(path)
     assert [line.line for line in lines] == [0, 1, 2, 3, 4, 5]
     assert [bad.line for bad in result.bad_lines] == [3] and reason in result.bad_lines[0].reason
     assert isinstance(lines[3], BadLine) and all(isinstance(line, PairVerdict) for line in lines[:3] + lines[4:])
@@ -194,28 +201,28 @@ def test_a_damaged_line_is_named_and_the_rest_is_judged(tmp_path: Path, judge, d
     assert result.error is not None and int(result.error.exit_code) == 9
 
 
-def test_a_torn_last_line_is_named_and_a_whole_one_without_newline_is_a_pair(good: Path, judge):
-    whole = good.read_bytes()
-    good.write_bytes(whole.rstrip(b"\n"))
-    assert judge(good)[0].open
-    good.write_bytes(whole[:-3])
-    result, _ = judge(good)
-    assert [bad.line for bad in result.bad_lines] == [5] and "torn" in result.bad_lines[0].reason
+def test_a_torn_last_line_is_reported_and_a_complete_one_without_newline_is_a_pair(good: Path, validated):
+    complete = good.read_bytes()
+    good.write_bytes(complete.rstrip(b"\n"))
+    assert validated(good)[0].open
+    good.write_bytes(complete[:-3])
+    result, _ = validated(good)
+    assert [bad.line for bad in result.bad_lines] == [5] and "incomplete" in result.bad_lines[0].reason
     assert [line for line, _ in read_pairs(good, last_line_may_lack_newline=False)] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.fault("C3")
-def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_not_damage(tmp_path: Path, judge):
+def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_not_damage(tmp_path: Path, validated):
     rows = [row(i, revised_response=f"Glue\u2028thing {i}\x85 gently.") for i in range(4)]
     lines = [json.dumps(each, ensure_ascii=False) for each in rows]
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([lines[0], "", "   ", *lines[1:], ""]).encode())
-    result, verdicts = judge(path)
+    result, verdicts = validated(path)
     assert result.open and [verdict.line for verdict in verdicts] == [0, 3, 4, 5]
 
 
 @pytest.mark.fault("C1")
-def test_any_records_cut_anywhere_read_back_as_those_that_are_whole(tmp_path: Path):
+def test_records_cut_anywhere_read_back_as_the_complete_ones(tmp_path: Path):
     random = Random(4)
     path = tmp_path / "x.jsonl"
     for _ in range(60):
@@ -247,26 +254,26 @@ def _any_record(random: Random) -> dict[str, Any]:
 
 
 @pytest.mark.fault("C2")
-def test_a_file_with_any_bytes_overwritten_is_judged_to_its_end(tmp_path: Path, judge):
+def test_a_file_with_overwritten_bytes_is_assessed_to_its_end(tmp_path: Path, validated):
     random = Random(5)
-    clean = "".join(dumps(row(i, base_score=0.5, messages=[said("user", "é")])) + "\n" for i in range(4)).encode()
+    clean = "".join(dumps(row(i, base_score=0.5, messages=[message("user", "é")])) + "\n" for i in range(4)).encode()
     path = tmp_path / "pairs.jsonl"
     for _ in range(100):
         data = bytearray(clean)
         for _ in range(random.randrange(1, 6)):
             data[random.randrange(len(data))] = random.choice(b'\0\n\r"\\{}[],:\xff\xed 0aeN')
         path.write_bytes(data)
-        result, lines = judge(path)
-        there = [number for number, line in enumerate(bytes(data).split(b"\n")) if line.strip()]
-        assert [line.line for line in lines] == there
-        assert result.report["pairs"] + result.report["figures"]["bad_lines"] == len(there)
+        result, lines = validated(path)
+        nonblank = [number for number, line in enumerate(bytes(data).split(b"\n")) if line.strip()]
+        assert [line.line for line in lines] == nonblank
+        assert result.report["pairs"] + result.report["figures"]["bad_lines"] == len(nonblank)
 
 
-# -- files, pipes, and what is none -----------------------------------------------------------------------------------
+# -- files, pipes and empty sources ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["missing", "a folder", "empty", "blank", "an empty archive"])
-def test_without_a_pair_to_read_it_says_so_and_exits_2(tmp_path: Path, what: str, capsys):
+def test_a_source_without_rows_is_an_error_with_exit_code_2(tmp_path: Path, what: str, capsys):
     path = tmp_path / "pairs.jsonl"
     contents = {"empty": b"", "blank": b"\n \r\n\n", "an empty archive": gzip.compress(b"")}
     if what in contents:
@@ -278,30 +285,30 @@ def test_without_a_pair_to_read_it_says_so_and_exits_2(tmp_path: Path, what: str
     assert printed.out == "" and printed.err.startswith("failed: ") and str(path) in printed.err
 
 
-def test_a_run_folder_is_answered_with_the_pairs_file_in_it(tmp_path: Path, judge):
+def test_the_error_for_a_run_folder_names_its_pairs_file(tmp_path: Path, validated):
     (tmp_path / "pairs").mkdir()
     write_rows(tmp_path / "pairs" / "pairs.jsonl", [row(1)])
     with pytest.raises(ConfigError) as caught:
-        judge(tmp_path)
+        validated(tmp_path)
     assert "pairs/pairs.jsonl" in caught.value.what_to_do
 
 
-def test_a_compressed_file_is_read_whatever_its_name_and_one_cut_short_is_damaged(good: Path, judge):
-    plain = judge(good)[1]
+def test_a_compressed_file_is_read_whatever_its_name_and_a_truncated_one_is_damaged(good: Path, validated):
+    plain = validated(good)[1]
     packed = gzip.compress(good.read_bytes())
     good.write_bytes(packed)
-    assert judge(good)[1] == plain
+    assert validated(good)[1] == plain
     good.write_bytes(packed[:-20])
-    result, lines = judge(good)
+    result, lines = validated(good)
     assert "compressed data" in result.bad_lines[0].reason and not result.open
     assert lines[: len(lines) - 1] == plain[: len(lines) - 1]
 
 
-def test_a_dash_is_standard_input(good: Path, judge, monkeypatch: pytest.MonkeyPatch):
-    plain = judge(good)[1]
+def test_a_dash_is_standard_input(good: Path, validated, monkeypatch: pytest.MonkeyPatch):
+    plain = validated(good)[1]
     for data in (good.read_bytes(), gzip.compress(good.read_bytes())):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
-        assert judge(Path("-"))[1] == plain
+        assert validated(Path("-"))[1] == plain
 
 
 @pytest.mark.fault("B11")
@@ -318,37 +325,37 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path, config):
         finally:
             tracemalloc.stop()
 
-    peak(2)  # what is imported and compiled at first use
+    peak(2)  # imports and compiles what the first use needs
     assert peak(30) < 1.3 * peak(5)
 
 
-# -- what lies beside the file ----------------------------------------------------------------------------------------
+# -- sidecar files -----------------------------------------------------------------------------------------------------
 
 
-def test_what_people_decided_beside_the_file_counts_and_is_reported(good: Path, judge, capsys):
+def test_decisions_beside_the_file_count_and_are_reported(good: Path, validated, capsys):
     edits = good.with_name("edits.jsonl")
     for pair_id, action in (("id1", "reject"), ("id2", "flip"), ("elsewhere", "reject")):
         write_edit(edits, pair_id, action)
-    result, lines = judge(good)
+    result, lines = validated(good)
     assert lines[1].reasons == ("rejected",) and not lines[1].usable
     people = result.report["people"]
     assert (people["decided"], people["rejected"], people["flipped"], people["not_here"]) == (2, 1, 1, 1)
     main(["validate", str(good)])
     printed = capsys.readouterr().out
-    assert "decisions about 2 pairs" in printed and "1 that are not in this file" in printed
+    assert "decisions about 2 pairs" in printed and "1 pairs that are not in this file" in printed
 
 
-def test_a_damaged_decision_shuts_the_gate_and_names_its_line(good: Path, judge):
+def test_a_damaged_decision_shuts_the_gate_and_the_error_names_its_line(good: Path, validated):
     edits = good.with_name("edits.jsonl")
     write_edit(edits, "id1", "reject")
     with edits.open("a") as file:
         file.write('{"id": "id2", "action": "rejcet"}\n')
-    result, _ = judge(good, accept_quality="never mind")
+    result, _ = validated(good, accept_quality="never mind")
     assert result.report["gate"]["failed"] == ["bad_edits"]
     assert result.error is not None and "Line 2 of" in result.error.what and "edits.jsonl" in result.error.what
 
 
-def test_the_scores_of_the_last_judge_count_where_the_texts_are_those_that_it_read(good: Path, judge):
+def test_the_last_judges_scores_count_where_its_texts_are_unchanged(good: Path, validated):
     from engine.pairs.judges.scores import comparison_of, key_of
 
     pairs = [each for _, each in read_pairs(good) if isinstance(each, Pair)]
@@ -367,14 +374,14 @@ def test_the_scores_of_the_last_judge_count_where_the_texts_are_those_that_it_re
     write_rows(good.with_name("scores.jsonl"), rows)
     write_edit(good.with_name("edits.jsonl"), "id1", "edit", "Tape thing 1 to the wall.")
     write_edit(good.with_name("edits.jsonl"), "id2", "edit", "Screw thing 2 to the wall.")
-    report = judge(good)[0].report
+    report = validated(good)[0].report
     assert (report["scored_by"], report["scored"], report["figures"]["improved_share"]) == ("new", 5, 1.0)
 
 
-# -- the training set, written ----------------------------------------------------------------------------------------
+# -- the exported training set -----------------------------------------------------------------------------------------
 
 
-def test_the_export_is_what_trains_after_peoples_edits_and_loads_in_plain_datasets(tmp_path: Path, good: Path, judge):
+def test_the_export_is_the_edited_training_set_and_loads_in_plain_datasets(tmp_path: Path, good: Path, validated):
     from datasets import load_dataset
 
     write_edit(good.with_name("edits.jsonl"), "id0", "reject")
@@ -382,12 +389,12 @@ def test_the_export_is_what_trains_after_peoples_edits_and_loads_in_plain_datase
     with good.open("a") as file:
         file.write(dumps(row(7, revised_response=META)) + "\n")
     out = tmp_path / "train.jsonl"
-    result, _ = judge(good, export=out)
+    result, _ = validated(good, export=out)
     assert result.report["export"] == {"path": str(out), "pairs": 5, "written": True}
     loaded = load_dataset("json", data_files=str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert sorted(loaded.column_names) == ["chosen", "prompt", "rejected"] and len(loaded) == 5
-    assert loaded[0]["chosen"] == [said("assistant", row(1)["base_response"])]
-    assert loaded[1]["prompt"] == [said("user", row(2)["prompt"])]
+    assert loaded[0]["chosen"] == [message("assistant", row(1)["base_response"])]
+    assert loaded[1]["prompt"] == [message("user", row(2)["prompt"])]
     assert all(isinstance(each, Pair) for _, each in read_pairs(out))
 
 
@@ -403,13 +410,13 @@ def test_nothing_is_exported_while_the_gate_is_shut_unless_a_person_opens_it(tmp
     assert len(out.read_text().splitlines()) == 6
 
 
-def test_an_export_replaces_no_file_without_force_and_never_what_it_reads(tmp_path: Path, good: Path, judge):
+def test_an_export_replaces_no_file_without_force_and_never_an_input_file(tmp_path: Path, good: Path, validated):
     out = tmp_path / "train.jsonl"
     out.write_text("mine")
     with pytest.raises(ConfigError, match="exists"):
-        judge(good, export=out)
+        validated(good, export=out)
     assert out.read_text() == "mine"
-    judge(good, export=out, force=True)
+    validated(good, export=out, force=True)
     assert len(out.read_text().splitlines()) == 6
     write_edit(good.with_name("edits.jsonl"), "id0", "note", "keep")
     (tmp_path / "link.jsonl").symlink_to(good)
@@ -417,32 +424,32 @@ def test_an_export_replaces_no_file_without_force_and_never_what_it_reads(tmp_pa
     before = good.read_bytes()
     for name in ("pairs.jsonl", "link.jsonl", "hard.jsonl", "edits.jsonl"):
         with pytest.raises(ConfigError, match="one of the input files"):
-            judge(good, export=tmp_path / name, force=True)
+            validated(good, export=tmp_path / name, force=True)
     assert good.read_bytes() == before
 
 
-def test_an_export_goes_to_an_ordinary_file_in_a_folder_that_is_there(tmp_path: Path, good: Path, judge):
+def test_an_export_needs_a_regular_file_in_an_existing_folder(tmp_path: Path, good: Path, validated):
     for place, reason in (
         (tmp_path, "a folder"),
         (tmp_path / "no" / "x", "does not exist"),
         (Path("/dev/null"), "regular"),
     ):
         with pytest.raises(ConfigError, match=reason):
-            judge(good, export=place, force=True)
+            validated(good, export=place, force=True)
 
 
-def test_a_file_that_is_bad_from_the_middle_leaves_no_half_export(tmp_path: Path, good: Path, judge):
+def test_a_file_that_is_damaged_in_the_middle_leaves_no_partial_export(tmp_path: Path, good: Path, validated):
     with good.open("a") as file:
         file.write("{oops\n")
-    result, _ = judge(good, export=tmp_path / "train.jsonl", accept_quality="a dry run")
+    result, _ = validated(good, export=tmp_path / "train.jsonl", accept_quality="a dry run")
     assert not result.open and result.report["export"]["written"] is False
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.jsonl"}
 
 
-# -- what is printed --------------------------------------------------------------------------------------------------
+# -- output ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_document_for_machines_has_a_verdict_of_every_line_also_when_there_are_many(tmp_path: Path, capsys):
+def test_the_json_report_has_a_verdict_for_every_line_of_a_large_file(tmp_path: Path, capsys):
     many = 30_000
     short = [{"prompt": f"p{i}", "base_response": "a", "revised_response": ""} for i in range(many)]
     path = write_rows(tmp_path / "pairs.jsonl", short)
@@ -450,17 +457,17 @@ def test_the_document_for_machines_has_a_verdict_of_every_line_also_when_there_a
         file.write("{oops\n")
     assert main(["validate", str(path), "--json"]) == 9
     printed = capsys.readouterr()
-    told = json.loads(printed.out)
-    assert list(told)[:4] == ["pairs", "methods", "figures", "gate"] and told["pairs"] == many
-    assert {"open", "failed"} <= set(told["gate"]) and told["gate"]["open"] is False
-    assert [verdict["line"] for verdict in told["verdicts"]] == list(range(many + 1))
-    assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in told["verdicts"])
-    assert told["verdicts"][0] == {"line": 0, "usable": False, "reasons": told["verdicts"][0]["reasons"]}
-    assert told["verdicts"][-1]["usable"] is False and "not JSON" in told["verdicts"][-1]["reasons"][0]
-    assert printed.err.startswith("failed: The gate is shut") and f"1 lines of {path} are not pairs" in printed.err
+    data = json.loads(printed.out)
+    assert list(data)[:4] == ["pairs", "methods", "figures", "gate"] and data["pairs"] == many
+    assert {"open", "failed"} <= set(data["gate"]) and data["gate"]["open"] is False
+    assert [verdict["line"] for verdict in data["verdicts"]] == list(range(many + 1))
+    assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in data["verdicts"])
+    assert data["verdicts"][0] == {"line": 0, "usable": False, "reasons": data["verdicts"][0]["reasons"]}
+    assert data["verdicts"][-1]["usable"] is False and "not JSON" in data["verdicts"][-1]["reasons"][0]
+    assert printed.err.startswith("failed: The gate is shut") and f"One line of {path} is not a pair" in printed.err
 
 
-def test_the_printed_report_counts_lines_from_1_and_has_figures_and_an_example_of_each_reason(
+def test_the_printed_report_counts_lines_from_1_and_shows_figures_and_an_example_of_each_reason(
     tmp_path: Path, good: Path, capsys
 ):
     hostile = row(7, prompt="[red]\x1b[31mask", revised_response=META)
@@ -476,7 +483,7 @@ def test_the_printed_report_counts_lines_from_1_and_has_figures_and_an_example_o
         assert f"    {word}" in printed
 
 
-def test_the_options_that_validate_does_not_use_are_none_of_its(good: Path, capsys):
+def test_validate_rejects_options_that_it_does_not_use(good: Path, capsys):
     assert main(["validate", str(good), "--judge", "self"]) == 2
     assert main(["validate", str(good), "--min-eval-pairs", "3"]) == 2
     capsys.readouterr()

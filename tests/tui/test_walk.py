@@ -77,7 +77,7 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
     runner = small_demo(options_from_the_hub())
     runner.run.record_stage(
         "dependencies", result=Run(short_run).result("dependencies")
-    )  # no second trial of the imports
+    )  # do not try the imports a second time
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "P presets" in screen_text(app))
@@ -115,7 +115,9 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
         await pilot.press("b")
         await until(pilot, lambda: app.main.view.query("#browser"))
         browser = app.main.view.query_one(PairBrowser)
-        await until(pilot, lambda: browser.pairs.count == 26 and not browser.store.unjudged and browser.pairs.has_focus)
+        await until(
+            pilot, lambda: browser.pairs.count == 26 and not browser.store.unchecked and browser.pairs.has_focus
+        )
         await pilot.press("x", "j", "m", *"fine", "ctrl+s")
         edits = runner.run / layout.EDITS_JSONL
         await until(pilot, lambda: len(read_edits(edits)) == 2)
@@ -142,9 +144,9 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
 def trained(short_run: Path, tmp_path: Path) -> Iterator[Runner]:
     """A copy of a run that ended with its training."""
     run = Run(copy_of(short_run, tmp_path / "stage3_constitutional"))
-    kept = {name: value for name, value in run.manifest["config"].items() if value is not None}
+    recorded = {name: value for name, value in run.manifest["config"].items() if value is not None}
     run.acquire()
-    runner = Runner(load_config({**kept, "output_dir": run.folder}, environment={}), run)
+    runner = Runner(load_config({**recorded, "output_dir": run.folder}, environment={}), run)
     yield runner
     runner.stop("the test is over")
     runner.join(60)
@@ -157,7 +159,7 @@ async def test_with_the_mouse_alone(trained: Runner):
     footer = range(39, 40)
     async with app.run_test(size=(130, 40)) as pilot:
         on = partial(click_on, pilot, app)
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await on("Training", lambda: app.main.selected == "training")
         await on(" Options ", lambda: "learning-rate" in screen_text(app))
         await on("more options", lambda: "save-steps" in screen_text(app))
@@ -168,7 +170,7 @@ async def test_with_the_mouse_alone(trained: Runner):
 
         await on("a run all", lambda: is_open(app, PlanWindow), rows=footer)
         await until(pilot, lambda: "Packaging" in screen_text(app) and "reused" in screen_text(app), "the plan", LONG)
-        await on("Enter starts it", lambda: runner.running)
+        await on("Enter starts", lambda: runner.running)
         await on("q quit", lambda: is_open(app, Question), rows=footer)
         await on("cancel", lambda: app.screen is app.main)
         await on("Quality", lambda: app.main.selected == "quality", rows=range(30))

@@ -73,12 +73,12 @@ class Export:
         )
 
 
-def _check_target(given: Path, target: Path, inputs: Iterable[Path], force: bool) -> None:
-    what = f"Cannot export to {given}"
+def _check_target(path: Path, target: Path, inputs: Iterable[Path], force: bool) -> None:
+    what = f"Cannot export to {path}"
     if any(source.exists() and target.exists() and source.samefile(target) for source in inputs):
         raise ConfigError(f"{what}: it is one of the input files.", "", "Pass another file to --export.")
     if target.is_dir():
-        raise ConfigError(f"{what}: it is a folder.", "", f"Pass a file, for example {given / 'train.jsonl'}.")
+        raise ConfigError(f"{what}: it is a folder.", "", f"Pass a file, for example {path / 'train.jsonl'}.")
     if not target.parent.is_dir():
         raise ConfigError(f"{what}: the folder {target.parent} does not exist.", "", "Create it, or pass another file.")
     if target.exists() and not target.is_file():

@@ -19,7 +19,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import DataError
 from engine.pairs import detectors
 from engine.pairs.assessment.assess import Assessment, PairVerdict, assess_pair
-from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE
+from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE, TRAINING_PAIRS, subject_of, title_of
 from engine.pairs.assessment.sample import Sample
 from engine.pairs.data.edits import Decision
 from engine.pairs.data.hashes import hash_of
@@ -62,7 +62,7 @@ class Figure:
 
     @property
     def title(self) -> str:
-        return self.name.replace("_", " ")
+        return title_of(self.name)
 
     @property
     def sentence(self) -> str:
@@ -158,43 +158,45 @@ class Counts:
     def training_sharing(self) -> int:
         return self.prompts.sharing
 
-    def count(self, found: Assessment, *, repeats: bool, by: int = 1) -> None:
+    def count(self, assessment: Assessment, *, repeats: bool, by: int = 1) -> None:
         """Add (`by` = 1) or remove (`by` = -1) one pair. `repeats` means that it duplicates an earlier usable pair."""
-        reasons = found.reasons(repeats=repeats)
-        self._count_generated(found, found.reasons_as_made or (reasons if not found.reasons_as_edited else ()), by)
-        self.rejected_by_people += by * (found.accepted is False)
-        self.accepted_by_people += by * (found.accepted is True and bool(reasons))
-        self.flipped_by_people += by * found.flipped
-        self.edited_by_people += by * found.edited
-        verdict = found.verdict(0, "", repeats=repeats)
-        if found.usable(repeats=repeats) and found.gain is not None:
+        reasons = assessment.reasons(repeats=repeats)
+        self._count_generated(
+            assessment, assessment.reasons_as_made or (reasons if not assessment.reasons_as_edited else ()), by
+        )
+        self.rejected_by_people += by * (assessment.accepted is False)
+        self.accepted_by_people += by * (assessment.accepted is True and bool(reasons))
+        self.flipped_by_people += by * assessment.flipped
+        self.edited_by_people += by * assessment.edited
+        verdict = assessment.verdict(0, "", repeats=repeats)
+        if assessment.usable(repeats=repeats) and assessment.gain is not None:
             self.scored += by
-            self.improved += by * (found.gain > 0)
-            self.tied += by * (found.gain == 0)
+            self.improved += by * (assessment.gain > 0)
+            self.tied += by * (assessment.gain == 0)
         if verdict.usable:
-            self._count_training(found, by)
+            self._count_training(assessment, by)
         else:
             _count(self.reasons, verdict.reasons[0], by)
 
-    def _count_generated(self, found: Assessment, reasons: tuple[str, ...], by: int) -> None:
+    def _count_generated(self, assessment: Assessment, reasons: tuple[str, ...], by: int) -> None:
         self.made += by
         self.usable += by * (not reasons)
         if not reasons:
-            self.sample.count(found.order, found.by_people, by)
-        self.byte_identical += by * found.byte_identical
-        self.measured += by * (found.relevant is not None)
-        self.relevant += by * (found.relevant is True)
+            self.sample.count(assessment.order, assessment.by_people, by)
+        self.byte_identical += by * assessment.byte_identical
+        self.measured += by * (assessment.relevant is not None)
+        self.relevant += by * (assessment.relevant is True)
         for reason in reasons:
             _count(self.any_reason, reason, by)
-        if found.made_by:
+        if assessment.made_by:
             self.with_principles += by
-            for principle in set(found.made_by):
+            for principle in set(assessment.made_by):
                 _count(self.principles, principle, by)
 
-    def _count_training(self, found: Assessment, by: int) -> None:
+    def _count_training(self, assessment: Assessment, by: int) -> None:
         self.training += by
-        self.training_longer += by * found.longer
-        self.prompts.count(found.prompt, by)
+        self.training_longer += by * assessment.longer
+        self.prompts.count(assessment.prompt, by)
 
 
 @dataclass
@@ -210,18 +212,18 @@ class Tally(Counts):
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
         """Assess one pair and count it. `pair` and `made` are those of `assess_pair`."""
-        found = assess_pair(pair, decision, made=made, min_gain=self.min_gain)
+        assessment = assess_pair(pair, decision, made=made, min_gain=self.min_gain)
         if pair.method:
             _count(self.methods, pair.method, 1)
-        repeats = not found.reasons_as_edited and found.texts in self._texts
-        if not found.reasons_as_edited:
-            self._texts.add(found.texts)
-        self.count(found, repeats=repeats)
-        verdict = found.verdict(line, pair.id, repeats=repeats)
+        repeats = not assessment.reasons_as_edited and assessment.texts in self._texts
+        if not assessment.reasons_as_edited:
+            self._texts.add(assessment.texts)
+        self.count(assessment, repeats=repeats)
+        verdict = assessment.verdict(line, pair.id, repeats=repeats)
         if not verdict.usable:
-            self.examples.add(verdict.reasons[0], line, pair, found.gain)
-        elif found.gain is not None and found.gain <= 0:
-            self.examples.add(NOT_IMPROVED, line, pair, found.gain)
+            self.examples.add(verdict.reasons[0], line, pair, assessment.gain)
+        elif assessment.gain is not None and assessment.gain <= 0:
+            self.examples.add(NOT_IMPROVED, line, pair, assessment.gain)
         return verdict
 
 
@@ -302,15 +304,15 @@ def _figures_of_generation(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_usable_share,
             "at least",
             True,
-            "A process that fails more often than it works cannot be trusted: use another --method, model or constitution.",
+            "A process that fails more often than it works cannot be trusted. Use another --method, model or constitution.",
         ),
         Figure(
-            "training_pairs",
+            TRAINING_PAIRS,
             tally.training,
             config.min_pairs,
             "at least",
             True,
-            "Too few pairs are left to train on: generate more (raise --num-examples, or widen --split).",
+            "Too few pairs are left to train on. Raise --num-examples, or widen --split.",
         ),
         Figure(
             "relevant_share",
@@ -318,7 +320,7 @@ def _figures_of_generation(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_relevant_share,
             "at least",
             True,
-            "Too many revisions would fit any message: use a better model, another --method, or a critic.",
+            "Too many revisions would fit any message. Use a better model, another --method, or a critic.",
         ),
     ]
 
@@ -331,7 +333,7 @@ def _figures_of_training_set(tally: Counts, config: Stage3Config) -> list[Figure
             config.max_longer_share,
             "at most",
             True,
-            "DPO would learn to write more: use revision requests that don't ask for more, or reject the padded ones.",
+            "DPO would learn to write more. Use revision requests that do not ask for more, or reject padded revisions.",
         ),
         Figure(
             "shared_prompt_share",
@@ -339,7 +341,7 @@ def _figures_of_training_set(tally: Counts, config: Stage3Config) -> list[Figure
             config.max_shared_prompt_share,
             "at most",
             True,
-            "Many pairs share a prompt: remove duplicate prompts from the dataset, or reject all but one pair of each.",
+            "Many pairs share a prompt. Remove duplicate prompts from the dataset, or reject all but one pair of each.",
         ),
         Figure(
             "improved_share",
@@ -347,7 +349,7 @@ def _figures_of_training_set(tally: Counts, config: Stage3Config) -> list[Figure
             config.min_improved_share,
             "at least",
             True,
-            "By the scores of the judge, or of the file, too few revisions are better than their drafts: look at the pairs (are "
+            "By the scores of the judge, or of the file, too few revisions are better than their drafts. Look at the pairs (are "
             "the columns swapped?), then at the constitution.",
         ),
     ]
@@ -378,7 +380,7 @@ def _figures_of_revision(tally: Counts, config: Stage3Config, *, judged: bool) -
             config.warn_principle_share,
             "at most",
             False,
-            "One principle made most of the pairs: give the others more weight.",
+            "One principle made most of the pairs. Give the others more weight.",
         ),
     ]
 
@@ -390,7 +392,7 @@ def _better_by_people(tally: Counts, config: Stage3Config) -> Figure:
         config.min_sample_share,
         "at least",
         True,
-        "No judge passed its exam, so whether the revisions are better is unknown: decide about the sample in the wizard "
+        "No judge passed its exam, so whether the revisions are better is unknown. Decide about the sample in the wizard "
         "(stage Quality, Pairs, key S: accept a revision that is better than its draft, reject or swap one that is not), or "
         "set a judge that passes its exam (--judge).",
         note=tally.sample.sentence,
@@ -411,7 +413,7 @@ def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.max_too_long_share,
             "at most",
             True,
-            "Training would leave out too many pairs: raise --max-length if memory allows, or lower --max-prompt-tokens.",
+            "Training would leave out too many pairs. Raise --max-length if memory allows, or lower --max-prompt-tokens.",
         )
     ]
 
@@ -435,7 +437,7 @@ def damage(tally: Counts, config: Stage3Config) -> list[str]:
 
 def gate_error(shut: list[Figure]) -> DataError:
     """The error for a shut gate: every figure that failed, and how to fix each."""
-    sentences = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
+    sentences = "; ".join(f"{subject_of(figure.name)} is {figure.sentence}" for figure in shut)
     remedies = " ".join(f"{figure.title.capitalize()}: {figure.remedy}" for figure in shut)
     return DataError(
         f"The gate is shut: {sentences}.",

@@ -50,16 +50,16 @@ class Review:
     def __contains__(self, line: int) -> bool:
         return line in self._assessments
 
-    def put(self, line: int, found: Assessment) -> list[int]:
+    def put(self, line: int, assessment: Assessment) -> list[int]:
         """Count a pair. Returns the lines whose verdicts changed, its own first."""
         changed = [line, *self._remove(line)]
-        if found.reasons_as_edited:
-            self._count(line, found)
+        if assessment.reasons_as_edited:
+            self._count(line, assessment)
             return changed
-        lines = self._lines_by_texts.setdefault(found.texts, [])
+        lines = self._lines_by_texts.setdefault(assessment.texts, [])
         first_before = lines[0] if lines else None
         insort(lines, line)
-        self._count(line, found)
+        self._count(line, assessment)
         if first_before is not None and lines[0] == line:  # the former first duplicate now repeats this one
             self._recount(first_before, repeated=False)
             changed.append(first_before)
@@ -70,13 +70,13 @@ class Review:
 
     def repeats(self, line: int) -> bool:
         """Whether the pair duplicates an earlier usable one."""
-        found = self._assessments[line]
-        return not found.reasons_as_edited and self._lines_by_texts[found.texts][0] != line
+        assessment = self._assessments[line]
+        return not assessment.reasons_as_edited and self._lines_by_texts[assessment.texts][0] != line
 
     def reasons(self, line: int) -> tuple[str, ...]:
         """Why the detectors or a trusted judge leave the pair out; empty if they do not."""
-        found = self._assessments[line]
-        return found.reasons(repeats=self.repeats(line)) or ((NOT_BETTER,) if found.not_better else ())
+        assessment = self._assessments[line]
+        return assessment.reasons(repeats=self.repeats(line)) or ((NOT_BETTER,) if assessment.not_better else ())
 
     def usable(self, line: int) -> bool:
         """Whether the pair trains."""
@@ -85,26 +85,26 @@ class Review:
     def in_sample(self) -> set[int]:
         """The lines of the sample that people decide about if no judge passes its exam."""
         wanted = set(self.counts.sample.orders)
-        return {line for line, found in self._assessments.items() if found.order in wanted}
+        return {line for line, assessment in self._assessments.items() if assessment.order in wanted}
 
-    def _count(self, line: int, found: Assessment) -> None:
-        self._assessments[line] = found
-        self.counts.count(found, repeats=self.repeats(line))
+    def _count(self, line: int, assessment: Assessment) -> None:
+        self._assessments[line] = assessment
+        self.counts.count(assessment, repeats=self.repeats(line))
 
     def _remove(self, line: int) -> list[int]:
         """Remove a line. Returns the line that was its duplicate and now trains, if any."""
-        found = self._assessments.get(line)
-        if found is None:
+        assessment = self._assessments.get(line)
+        if assessment is None:
             return []
-        self.counts.count(found, repeats=self.repeats(line), by=-1)
+        self.counts.count(assessment, repeats=self.repeats(line), by=-1)
         del self._assessments[line]
-        if found.reasons_as_edited:
+        if assessment.reasons_as_edited:
             return []
-        lines = self._lines_by_texts[found.texts]
+        lines = self._lines_by_texts[assessment.texts]
         index = bisect_left(lines, line)
         del lines[index]
         if not lines:
-            del self._lines_by_texts[found.texts]
+            del self._lines_by_texts[assessment.texts]
         elif index == 0:
             self._recount(lines[0], repeated=True)
             return [lines[0]]

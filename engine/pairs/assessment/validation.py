@@ -42,7 +42,7 @@ class Validation:
     error: DataError | None
     """Why the file may not train; None if the gate is open."""
     bad_lines: list[BadLine]
-    """The first few; `figures.bad_lines` in the report counts all."""
+    """The first bad lines; `figures.bad_lines` in the report counts all of them."""
     source: str = ""
 
     @property
@@ -63,7 +63,7 @@ def validate(
     """Assess every line, together with the `edits.jsonl` and the scores beside the file. Report and skip lines that are not pairs.
 
     source    a file, a folder, or a dataset on the Hub; `-` is standard input
-    split     of a folder or a dataset; the default is the whole folder, or the dataset's train split
+    split     the split of a folder or a dataset; by default the full folder, or the dataset's train split
     on_line   receives the verdict on every pair, and every bad line, in order
     export    where to write the training set in TRL's format, if the gate is open
     force     allow `export` to replace a file
@@ -96,7 +96,7 @@ class _Lines:
         self._reading, self._sidecar, self._on_line = reading, sidecar, on_line
         self.tally = Tally(bad_edits=len(sidecar.edits.damaged))
         self.bad: list[BadLine] = []
-        """The first few."""
+        """The first bad lines."""
         self.decided: set[str] = set()
 
     def pairs(self, rows: Iterator[NumberedRow]) -> Iterator[tuple[int, Pair]]:
@@ -138,11 +138,11 @@ def _gate_error(
     if not tally.made:
         return _no_pair_error(tally.bad_lines, data["bad_lines"][0], source)
     shut = failed(figures(tally, config))
-    found = [(error.what, error.why, error.what_to_do) for error in ([gate_error(shut)] if shut else [])]
+    parts = [(error.what, error.why, error.what_to_do) for error in ([gate_error(shut)] if shut else [])]
     if "bad_lines" in damage(tally, config):
-        found.append(
+        parts.append(
             (
-                f"{tally.bad_lines:,} lines of {_name(source)} are not pairs.",
+                _bad_lines_sentence(tally.bad_lines, source),
                 "Their content is lost, or never was a pair.",
                 "Fix or remove the lines listed above, set how the rows are read with --form or --columns, or allow a "
                 "share of bad rows with --max-bad-rows.",
@@ -152,11 +152,17 @@ def _gate_error(
         first = sidecar.edits.damaged[0]
         what = f"Line {first.line + 1} of {sidecar.edits_path} is damaged: {first.reason}"
         more = f", and {tally.bad_edits - 1} more" if tally.bad_edits > 1 else ""
-        found.append((f"{what}{more}.", "It may hold a decision that would be lost.", "Fix or remove it."))
+        parts.append((f"{what}{more}.", "It may hold a decision that would be lost.", "Fix or remove it."))
     if not tally.training and not tally.bad_lines:
-        found.append(("", "Nothing is left to train on.", ""))
-    whats, whys, remedies = (" ".join(part for part in parts if part) for parts in zip(*found, strict=True))
+        parts.append(("", "Nothing is left to train on.", ""))
+    whats, whys, remedies = (" ".join(filter(None, column)) for column in zip(*parts, strict=True))
     return DataError(whats, whys, remedies)
+
+
+def _bad_lines_sentence(count: int, source: Path) -> str:
+    if count == 1:
+        return f"One line of {_name(source)} is not a pair."
+    return f"{count:,} lines of {_name(source)} are not pairs."
 
 
 def _no_pair_error(rows: int, first: dict[str, Any], source: Path) -> DataError:
@@ -182,7 +188,7 @@ class SidecarFiles:
     """The judge whose scores count: the last one in the file."""
     scored: Callable[[Pair], Pair]
     measures: dict[str, ReplyMeasures]
-    """Measured by stage quality."""
+    """The relevance that stage quality measured, by key."""
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
@@ -227,8 +233,8 @@ def _with_scores_of(judge: str, path: Path) -> Callable[[Pair], Pair]:
     none = ScorePair(None, None)
 
     def scored(pair: Pair) -> Pair:
-        given = known.get(key_of(comparison_of(pair)), none)
-        return replace(pair, base_score=given.first, revised_score=given.second)
+        scores = known.get(key_of(comparison_of(pair)), none)
+        return replace(pair, base_score=scores.first, revised_score=scores.second)
 
     return scored
 
@@ -241,7 +247,7 @@ def open_rows(source: Path, split: str | None = None) -> Iterator[Iterator[Numbe
     """The rows of the source. Raises ConfigError if it cannot be opened, DiskError if reading fails."""
     advice = "Pass a file with one pair per row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
     try:
-        if source.is_dir() and (run := _advice_for_a_folder(source)):
+        if source.is_dir() and (run := _advice_for_folder(source)):
             raise ConfigError(f"{source} is a run folder.", "", run)
         if source != STDIN and looks_like_hub_id(str(source)):
             yield hub_rows(str(source), split or "train", "main", None)
@@ -258,10 +264,10 @@ def open_rows(source: Path, split: str | None = None) -> Iterator[Iterator[Numbe
         ) from error
 
 
-def _advice_for_a_folder(folder: Path) -> str:
+def _advice_for_folder(folder: Path) -> str:
     """Point to the pairs file inside, if this is a run folder or looks like one."""
-    found = next((path for name in ("pairs/pairs.jsonl", "pairs.jsonl") if (path := folder / name).is_file()), None)
-    return f"Did you mean {found}?" if found else ""
+    pairs = next((path for name in ("pairs/pairs.jsonl", "pairs.jsonl") if (path := folder / name).is_file()), None)
+    return f"Did you mean {pairs}?" if pairs else ""
 
 
 def _name(source: Path) -> str:

@@ -81,8 +81,8 @@ def language_of(text: str, words: list[str], least: int = MIN_COMMON_WORDS) -> s
         return script
     first = words[:WORDS_READ]
     counts = Counter({language: sum(map(common.__contains__, first)) for language, common in _WORDS.items()})
-    (best, most), (_, second) = counts.most_common(2)
-    if most < least or most < MIN_SHARE * len(first) or 2 * most < 3 * second:
+    (best, highest), (_, second) = counts.most_common(2)
+    if highest < least or highest < MIN_SHARE * len(first) or 2 * highest < 3 * second:
         return LATIN
     return best
 
@@ -97,8 +97,8 @@ def _script_of(text: str) -> str | None:
     if _has_foreign(text):
         counts |= {name: len(letters.findall(text)) for name, letters in _SCRIPTS.items()}
     script = max(counts, key=lambda name: counts[name])
-    most = counts[script]
-    return script if most >= MIN_LETTERS and most >= 0.6 * sum(counts.values()) else None
+    letters = counts[script]
+    return script if letters >= MIN_LETTERS and letters >= 0.6 * sum(counts.values()) else None
 
 
 def _has_foreign(text: str) -> bool:

@@ -27,10 +27,10 @@ MAX_WORDS = 60
 """How much of a sentence is read."""
 
 SHARPNESS = 3.0
-"""The sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspect as ten."""
+"""The sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspicious as ten."""
 
 BLANK = "_"
-THEIRS = "<theirs>"
+USED_BY_USER = "<theirs>"
 """A class word that the user also used, or any class word if the user asks to edit a text. It is no evidence."""
 
 _SENTENCE_END = re.compile("(?<=[.?!:])[\\s”\"’')\\]]+|\n+")
@@ -80,7 +80,7 @@ def shipped_weights() -> Weights:
 
 
 def is_meta(candidate: Candidate) -> bool:
-    if not candidate.edits_a_text and _ANNOUNCED.search(normalized_text(candidate.reply[:MAX_CHARACTERS])):
+    if not candidate.asks_for_edit and _ANNOUNCED.search(normalized_text(candidate.reply[:MAX_CHARACTERS])):
         return True
     sentences = terms_of(candidate)
     if any(not lexicon().decisive.isdisjoint(terms) for terms in sentences):
@@ -109,18 +109,18 @@ def terms_of(candidate: Candidate) -> list[set[Term]]:
     """
     words = lexicon()
     symbols = words.symbols
-    used_by_user = words.classed if candidate.edits_a_text else words.classed.intersection(candidate.prompt_words)
+    used_by_user = words.classed if candidate.asks_for_edit else words.classed.intersection(candidate.prompt_words)
     if used_by_user:
-        symbols = {**symbols, **dict.fromkeys(used_by_user, THEIRS)}
+        symbols = {**symbols, **dict.fromkeys(used_by_user, USED_BY_USER)}
     text = candidate.reply[:MAX_CHARACTERS].strip()
-    found: list[set[Term]] = []
+    by_sentence: list[set[Term]] = []
     for sentence in _SENTENCE_END.split(normalized_text(text)):
         line = [symbols.get(word, BLANK) for word in WORD.findall(sentence)[:MAX_WORDS]]
         if not line:
             continue
         terms: set[Term] = set(line)
         terms.update(pairwise(line))
-        if not found:
+        if not by_sentence:
             lower = text.lstrip("“\"'(*")[:1].islower()
             start = ("~" if lower else "^") + line[0]
             terms |= {"first", start}
@@ -136,5 +136,5 @@ def terms_of(candidate: Candidate) -> list[set[Term]]:
             terms.update([f"quoted:{symbols.get(word, BLANK)}" for word in _QUOTED.findall(sentence)])
         terms.discard(BLANK)
         terms.discard((BLANK, BLANK))
-        found.append(terms)
-    return found
+        by_sentence.append(terms)
+    return by_sentence

@@ -57,7 +57,7 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
     if config.pairs is not None:
         return prompts_from_pairs(config)
     parse_split(config.split)
-    found: dict[str, Prompt] = {}
+    by_id: dict[str, Prompt] = {}
     bad, split = BadRows("prompt"), chosen_split(config, token)
     for number, row in _rows(config, split, token):
         bad.rows += 1
@@ -66,9 +66,9 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
             bad.add(messages)
             continue
         prompt = Prompt(prompt_id(messages, _source_name(config)), messages)
-        found.setdefault(prompt.id, prompt)
+        by_id.setdefault(prompt.id, prompt)
     bad.raise_if_too_many(f"{config.dataset} ({split})", config.max_bad_rows)
-    prompts = list(found.values())
+    prompts = list(by_id.values())
     Random(config.seed).shuffle(prompts)
     return PromptSet(prompts if config.target_pairs else prompts[: config.num_examples], bad, split)
 
@@ -79,11 +79,11 @@ def prompts_from_pairs(config: Stage3Config) -> PromptSet:
     Raises what `read_imported_pairs` raises.
     """
     bad = BadRows("pair")
-    found: dict[str, Prompt] = {}
+    by_id: dict[str, Prompt] = {}
     for pair in read_imported_pairs(config, bad):
         prompt = Prompt(prompt_id(pair.messages, ""), pair.messages)
-        found.setdefault(prompt.id, prompt)
-    return PromptSet(list(found.values()), bad)
+        by_id.setdefault(prompt.id, prompt)
+    return PromptSet(list(by_id.values()), bad)
 
 
 def pairs_wanted(config: Stage3Config) -> int:

@@ -76,7 +76,7 @@ def score_pairs(
     comparisons = Mapped(pairs, comparison_of)
     known, damaged = read_scores(path, name)
     if damaged:
-        yield Message("warning", f"{damaged} lines of {path} are damaged. Those pairs are scored again.")
+        yield Message("warning", f"Damaged lines in {path}: {damaged}. Those pairs are scored again.")
     missing = [
         (-_length(comparison), comparison.id, number)
         for number, comparison in enumerate(comparisons)
@@ -200,14 +200,14 @@ def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
     """(the newest scores of one judge, the number of damaged lines); empty if there is no file."""
     if not path.exists():
         return {}, 0
-    found: ScoreCache = {}
+    newest: ScoreCache = {}
     damaged = 0
     for _, line in read_jsonl(path):
         row = score_of_row(line)
         damaged += row is None
         if row is not None and row.judge == judge:
-            found[row.key] = row.scores
-    return {key: scores for key, scores in found.items() if not _is_retried(scores)}, damaged
+            newest[row.key] = row.scores
+    return {key: scores for key, scores in newest.items() if not _is_retried(scores)}, damaged
 
 
 def _is_retried(scores: ScorePair) -> bool:
