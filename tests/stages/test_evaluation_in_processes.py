@@ -74,16 +74,16 @@ def report_of(context: Context) -> bytes:
 
 
 def forget(context: Context) -> None:
-    """What one process found must not be what several are asked."""
+    """Remove what one process found, so that several have to find it."""
     (context.run / layout.EVALUATION_REPORT).unlink()
     (context.run.cache / layout.ANSWERS).unlink()
 
 
-def told(events: Sequence[Event]) -> list[tuple[str, int, int, str]]:
+def progress_of(events: Sequence[Event]) -> list[tuple[str, int, int, str]]:
     return [(each.unit, each.done, each.total, each.note) for each in events if isinstance(each, Progress)]
 
 
-def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trained: tuple[Context, Any]):
+def test_two_processes_write_the_report_of_one_even_if_one_is_killed(trained: tuple[Context, Any]):
     context, made = trained
     alone, _ = run_stage(comparing(context, made))
     expected = report_of(context)
@@ -102,13 +102,13 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
     messages = [event.text for event in events if isinstance(event, Message)]
     assert any("ended by SIGKILL" in text and "takes over its work" in text for text in messages), messages
     assert report_of(context) == expected and json.loads(expected)["judge"] == "self"
-    after_the_exam = [line for line in told(alone) if line[0] != "exam comparisons"]
-    assert told(events) == after_the_exam
+    after_the_exam = [line for line in progress_of(alone) if line[0] != "exam comparisons"]
+    assert progress_of(events) == after_the_exam
     assert not (context.run / layout.EVALUATION_SHARES_DIR).exists()
 
 
 def here_as_there(do: Callable[[Task], Results], run: Any) -> RunTasksInProcesses:
-    """Asks a pool whose only worker is this process; what is sent and told goes through JSON, as through a pipe."""
+    """A pool whose only worker is this process; requests and results go through JSON, as through a pipe."""
     return RunTasksInProcesses(PoolHere(task_handler(do, no_judge)), run, "models")  # type: ignore[arg-type]
 
 
@@ -120,25 +120,25 @@ TASKS = [{"read": [{"ids": [number]}]} for number in range(5)]
 
 
 class Counting:
-    """Finds the ids of a task, and notes that it was asked."""
+    """Finds the ids of a task, and records the request."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.requests: list[int] = []
 
     def __call__(self, task: Task) -> Results:
-        self.asked.append(task["read"][0]["ids"][0])
-        return [[self.asked[-1] / 3, None, "é"]]
+        self.requests.append(task["read"][0]["ids"][0])
+        return [[self.requests[-1] / 3, None, "é"]]
 
 
-def test_what_was_sent_is_what_was_found_though_it_is_no_number(context):
+def test_results_survive_the_transfer_even_if_not_finite(context):
     strange = [0.1 + 0.2, -1e-300, math.inf, -math.inf, math.nan, None, "\x1b[2J\u2028"]
     (found,) = here_as_there(lambda task: strange, context().run)(TASKS[:1])
     assert repr(found) == repr(strange)
 
 
-def test_one_process_or_several_go_on_with_what_several_left(context):
+def test_one_process_or_several_continue_what_several_left(context):
     run, do = context().run, Counting()
-    whole = list(here_as_there(do, run)(TASKS))
+    complete = list(here_as_there(do, run)(TASKS))
     share = share_file(run, KIND, 1)
     share.parent.mkdir(parents=True)
     rows = PoolHere(task_handler(Counting(), no_judge)).rows(
@@ -147,10 +147,10 @@ def test_one_process_or_several_go_on_with_what_several_left(context):
     share.write_text("".join(f"{dumps(row)}\n" for row in rows) + '{"key": "torn')
     for ask in (here_as_there, lambda do, run: reusing_results(alone(do), run, "models")):
         do = Counting()
-        assert list(ask(do, run)(TASKS)) == whole and do.asked == [0, 4]
+        assert list(ask(do, run)(TASKS)) == complete and do.requests == [0, 4]
     do = Counting()
     list(RunTasksInProcesses(PoolHere(task_handler(do, no_judge)), run, "other models")(TASKS))  # type: ignore[arg-type]
-    assert do.asked == [0, 1, 2, 3, 4]
+    assert do.requests == [0, 1, 2, 3, 4]
 
 
 def alone(do: Callable[[Task], Results]) -> Any:
@@ -183,7 +183,7 @@ def test_the_processes_of_this_machine_evaluate(config, options, expected):
     assert evaluation_process_count(config(device="cpu", **options)) == expected
 
 
-def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple[Context, Any], monkeypatch):
+def test_an_adapter_that_differs_from_its_file_is_not_compared(trained: tuple[Context, Any], monkeypatch):
     context, made = trained
     stage2 = Path(context.config.adapter_path or "")
     loaded = load_policies(made.plan.applied_to(context.config), context.run, stage2)

@@ -1,4 +1,4 @@
-"""The log screen: find, filter by level, follow, copy a line, and the way from an error to its stage; by keys and by mouse."""
+"""The log screen: search, filter by level, follow, copy a line, and go from an error to its stage; by keys and by mouse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def state_of(*events: tuple[float, object]) -> RunState:
     return fold(Entry(number, T + when, event) for number, (when, event) in enumerate(events))
 
 
-def test_what_failed_stands_among_the_messages_in_order_of_time():
+def test_failures_are_among_the_messages_in_order_of_time():
     state = state_of(
         (0, StageStarted("adapter")),
         (2, Message("info", "reading", "adapter")),
@@ -42,7 +42,7 @@ def test_what_failed_stands_among_the_messages_in_order_of_time():
     assert rows[1].stage == "adapter" and rows[1].text == "No adapter. The folder is empty. Fill it."
 
 
-def test_a_line_of_the_file_has_the_stage_that_ran_then_and_a_traceback_the_level_of_its_error():
+def test_a_line_has_the_stage_that_ran_and_a_traceback_has_the_level_of_its_error():
     state = state_of((0, StageStarted("pairs")), (60, StageFinished("pairs", "done")), (61, StageStarted("training")))
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(T + 30))
     later = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(T + 90))

@@ -26,7 +26,7 @@ OPTION = {option.name: option for option in options()}
 SCREEN_ONLY = {option.name for option in options() if option.group == "Display"}
 
 
-def test_every_option_stands_on_some_screen():
+def test_every_option_is_on_a_screen():
     shown = {option.name for stage in STAGE_OPTIONS for option in options_of(stage)}
     assert set(OPTION) - shown == SCREEN_ONLY
     known = set(OPTION) | {option.group for option in options()}
@@ -51,7 +51,7 @@ async def editor_of(pilot, app: Wizard, stage: str, option: str) -> OptionsEdito
     return editor
 
 
-async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(runner: Runner):
+async def test_a_value_is_checked_while_it_is_typed_and_used_once_it_is_saved(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         editor = await editor_of(pilot, app, "pairs", "num_examples")
@@ -60,7 +60,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(run
         await pilot.press("enter", *"3x")
         await until(pilot, lambda: "✗" in screen_text(app) and "integer" in screen_text(app))
         await pilot.press("enter")
-        assert editor.editing and runner.config.num_examples == 2500, "what cannot be is not kept"
+        assert editor.editing and runner.config.num_examples == 2500, "an invalid value is not saved"
         await pilot.press("backspace", "1")
         await until(pilot, lambda: "✓ Enter saves" in screen_text(app))
         await pilot.press("enter")
@@ -71,7 +71,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(run
         await until(pilot, lambda: runner.config.num_examples == 2500)
 
 
-async def test_what_is_typed_is_seen(runner: Runner):
+async def test_typed_text_is_visible(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await editor_of(pilot, app, "training", "beta")
@@ -92,7 +92,7 @@ async def test_esc_leaves_the_value_as_it_was(runner: Runner):
         assert editor.rows.option.name == "learning_rate", "the list has the focus again"
 
 
-async def test_choices_and_switches_are_gone_through_with_arrows_and_enter(runner: Runner):
+async def test_arrows_and_enter_step_through_choices_and_switches(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         await editor_of(pilot, app, "quality", "judge")
@@ -110,7 +110,7 @@ async def test_choices_and_switches_are_gone_through_with_arrows_and_enter(runne
         await until(pilot, lambda: runner.config.gradient_checkpointing is None)
 
 
-async def test_nothing_typed_leaves_an_option_to_the_program_where_that_may_be(runner: Runner):
+async def test_an_empty_input_lets_the_program_choose_if_it_may(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         await editor_of(pilot, app, "pairs", "generation_batch_size")
@@ -154,7 +154,7 @@ async def test_a_click_puts_the_cursor_on_an_option_and_a_second_one_opens_it(ru
         await until(pilot, lambda: editor.editing)
 
 
-def test_what_differs_from_its_default_is_known_by_number_and_not_by_spelling():
+def test_a_value_is_compared_with_its_default_as_a_number():
     assert not differs(OPTION["learning_rate"], 5e-05)
     assert differs(OPTION["learning_rate"], 5e-04)
     assert not differs(OPTION["repo_root"], None) and differs(OPTION["repo_root"], "/x")
@@ -170,11 +170,11 @@ def test_what_differs_from_its_default_is_known_by_number_and_not_by_spelling():
         ("beta", ()),
     ],
 )
-def test_what_there_is_to_choose_from(name: str, choices: tuple):
+def test_the_choices_of_an_option(name: str, choices: tuple):
     assert choices_of(OPTION[name]) == choices
 
 
-def test_blank_text_is_nothing_only_where_nothing_may_be():
+def test_blank_text_is_none_only_if_none_is_allowed():
     assert parse_input(OPTION["repo_root"], "  ") is None
     assert parse_input(OPTION["split"], "  ") == ""
     assert parse_input(OPTION["split"], " train ") == "train"
@@ -189,10 +189,10 @@ async def test_turning_to_the_options_and_back_with_o(runner: Runner):
         await until(pilot, lambda: app.main.view.page == "Overview")
 
 
-# -- for people --------------------------------------------------------------------------------------------------------
+# -- labels, values and descriptions ------------------------------------------------------------------------------------
 
 
-def test_every_option_has_a_label_of_its_own_under_its_heading():
+def test_every_option_has_a_label_that_is_unique_under_its_heading():
     named = [(option.topic, option.label) for option in options()]
     assert all(label and topic for topic, label in named)
     assert len(set(named)) == len(named)
@@ -206,13 +206,13 @@ def test_values_are_shown_with_their_units():
     assert shown_value(OPTION["seed"], 42) == "42" and shown_value(OPTION["install"], True) == "yes"
 
 
-def test_an_option_of_the_training_says_how_several_values_are_tried():
-    told = {
+def test_a_training_option_explains_how_to_try_several_values():
+    descriptions = {
         name: " ".join(line.plain.strip() for line in option_help_lines(OPTION[name], "", False, False, 160))
         for name in OPTION
     }
-    assert "`stage3-tui sweep --beta A,B`" in told["beta"]
-    assert {name for name, words in told.items() if "stage3-tui sweep" in words} == set(options_to_try())
+    assert "`stage3-tui sweep --beta A,B`" in descriptions["beta"]
+    assert {name for name, words in descriptions.items() if "stage3-tui sweep" in words} == set(options_to_try())
 
 
 def test_several_addresses_are_shown_as_they_are_typed():
@@ -229,7 +229,7 @@ def test_a_share_may_be_typed_in_percent():
     assert parse_input(OPTION["eval_fraction"], "x%") == "x%", "the configuration says what is wrong with it"
 
 
-def test_what_a_change_does_again_is_told_with_its_time_and_what_stays():
+def test_a_change_names_what_it_repeats_how_long_it_takes_and_what_is_kept():
     done = {"adapter": 2.0, "preflight": 7.0, "pairs": 3_000.0, "quality": 60.0, "training": 240.0, "packaging": 9.0}
     assert consequence_sentence(OPTION["learning_rate"], done) == (
         "A change repeats training (about 4m), then packaging if the results differ; pairs and quality are kept."
@@ -242,7 +242,7 @@ def test_what_a_change_does_again_is_told_with_its_time_and_what_stays():
     assert consequence_sentence(OPTION["learning_rate"], {}) == ""
 
 
-def test_the_words_below_the_rows_are_wrapped_and_never_cut():
+def test_the_description_below_the_rows_is_wrapped_and_never_cut():
     for width in (40, 78, 164):
         for option in options():
             lines = option_help_lines(option, "", False, False, width, {"training": 240.0})

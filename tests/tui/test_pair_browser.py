@@ -67,7 +67,7 @@ def edits_of(app: Wizard):
 # -- the sample --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_sample_is_thirty_usable_pairs_and_stays_the_same_while_they_are_decided(
+async def test_the_sample_is_thirty_usable_pairs_and_stays_the_same_during_decisions(
     tmp_path: Path, config: Callable, sessions: Sessions
 ):
     folder = tmp_path / "run"
@@ -103,7 +103,7 @@ async def test_in_the_sample_one_key_decides_and_shows_the_next(tmp_path: Path, 
         decisions = edits_of(app).decisions
         assert [one.accepted for one in decisions.values()].count(True) == 20 and len(decisions) == 30
         end = "The whole sample is decided: press r to continue."
-        await until(pilot, lambda: any(end in notice.message for notice in app._notifications), "the end is said")
+        await until(pilot, lambda: any(end in notice.message for notice in app._notifications), "the notice")
 
 
 # -- the list ----------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_a_hundred_thousand_rows_are_filtered_and_sorted():
     assert pairs.row_count == MANY
 
 
-def test_at_the_last_row_new_rows_are_followed_and_elsewhere_not():
+def test_the_cursor_follows_new_rows_only_from_the_last_row():
     rows = [listed(n) for n in range(10)]
     pairs = PairList(rows)
     pairs.take_new()
@@ -157,7 +157,7 @@ def test_the_cursor_stays_on_its_pair_when_filter_and_order_change():
     assert pairs.cursor == 41
 
 
-def test_an_empty_list_and_an_empty_filter_say_so():
+def test_an_empty_list_shows_whether_the_filter_is_the_reason():
     rows = []
     pairs = PairList(rows)
     assert "No pairs yet" in pairs.empty_text()
@@ -168,7 +168,7 @@ def test_an_empty_list_and_an_empty_filter_say_so():
 
 
 @pytest.mark.parametrize("width", [46, 64, 90, 140])
-def test_columns_stand_under_their_titles(width: int):
+def test_columns_are_below_their_titles(width: int):
     title, cells = header_text(width, Order()).plain, row_text(listed(1), width).plain
     assert title.index("#↑") == 4
     assert len(cells[: title.index("prompt")].rstrip()) < title.index("prompt") <= width
@@ -201,15 +201,15 @@ def test_the_tail_and_the_rows_agree(tmp_path: Path):
     assert [one.usable for one in rows] == [pair_record(number)["status"] == "ok" for number in range(50)]
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------
+# -- browsing ----------------------------------------------------------------------------------------------------------
 
 
-async def test_b_browses_the_pairs_from_any_stage_and_the_gate_stands_beside_them(wizard: Wizard):
+async def test_b_browses_the_pairs_from_any_stage_and_shows_the_gate(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await until(pilot, lambda: "Gate ✓ open" in screen_text(wizard))
-        for told in ("to train 12 ≥ 11", "16 pairs", "✗ meta", "How do I mend thing number 0?"):
-            await until(pilot, lambda told=told: told in screen_text(wizard), told)
+        for text in ("to train 12 ≥ 11", "16 pairs", "✗ meta", "How do I mend thing number 0?"):
+            await until(pilot, lambda text=text: text in screen_text(wizard), text)
         await pilot.press("j")
         await until(pilot, lambda: "Glue thing 1" in screen_text(wizard))
         await pilot.press("enter")
@@ -218,7 +218,20 @@ async def test_b_browses_the_pairs_from_any_stage_and_the_gate_stands_beside_the
         assert not browser.has_class("-zoomed")
 
 
-async def test_the_filter_is_read_as_it_is_typed_and_says_what_it_cannot_read(wizard: Wizard):
+async def test_a_pair_shown_full_screen_is_decided_about_with_the_same_keys(wizard: Wizard):
+    async with wizard.run_test(size=(160, 40)) as pilot:
+        browser = await browse(pilot, wizard)
+        await pilot.press("enter", "x", "n", "x")
+        assert browser.has_class("-zoomed") and [row.word for row in browser.store.rows].count("rejected") == 2
+        await pilot.press("m")
+        await until(pilot, lambda: browser.editor.display)
+        await pilot.press("escape", "y")
+        assert browser.store.rows[browser.pairs.cursor].word == "accepted"
+        await pilot.press("escape", "j")
+        assert browser.pairs.has_focus and not browser.has_class("-zoomed")
+
+
+async def test_the_filter_applies_while_typing_and_reports_invalid_parts(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("slash", *"reason:me")
@@ -232,7 +245,7 @@ async def test_the_filter_is_read_as_it_is_typed_and_says_what_it_cannot_read(wi
         await until(pilot, lambda: browser.pairs.row_count == 16)
 
 
-async def test_n_goes_to_the_next_flagged_pair_and_round_the_end(wizard: Wizard):
+async def test_n_goes_to_the_next_flagged_pair_and_wraps_around(wizard: Wizard):
     async with wizard.run_test(size=(120, 40)) as pilot:
         browser = await browse(pilot, wizard)
         seen = []
@@ -243,10 +256,10 @@ async def test_n_goes_to_the_next_flagged_pair_and_round_the_end(wizard: Wizard)
         await pilot.press("y", "N")
         assert browser.pairs.cursor == 15
         await pilot.press("n")
-        assert browser.pairs.cursor == 13, "what is decided is not flagged any more"
+        assert browser.pairs.cursor == 13, "a decided pair is no longer flagged"
 
 
-async def test_the_list_is_sorted_by_key_and_the_arrow_says_how(wizard: Wizard):
+async def test_keys_sort_the_list_and_an_arrow_shows_the_order(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("greater_than_sign")
@@ -260,7 +273,7 @@ async def test_the_list_is_sorted_by_key_and_the_arrow_says_how(wizard: Wizard):
 # -- deciding ----------------------------------------------------------------------------------------------------------
 
 
-async def test_decisions_are_appended_move_the_gate_and_are_taken_back(wizard: Wizard):
+async def test_decisions_are_appended_change_the_gate_and_can_be_undone(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
         await pilot.press("x")
@@ -279,7 +292,7 @@ async def test_decisions_are_appended_move_the_gate_and_are_taken_back(wizard: W
 
 
 @pytest.mark.fault("C13")
-async def test_pairs_are_decided_about_while_others_are_still_being_made(wizard: Wizard, sessions: Sessions):
+async def test_pairs_can_be_decided_about_while_others_are_being_made(wizard: Wizard, sessions: Sessions):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         wizard.source.start(until="pairs")
@@ -294,7 +307,7 @@ async def test_pairs_are_decided_about_while_others_are_still_being_made(wizard:
         assert browser.pairs.cursor == 0
 
 
-async def test_what_is_decided_while_training_runs_is_kept_and_said_to_count_for_the_next_run(wizard: Wizard):
+async def test_decisions_during_training_are_saved_for_the_next_run_and_a_note_says_so(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
         done = StageFinished("quality", "done", "fine", facts={"edits_bytes": 0})
@@ -307,7 +320,7 @@ async def test_what_is_decided_while_training_runs_is_kept_and_said_to_count_for
         await until(pilot, lambda: "1 decision waits for the next run." in screen_text(wizard))
 
 
-async def test_who_watches_decides_nothing(tmp_path: Path, config):
+async def test_a_watcher_cannot_decide(tmp_path: Path, config):
     folder = tmp_path / "run"
     (folder / "pairs").mkdir(parents=True)
     write_rows(folder / layout.PAIRS_JSONL, [row(1)])
@@ -319,7 +332,7 @@ async def test_who_watches_decides_nothing(tmp_path: Path, config):
         assert not (folder / layout.EDITS_JSONL).exists()
 
 
-async def test_who_watches_may_decide_where_that_was_allowed(tmp_path: Path, config):
+async def test_a_watcher_can_decide_if_allowed(tmp_path: Path, config):
     folder = tmp_path / "run"
     (folder / "pairs").mkdir(parents=True)
     write_rows(folder / layout.PAIRS_JSONL, [row(1)])
@@ -331,8 +344,8 @@ async def test_who_watches_may_decide_where_that_was_allowed(tmp_path: Path, con
         assert read_edits(folder / layout.EDITS_JSONL)["id1"].accepted is False
 
 
-async def test_two_people_at_two_terminals_lose_nothing(wizard: Wizard, tmp_path: Path):
-    """One decides in the wizard, the other one in a process of their own, about other pairs and about the same one."""
+async def test_decisions_from_two_terminals_are_all_saved(wizard: Wizard, tmp_path: Path):
+    """One person decides in the wizard, the other in a separate process, about other pairs and about the same one."""
     path = wizard.source.run / layout.EDITS_JSONL
     script = "from pathlib import Path; from engine.pairs.data.edits import write_edit\n"
     script += f"for n in range(40): write_edit(Path({str(path)!r}), f'id{{n % 12}}', 'note', f'other {{n}}')"
@@ -353,7 +366,7 @@ async def test_two_people_at_two_terminals_lose_nothing(wizard: Wizard, tmp_path
         assert browser.store.rows[3].decision.note == read_edits(path)["id3"].note
 
 
-async def test_a_finished_stage_says_that_decisions_wait(wizard: Wizard):
+async def test_a_finished_stage_shows_pending_decisions(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
         state = wizard.source._state.apply(StageStarted("quality"), time.time() - 60)
@@ -363,7 +376,7 @@ async def test_a_finished_stage_says_that_decisions_wait(wizard: Wizard):
         await until(pilot, lambda: "1 decision waits for the next run: press r on stage quality" in screen_text(wizard))
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- editing -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_revision_is_edited_in_place_and_the_gate_sees_the_new_text(wizard: Wizard):
@@ -382,7 +395,7 @@ async def test_a_revision_is_edited_in_place_and_the_gate_sees_the_new_text(wiza
         assert browser.pairs.has_focus and browser.pairs.row.word == "edited"
 
 
-async def test_the_draft_is_edited_too_and_esc_leaves_all_as_it_was(wizard: Wizard):
+async def test_the_draft_can_be_edited_and_esc_discards(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("e", "ctrl+t")
@@ -392,7 +405,7 @@ async def test_the_draft_is_edited_too_and_esc_leaves_all_as_it_was(wizard: Wiza
         await until(pilot, lambda: not browser.editor.display)
         await pilot.press("e", "ctrl+s")
         await until(pilot, lambda: not browser.editor.display)
-        assert not edits_of(wizard), "nothing was changed, nothing is kept"
+        assert not edits_of(wizard), "nothing was changed, so nothing is saved"
         await pilot.press("e", "ctrl+t")
         await until(pilot, lambda: area.text.startswith("Kick thing 0"))
         await pilot.press(*" Twice.", "ctrl+s")
@@ -408,7 +421,7 @@ async def test_a_note_is_written_and_shown(wizard: Wizard):
         assert browser.pairs.row.decision.note == "Ask Maria" and not browser.pairs.row.decided
 
 
-async def test_hostile_text_in_the_editor_is_spelt_out_and_stays_as_it_is_when_nothing_is_changed(wizard: Wizard):
+async def test_hostile_text_is_escaped_in_the_editor_and_unchanged_if_not_edited(wizard: Wizard):
     write_rows(
         wizard.source.run / layout.PAIRS_JSONL, [row(1, revised_response="Say \x1b]52;c;AAAA\x07 aloud, please.")]
     )
@@ -423,7 +436,7 @@ async def test_hostile_text_in_the_editor_is_spelt_out_and_stays_as_it_is_when_n
         assert not edits_of(wizard)
 
 
-async def test_the_revision_is_edited_in_the_editor_that_a_person_chose(wizard: Wizard, tmp_path: Path, monkeypatch):
+async def test_the_revision_can_be_edited_in_the_users_editor(wizard: Wizard, tmp_path: Path, monkeypatch):
     """Headless tests have no terminal to suspend; test_terminal covers that on a real one."""
     seen = tmp_path / "seen"
     editor = tmp_path / "my editor"
@@ -439,13 +452,13 @@ async def test_the_revision_is_edited_in_the_editor_that_a_person_chose(wizard: 
         await pilot.press("E")
         await until(pilot, lambda: "id0" in edits_of(wizard))
         assert edits_of(wizard)["id0"].revised_response == "From outside."
-    told = seen.read_text()
-    assert told.startswith("600\n") and "Glue thing 0 gently." in told and "hf_canary" not in told
+    text = seen.read_text()
+    assert text.startswith("600\n") and "Glue thing 0 gently." in text and "hf_canary" not in text
     assert not list((wizard.source.run / "pairs").glob("edit-*"))
 
 
 @pytest.mark.parametrize("script", ["exit 1", ': > "$1"', "true"])
-async def test_an_editor_that_fails_or_changes_nothing_keeps_nothing(
+async def test_an_editor_that_fails_or_changes_nothing_saves_nothing(
     wizard: Wizard, tmp_path: Path, monkeypatch, script
 ):
     editor = tmp_path / "ed"
@@ -459,7 +472,7 @@ async def test_an_editor_that_fails_or_changes_nothing_keeps_nothing(
         assert not edits_of(wizard)
 
 
-async def test_without_an_editor_it_says_what_to_do(wizard: Wizard, monkeypatch, tmp_path: Path):
+async def test_without_an_editor_a_notice_says_what_to_do(wizard: Wizard, monkeypatch, tmp_path: Path):
     for name in ("VISUAL", "EDITOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

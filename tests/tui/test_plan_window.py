@@ -1,4 +1,4 @@
-"""The wizard shows what a start would do before it starts; a first start begins at once."""
+"""The wizard shows what a start would do before it starts; a first start needs no confirmation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def planned(finished: Runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-async def test_what_would_be_made_again_is_shown_and_the_same_key_starts_it(
+async def test_the_plan_is_shown_first_and_the_same_key_starts_the_run(
     size: tuple[int, int], finished: Runner, sessions: Sessions, planned: list[str]
 ):
     app = Wizard(finished)
@@ -47,7 +47,7 @@ async def test_what_would_be_made_again_is_shown_and_the_same_key_starts_it(
     assert planned == ["packaging"]
 
 
-async def test_it_is_started_and_left_with_the_mouse_alone(finished: Runner, sessions: Sessions, planned: list[str]):
+async def test_with_the_mouse_alone(finished: Runner, sessions: Sessions, planned: list[str]):
     app = Wizard(finished)
     async with app.run_test(size=(80, 24)) as pilot:
         footer = range(23, 24)
@@ -58,7 +58,7 @@ async def test_it_is_started_and_left_with_the_mouse_alone(finished: Runner, ses
         await click_on(pilot, app, "Enter starts", lambda: sessions.made)
 
 
-async def test_esc_leaves_everything_as_it_is(finished: Runner, sessions: Sessions, planned: list[str]):
+async def test_esc_changes_nothing(finished: Runner, sessions: Sessions, planned: list[str]):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
         for key in ("r", "p"):
@@ -69,7 +69,7 @@ async def test_esc_leaves_everything_as_it_is(finished: Runner, sessions: Sessio
     assert not sessions.made
 
 
-async def test_a_plan_that_cannot_be_told_says_why_and_the_start_is_still_there(
+async def test_a_plan_that_fails_shows_why_and_the_run_can_still_start(
     finished: Runner, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ):
     def broken(until: str) -> list[PlannedStage]:

@@ -58,7 +58,7 @@ async def test_every_view_of_every_stage_opens_and_shows_hostile_text_as_text(fi
 
 
 @pytest.mark.parametrize("size", SIZES, ids=PICTURE)
-async def test_a_failure_says_what_why_and_what_to_do(tmp_path: Path, config, size):
+async def test_a_failure_shows_what_why_and_what_to_do(tmp_path: Path, config, size):
     folder = failed_run(tmp_path / "run")
     app = Wizard(Runner(config(output_dir=folder), Run(folder)))
     async with app.run_test(size=size) as pilot:
@@ -93,7 +93,7 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
 
 
 @pytest.mark.parametrize("size", SIZES, ids=PICTURE)
-async def test_while_pairs_are_made_one_line_tells_of_the_servers_and_none_afterwards(tmp_path: Path, config, size):
+async def test_one_line_shows_the_servers_while_pairs_are_made(tmp_path: Path, config, size):
     folder = make_run(tmp_path / "run", through="pairs", pairs=20)
     away = ServerReading(
         "http://b:8000/v1", "out", f"The server at http://b:8000/v1 returned 502 {HOSTILE[1]}. It is gone."
@@ -105,8 +105,8 @@ async def test_while_pairs_are_made_one_line_tells_of_the_servers_and_none_after
     app = Wizard(runner)
     async with app.run_test(size=size) as pilot:
         await look_at(pilot, app, "pairs")
-        told = "1 of 2 servers · 14 running, 3 waiting, cache 40% · http://b"
-        await until(pilot, lambda: told in screen_text(app))
+        text = "1 of 2 servers · 14 running, 3 waiting, cache 40% · http://b"
+        await until(pilot, lambda: text in screen_text(app))
         assert not any(raw in screen_text(app) for raw in RAW_SEQUENCES)
         runner._state = at_work.apply(StageFinished("pairs", "done", "20 pairs"), 1.79e9 + 9e4 + 1)
         await until(pilot, lambda: "servers" not in screen_text(app))
@@ -121,7 +121,9 @@ async def test_clicks_in_hostile_text_do_nothing(finished: Runner):
         await until(pilot, lambda: is_open(app, LogScreen))
         await until(pilot, lambda: "[@click" in screen_text(app), "the hostile text")
         rows = app.screen.query_one(LogRows)
-        rows.cursor = next(at for at, line in enumerate(rows.lines) if "[@click" in line.text)  # shown whole below
+        rows.cursor = next(
+            at for at, line in enumerate(rows.lines) if "[@click" in line.text
+        )  # shown in full below the list
         await pilot.pause()
         shown, window = screen_text(app).splitlines(), app.screen.query_one(".window").region
         places = [
@@ -156,23 +158,23 @@ async def test_under_100_columns_the_rail_is_one_line(finished: Runner):
         await until(pilot, lambda: "10 ✓ Packaging" in screen_text(app))
 
 
-# -- what a stage will do ----------------------------------------------------------------------------------------------
+# -- descriptions of stages --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_says_what_it_will_do_with_these_options(stage: str, config):
-    told = description_of(stage, config(), RunState())
-    assert set(DESCRIPTIONS) == set(STAGES) and all(sentence.endswith(".") for sentence in told)
+def test_every_stage_describes_what_it_will_do(stage: str, config):
+    text = description_of(stage, config(), RunState())
+    assert set(DESCRIPTIONS) == set(STAGES) and all(sentence.endswith(".") for sentence in text)
 
 
-def test_a_plan_names_the_options_and_the_forecast(config):
+def test_a_description_has_the_options_and_the_forecast(config):
     state = RunState().apply(Forecast({"pairs": 2880.0}, {}), 1.0)
-    told = " ".join(description_of("pairs", config(num_examples=37, dataset="mine.jsonl"), state))
-    assert "37 prompts of mine.jsonl" in told and "48m" in told
+    text = " ".join(description_of("pairs", config(num_examples=37, dataset="mine.jsonl"), state))
+    assert "37 prompts of mine.jsonl" in text and "48m" in text
     assert "0.25" in " ".join(description_of("training", config(beta=0.25), state))
 
 
-async def test_before_it_ran_a_stage_offers_what_can_be_done(runner: Runner):
+async def test_a_stage_offers_actions_before_it_runs(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
         await look_at(pilot, app, "pairs")
@@ -187,7 +189,7 @@ def rail(state: RunState, now: float) -> list[str]:
     return [line.plain for _, line in tall_rail(state, "pairs", now, 34)]
 
 
-def test_the_rail_has_a_line_a_stage_with_its_state_and_its_time(finished: Runner):
+def test_the_rail_has_a_line_per_stage_with_its_state_and_time(finished: Runner):
     state = finished.snapshot()
     tall = rail(state, 1.79e9)
     assert len(tall) == 10 and all(len(line) == 34 for line in tall)
@@ -206,7 +208,7 @@ def test_the_rail_shows_how_a_stage_ended(runner: Runner, outcome, glyph):
     assert f"{glyph} Pairs" in row and (outcome in row or "4s" in row)
 
 
-def test_the_stage_that_runs_has_a_second_line_with_bar_rate_and_time_left():
+def test_the_running_stage_has_a_second_line_with_bar_rate_and_time_left():
     state = RunState().apply(StageStarted("pairs"), 100.0)
     state = state.apply(Progress(1_000, 2_500, "prompts", 2.5, 600.0, stage="pairs"), 160.0)
     rows = rail(state, 160.0)
@@ -215,7 +217,7 @@ def test_the_stage_that_runs_has_a_second_line_with_bar_rate_and_time_left():
     assert [name for name, _ in tall_rail(state, "pairs", 160.0, 34)][6:8] == ["pairs", "pairs"], "a click on either"
 
 
-def test_under_the_stages_stands_the_run_as_a_whole(monkeypatch):
+def test_the_run_is_summarised_below_the_stages(monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     state = RunState().apply(RunStarted("x", "0.1.0", 7, "box", "", STAGES), 0.0).apply(StageStarted("pairs"), 100.0)
@@ -226,7 +228,7 @@ def test_under_the_stages_stands_the_run_as_a_whole(monkeypatch):
         "elapsed": "1m 00s", "left": "~6m", "done at": "00:08", "peak VRAM": "31.0 GiB", "usable": "1 of 2 pairs",
     }  # fmt: skip
     assert clock(86_400.0 + 60, 0.0) == "Fri 00:01"
-    assert run_rows(RunState(), 1.0) == (), "before anything is known there is nothing to say"
+    assert run_rows(RunState(), 1.0) == (), "nothing is known yet"
     lines = run_summary(state, 160.0, 34, 4)
     assert len(lines) == 4 and all(line.cell_length <= 34 for line in lines)
     monkeypatch.undo()
@@ -260,7 +262,7 @@ async def test_a_run_folder_at_home_is_shown_as_a_shell_would(finished: Runner, 
     assert short_path(finished.run.folder) == str(finished.run.folder)
 
 
-async def test_a_click_on_the_rail_looks_at_a_stage(finished: Runner):
+async def test_a_click_on_the_rail_selects_a_stage(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
         await until(pilot, lambda: app.main.is_ready)
@@ -269,12 +271,12 @@ async def test_a_click_on_the_rail_looks_at_a_stage(finished: Runner):
         await until(pilot, lambda: app.main.selected == "dependencies")
 
 
-def test_the_first_screen_is_where_the_run_stands(runner: Runner, finished: Runner):
+def test_the_first_screen_is_the_current_stage(runner: Runner, finished: Runner):
     assert first_stage(runner.snapshot()) == "workspace"
     assert first_stage(finished.snapshot()) == "packaging"
 
 
-# -- nothing is parsed -------------------------------------------------------------------------------------------------
+# -- markup ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("G2")

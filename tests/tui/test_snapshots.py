@@ -23,8 +23,8 @@ from engine.core.stage_table import STAGES
 from tests.support.idle_wizard import look_at, screen_text, until
 from tests.support.made_up_run import GIB, failed_run, make_run
 from tests.support.shots import (
+    COMPARED,
     FOLDER,
-    KEPT,
     NOW,
     OTHER_THEMES,
     RAN,
@@ -80,7 +80,7 @@ async def test_every_view_of_every_stage(wizard, size: str, theme: str, tmp_path
             {
                 **dict.fromkeys(STAGES[:6], ("Overview",)),
                 "preflight": ("Overview", "Pilot"),
-                "pairs": ("Making", "Options"),
+                "pairs": ("Progress", "Options"),
                 "quality": ("Gate", "Pairs"),
                 "training": ("Curves", "Verdict", "Options"),
                 "packaging": ("Overview",),
@@ -90,7 +90,7 @@ async def test_every_view_of_every_stage(wizard, size: str, theme: str, tmp_path
 
 
 @every_case
-async def test_windows_and_what_is_written(wizard, size: str, theme: str, tmp_path: Path):
+async def test_dialogs_and_the_text_editor(wizard, size: str, theme: str, tmp_path: Path):
     app = wizard(lambda folder: make_run(folder, pairs=60))
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
@@ -121,7 +121,7 @@ async def test_windows_and_what_is_written(wizard, size: str, theme: str, tmp_pa
 
 
 @every_case
-async def test_before_anything_ran(wizard, size: str, theme: str, tmp_path: Path):
+async def test_a_new_run(wizard, size: str, theme: str, tmp_path: Path):
     app = wizard(lambda folder: folder.mkdir())
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
@@ -136,7 +136,7 @@ async def test_before_anything_ran(wizard, size: str, theme: str, tmp_path: Path
 
 @pytest.mark.fault("E1")
 @every_case
-async def test_while_it_trains_without_a_gpu_after_a_warning(wizard, size: str, theme: str, tmp_path: Path):
+async def test_training_without_a_gpu_after_a_warning(wizard, size: str, theme: str, tmp_path: Path):
     app = wizard(lambda folder: make_run(folder, through="training", pairs=20, gpu=False))
     async with app.run_test(size=SIZES[size]) as pilot:
         state = app.source._state.apply(RunStarted(SHOWN, "0.1.0", 7, "gpu-box", "", STAGES), NOW - 900)
@@ -188,7 +188,7 @@ async def test_a_terminal_that_is_too_small(wizard, tmp_path: Path):
 
 
 async def test_one_screen_in_every_other_theme(wizard, tmp_path: Path):
-    """The pair browser: it has most of the colours."""
+    """The pair browser, which has most of the colours."""
     app = wizard(lambda folder: make_run(folder, pairs=60))
     async with app.run_test(size=SIZES["160x48"]) as pilot:
         shots = Shots(pilot, app, "160x48", DEFAULT, tmp_path)
@@ -198,7 +198,7 @@ async def test_one_screen_in_every_other_theme(wizard, tmp_path: Path):
         shots.check()
 
 
-async def test_what_reaches_over_the_edge_is_found(wizard):
+async def test_text_that_does_not_fit_is_found(wizard):
     app = wizard(lambda folder: folder.mkdir())
     async with app.run_test(size=SIZES["80x24"]) as pilot:
         await until(pilot, lambda: app.main.is_ready)
@@ -210,8 +210,8 @@ async def test_what_reaches_over_the_edge_is_found(wizard):
         assert "Static" in what_does_not_fit(app)[0]
 
 
-def test_no_picture_is_left_over():
-    """Every picture is drawn by a test above; skipped if only some of those ran."""
-    if len(RAN) - 1 < 5 * len(KEPT) + 3:
+def test_there_are_no_unused_snapshots():
+    """Every snapshot belongs to a test above; skipped if only some of them ran."""
+    if len(RAN) - 1 < 5 * len(COMPARED) + 3:
         pytest.skip("not all pictures were drawn in this process")
     assert {path.name for path in FOLDER.glob("*.svg")} == TAKEN

@@ -1,4 +1,4 @@
-"""The first page, with keys alone and with the mouse alone: what is missing, changed where it stands."""
+"""The first page, with keys alone and with the mouse alone: what is missing can be changed in place."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_with_the_mouse_alone(begun):
 
 
 @pytest.mark.parametrize("asks", [False, True])
-async def test_only_a_wizard_that_may_asks_the_hub(begun, asks: bool, monkeypatch: pytest.MonkeyPatch):
+async def test_only_a_permitted_wizard_asks_the_hub(begun, asks: bool, monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr("tui.screens.workspace.ask_hub", lambda config, run, token: asked.append(config) or {})
     runner = begun()

@@ -21,7 +21,7 @@ MEASURED = EvalDone("better", ("The judge prefers [/]it.", "Length: 1.12."), rep
 ANSWERS = AnswersShown(answered_prompts_from(report()["samples"]))
 
 
-def test_every_word_of_the_verdict_has_its_letters_and_its_colour():
+def test_every_verdict_has_letters_and_a_colour():
     words = {word for _, word, _ in RULES}
     assert words == set(WORD_STYLES)
     assert set("".join(words).upper()) <= set(LETTERS)
@@ -32,7 +32,7 @@ def test_every_word_of_the_verdict_has_its_letters_and_its_colour():
 
 
 @pytest.mark.parametrize("width", [60, 78, 83, 118, 164])
-def test_nothing_of_the_page_is_wider_than_it_or_cut(width: int):
+def test_no_line_of_the_page_is_too_wide_or_cut(width: int):
     lines = [*verdict_lines(MEASURED, width), *answers_lines(ANSWERS, width), *evidence_lines(MEASURED, "x", width)]
     assert all(line.cell_length <= width for line in lines), [line.plain for line in lines if line.cell_length > width]
     shown = "\n".join(line.plain for line in lines)
@@ -40,11 +40,11 @@ def test_nothing_of_the_page_is_wider_than_it_or_cut(width: int):
     assert "Judge prefers Stage 3" in shown and "73 %" in shown and "56 to 85 %" in shown
 
 
-def test_a_bar_shows_where_the_value_its_interval_and_the_mark_lie():
+def test_a_bar_shows_value_interval_and_threshold():
     one = KeyFigure("x", value=0.75, low=0.5, high=1.0, mark=0.25, mark_name="even")
     assert interval_bar(one, 21).plain == "─────┃────━━━━━●━━━━━"
     apart = KeyFigure("x", value=0.3, low=0.1, high=0.5, mark=0.0, mark_name="none", is_share=False)
-    assert interval_bar(apart, 21).plain.index("┃") == 10, "what has no bounds stands around its mark"
+    assert interval_bar(apart, 21).plain.index("┃") == 10, "an unbounded scale is centred on the threshold"
 
 
 def test_the_rows_of_the_figures_are_aligned():
@@ -60,7 +60,7 @@ def test_an_unfit_answer_is_broken_or_fits_any_message():
     assert "✗ fits any message" in shown
 
 
-def test_going_through_the_answers_of_one_kind():
+def test_stepping_through_the_answers_of_one_kind():
     worse = ANSWERS.of_kind("worse")
     assert {one.preference for one in worse.chosen} == {"worse"} and worse.place == 0
     assert worse.moved(-1).place == 8 and worse.moved(-1).moved(1) == worse
@@ -71,7 +71,7 @@ def test_going_through_the_answers_of_one_kind():
         kinds.append(shown.kind)
         shown = shown.of_next_kind()
     assert kinds == ["all", "better", "equal", "worse", "broken", "unfit", "refused", "harmful"]
-    assert AnswersShown().moved(1).of_next_kind() == AnswersShown(), "of none there is nothing to go through"
+    assert AnswersShown().moved(1).of_next_kind() == AnswersShown(), "there is nothing to step through"
 
 
 async def test_with_keys_alone(finished: Runner):

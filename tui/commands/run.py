@@ -88,7 +88,7 @@ def _join_training(config: Stage3Config, *, auto: bool, json: bool) -> int:
     if not auto:
         raise ConfigError(
             f"--machine-rank {config.machine_rank} needs --auto.",
-            "The wizard is for the run as a whole, which machine 0 does.",
+            "Only machine 0 can run the wizard.",
             f"Use `{PROGRAM} --auto --machine-rank {config.machine_rank} …`, and `{PROGRAM} attach` to watch the run.",
         )
     from tui.commands.join import run_joining

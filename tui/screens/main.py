@@ -82,22 +82,24 @@ class MainScreen(Screen[None]):
         """Whether to select the running stage, as long as the user does not select another."""
         self._followed = source.snapshot().latest
         self._views: dict[str, StageView] = {first: VIEWS[first](source)}
+        self.title_view, self.rail, self.body = TextView(id="title"), Rail(id="rail"), Container(id="body")
+        self.status_view, self.keys_view = TextView(id="status"), TextView(id="keys")
 
     def compose(self) -> ComposeResult:
         yield Static(id="too-small", markup=False)
-        yield TextView(id="title")
+        yield self.title_view
         with Container(id="middle"):
-            yield Rail(id="rail")
-            with Container(id="body"):
+            yield self.rail
+            with self.body:
                 yield self._views[self.selected]
-        yield TextView(id="status")
-        yield TextView(id="keys")
+        yield self.status_view
+        yield self.keys_view
 
     @property
     def is_ready(self) -> bool:
         """Whether all parts exist: not before mounting, and not during removal."""
-        parts = [self.query(name) for name in ("#title", "#rail", "#body", "#status", "#keys")]
-        return self.is_mounted and all(found and found.first().is_attached for found in parts) and self.view is not None
+        parts = (self.title_view, self.rail, self.body, self.status_view, self.keys_view)
+        return self.is_mounted and all(part.is_attached for part in parts) and self.view is not None
 
     @property
     def view(self) -> StageView | None:
@@ -121,16 +123,14 @@ class MainScreen(Screen[None]):
             duration(now - (current.started or now)) if current else "",
             approx_duration(seconds_remaining(state, now)),
         )
-        self.query_one("#title", TextView).put(
-            key, lambda width: [title_line(state, folder.name, status_note, now, width)]
-        )
-        self.query_one(Rail).put(state, self.selected, now)
-        self.query_one("#status", TextView).put(
+        self.title_view.put(key, lambda width: [title_line(state, folder.name, status_note, now, width)])
+        self.rail.put(state, self.selected, now)
+        self.status_view.put(
             (state.telemetry[-1:], state.forecast),
             lambda width: [status_line(state, platform.node(), short_path(folder), width)],
         )
         keys = self.keys_offered()
-        self.query_one("#keys", TextView).put(keys, lambda width: [keys_line(keys, width)])
+        self.keys_view.put(keys, lambda width: [keys_line(keys, width)])
         return self.view is not None and await self.view.draw(state, now)
 
     async def _follow(self, state: RunState) -> None:
@@ -161,7 +161,7 @@ class MainScreen(Screen[None]):
             view.display = name == stage
         if stage not in self._views:
             self._views[stage] = VIEWS[stage](self.source)
-            await self.query_one("#body").mount(self._views[stage])
+            await self.body.mount(self._views[stage])
 
     def on_resize(self, event: events.Resize) -> None:
         size = event.size
@@ -228,9 +228,9 @@ class MainScreen(Screen[None]):
 
     async def show_option(self, option: Option) -> None:
         """Open the form that has the option, with the cursor on it."""
-        await self.look_at(option.home)
+        await self.look_at(option.form_stage)
         view = self.view
-        if self.selected != option.home or view is None:
+        if self.selected != option.form_stage or view is None:
             self.set_timer(RETRY_SECONDS, partial(self.show_option, option))
             return
         if view.page != view.OPTIONS:

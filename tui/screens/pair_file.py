@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from textual.app import ComposeResult
-from textual.containers import Container
 from textual.content import Content
 from textual.widgets import Static
 
@@ -17,7 +16,6 @@ from tui.screens.base import StageView
 from tui.screens.main import MainScreen
 from tui.widgets.layout import SPREAD_GAP, fit, shortened, spread
 from tui.widgets.status_lines import keys_line
-from tui.widgets.text_view import TextView
 
 NEEDS_RUN = {"run_stage", "run_all", "redo", "stop", "log"}
 """Keys of the wizard that need a run."""
@@ -38,18 +36,20 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
 
     def compose(self) -> ComposeResult:
         yield Static(id="too-small", markup=False)
-        yield TextView(id="title")
-        with Container(id="body"):
+        yield self.title_view
+        with self.body:
             yield PairBrowser(self.file)
-        yield TextView(id="status")
-        yield TextView(id="keys")
+        yield self.status_view
+        yield self.keys_view
 
     def on_mount(self) -> None:
         self.query_one(PairBrowser).pairs.focus()
 
     @property
     def is_ready(self) -> bool:
-        return self.is_mounted and all(self.query(name) for name in ("#title", "PairBrowser", "#keys"))
+        return self.is_mounted and all(
+            part.is_attached for part in (self.title_view, self.body, self.status_view, self.keys_view)
+        )
 
     @property
     def view(self) -> StageView | None:
@@ -67,11 +67,11 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
             return False
         file, problem = visible_line(short_path(self.file.file), 200), visible_line(self.file.problem, 200)
         status = Content.styled(problem, "$check-failed") if problem else Content.styled("no run ", "$muted")
-        self.query_one("#title", TextView).put((file, problem), lambda width: [title_line(file, status, width)])
+        self.title_view.put((file, problem), lambda width: [title_line(file, status, width)])
         edits = visible_line(short_path(self.file.edits), 200)
-        self.query_one("#status", TextView).put(edits, lambda width: [edits_line(edits, width)])
+        self.status_view.put(edits, lambda width: [edits_line(edits, width)])
         keys = self.keys_offered()
-        self.query_one("#keys", TextView).put(keys, lambda width: [keys_line(keys, width)])
+        self.keys_view.put(keys, lambda width: [keys_line(keys, width)])
         return True
 
 
