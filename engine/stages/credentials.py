@@ -231,5 +231,5 @@ def _clear_stale_variables(used: Secret) -> Generator[Event, None, None]:
         value = os.environ.get(variable)
         if value is not None and value.strip().strip("'\"") != used.reveal():
             del os.environ[variable]
-            text = f"{variable} held a different token than the one in use; this process ignores it."
+            text = f"{variable} holds a different token from the one in use; this process ignores it."
             yield Message("warning", text)

@@ -106,7 +106,7 @@ def run(context: Context) -> StageRun:
         raise _too_few(len(usable))
     _write_rows(run_ / layout.TRAIN_JSONL, train)
     _write_rows(run_ / layout.EVAL_JSONL, held_out)
-    yield Check("held out", "ok", f"{len(held_out)} pairs, by prompt, before training")
+    yield Check("held out", "ok", f"{len(held_out)} pairs, split by prompt before training")
     return StageEnd(
         f"{len(train)} pairs to train on, {len(held_out)} held out, {tally.made - len(usable)} left out",
         QualityResult(

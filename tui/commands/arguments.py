@@ -25,12 +25,12 @@ MANY_OPTIONS = 40
 
 def add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Options that select the run and its stages."""
-    parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
+    parser.add_argument("--demo", action="store_true", help="use the embedded model, adapter, prompts and judge")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="the last stage to run")
     parser.add_argument(
         "--from", dest="redo_from", choices=STAGES, metavar="STAGE", help="do this stage and all later ones again"
     )
-    parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
+    parser.add_argument("--config", metavar="FILE", help="read options from a TOML file")
 
 
 def add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -28,7 +28,7 @@ def command_parser() -> argparse.ArgumentParser:
         "",
         usage=f"{PROGRAM} browse FILE [OPTIONS]",
     )
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="FILE", help="a file of preference pairs")
     display = ("theme", "mouse", "ascii")
     add_options(parser, [option for option in options() if is_gate_option(option) or option.name in display])
     return parser

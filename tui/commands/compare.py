@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     given = parse(command_parser(), arguments)
     folders = [_run_folder(text) for text in given.runs]
     if len(set(folders)) < 2:
-        raise ConfigError("`compare` needs two runs.", "You passed only one.", f"{PROGRAM} compare RUN RUN…")
+        raise ConfigError("`compare` needs two runs.", "You passed only one.", f"Run `{PROGRAM} compare RUN RUN…`.")
     found = compare(folders)
     if given.json:
         print_json(as_data(found))

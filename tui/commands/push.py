@@ -74,7 +74,7 @@ def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret 
         raise ConfigError(
             "No repository to push to.",
             "You passed none, and the run has no --push-to-hub.",
-            f"`stage3-tui push {folder} OWNER/NAME`",
+            f"Run `stage3-tui push {folder} OWNER/NAME`.",
         )
     from engine.process.environment import log_to_file, quiet_libraries
     from engine.run.folder import Run

@@ -55,7 +55,7 @@ def command_parser() -> argparse.ArgumentParser:
         "For example: stage3-tui sweep --beta 0.05,0.1,0.3 --learning-rate 5e-6,5e-5 --pick best",
         usage=f"{PROGRAM} sweep --OPTION VALUE,VALUE… [OPTIONS]",
     )
-    parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
+    parser.add_argument("--demo", action="store_true", help="use the embedded model, adapter, prompts and judge")
     parser.add_argument("--trials", metavar="FILE", help=DEFAULT_TRIALS_HELP)
     parser.add_argument(
         "--pick",
@@ -64,7 +64,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="events on stdout, one JSON object per line")
     parser.add_argument("--verbose", action="store_true", help="print every check and checkpoint")
-    parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
+    parser.add_argument("--config", metavar="FILE", help="read options from a TOML file")
     parser.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
     add_token_options(parser)
     add_options(parser, options())

@@ -76,7 +76,7 @@ def command_parser() -> argparse.ArgumentParser:
         f"Exit code 0 if the gate is open, 9 if it is shut or a line is not a pair.\n\nForms of rows (--form): {forms()}.",
         usage=f"{PROGRAM} validate PAIRS [--json] [--export TRAIN.jsonl] [OPTIONS]",
     )
-    parser.add_argument("pairs", metavar="PAIRS")
+    parser.add_argument("pairs", metavar="PAIRS", help="a file or folder, a Hub id, or -")
     parser.add_argument("--split", help="split of a folder or a dataset; default: all of a folder, train of a dataset")
     parser.add_argument("--json", action="store_true", help="one JSON object: pairs, figures, gate, verdicts")
     parser.add_argument(
@@ -257,10 +257,12 @@ def _print_counts(console: Console, report: dict[str, Any]) -> None:
     people = report["people"]
     if people["decided"] or people["not_here"] or people["damaged"] or people["torn"]:
         kinds = _counted({word: people[word] for word in ("accepted", "rejected", "flipped", "edited") if people[word]})
-        console.print(Text(f"decisions about {people['decided']:,} pairs (edits.jsonl){': ' if kinds else ''}{kinds}"))
+        console.print(
+            Text(f"decisions about {plural(people['decided'], 'pair')} (edits.jsonl){': ' if kinds else ''}{kinds}")
+        )
         if people["not_here"]:
             console.print(
-                Text(f"decisions about {people['not_here']:,} pairs that are not in this file", style="yellow")
+                Text(f"decisions about {plural(people['not_here'], 'pair')} not in this file", style="yellow")
             )
         if people["torn"]:
             console.print(Text("the last line of edits.jsonl is incomplete and ignored", style="yellow"))
@@ -278,7 +280,7 @@ def _print_examples(console: Console, examples: dict[str, list[dict[str, Any]]])
     for reason, rows in list(examples.items())[:BAD_LINES_SHOWN]:
         row = rows[0]
         console.print(Text(f"{visible_line(reason, 60)}, for example line {row['line'] + 1}:", style="dim"))
-        for word, key in (("asked", "prompt"), ("draft", "base_response"), ("revised", "revised_response")):
+        for word, key in (("prompt", "prompt"), ("draft", "base_response"), ("revision", "revised_response")):
             console.print(Text(f"    {word:8} {visible_line(row[key], TEXT_SHOWN)}", style="dim"))
 
 
