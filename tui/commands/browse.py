@@ -12,12 +12,12 @@ from tui.commands.validate import is_gate_option
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    config = config_of(given)
+    args = parse(command_parser(), arguments)
+    config = config_of(args)
     require_terminal()
     from tui.wizard.pair_file import browse
 
-    return browse(Path(given.file), config)
+    return browse(Path(args.file), config)
 
 
 def command_parser() -> argparse.ArgumentParser:
