@@ -479,7 +479,7 @@ def test_the_printed_report_counts_lines_from_1_and_shows_figures_and_an_example
     assert "training pairs" in printed and "(at least 100)" in printed
     assert "left out: 1 meta" in printed and "for example line 7" in printed
     assert "[red]␛[31mask" in printed and "\x1b" not in printed
-    for word in ("asked", "draft", "revised"):
+    for word in ("prompt", "draft", "revision"):
         assert f"    {word}" in printed
 
 

@@ -131,7 +131,7 @@ def _token_of_stdin() -> Any:
         return token_line(sys.stdin, "standard input")
     except UnicodeDecodeError:  # its message would quote the input
         raise AccessError(
-            "There is no token on standard input.", "The input is not UTF-8.", "Pass only the token, on one line."
+            "There is no token in standard input.", "The input is not UTF-8.", "Pass only the token, on one line."
         ) from None
 
 
