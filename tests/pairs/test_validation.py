@@ -464,7 +464,7 @@ def test_the_json_report_has_a_verdict_for_every_line_of_a_large_file(tmp_path: 
     assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in data["verdicts"])
     assert data["verdicts"][0] == {"line": 0, "usable": False, "reasons": data["verdicts"][0]["reasons"]}
     assert data["verdicts"][-1]["usable"] is False and "not JSON" in data["verdicts"][-1]["reasons"][0]
-    assert printed.err.startswith("failed: The gate is shut") and f"1 lines of {path} are not pairs" in printed.err
+    assert printed.err.startswith("failed: The gate is shut") and f"One line of {path} is not a pair" in printed.err
 
 
 def test_the_printed_report_counts_lines_from_1_and_shows_figures_and_an_example_of_each_reason(
