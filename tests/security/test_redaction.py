@@ -216,7 +216,7 @@ def test_a_stage_that_crashes_while_using_the_token_leaks_it_nowhere(
             assert session.run(until="credentials") is ExitCode.BUG
         finally:
             session.close()
-    assert CANARY not in str(heard)
+    assert CANARY not in str(entries)
     manifest = json.loads((run / RUN_JSON).read_text())
     assert "store_token" not in manifest["config"] and "device_login" in manifest["config"]
     failure = manifest["error"]
