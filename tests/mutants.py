@@ -220,7 +220,7 @@ MUTANTS = (
     Mutant(
         "limit on the bytes of a file",
         "engine/core/reading.py",
-        "if len(data) > most:",
+        "if len(data) > max_bytes:",
         "if False:",
         (f"{FILES}::test_f2_06_a_document_larger_than_any_is_not_read_to_its_end",),
     ),

@@ -107,7 +107,7 @@ KEYS: tuple[Key, ...] = (
         "w",
         "w",
         "which",
-        "which",
+        "filter",
         "Verdict: filter the answers: all, better, worse, broken, unfit, harmful, …",
         VIEW,
     ),

@@ -89,7 +89,7 @@ def _program_check(found: FoundProgram, remark: str, hint: str, *, failed: bool 
         return Check(
             found.program.name,
             "failed" if failed else "warning",
-            f"{found.fault}; get it with {found.program.get}{hint}",
+            f"{found.fault}; install it with {found.program.how_to_install}{hint}",
         )
     return Check(found.program.name, "ok", f"{found.version}, {remark or visible_line(str(found.path))}")
 

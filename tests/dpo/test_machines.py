@@ -103,8 +103,8 @@ def test_a_stale_request_is_ignored(machine: Callable[..., Context]):
     "options, why",
     [
         ({"num_machines": 2}, "need the address of machine 0"),
-        ({"num_machines": 2, "machine_rank": 2, "main_process_ip": "10.0.0.1"}, "the last of 2 machines .* number 1"),
-        ({"num_machines": 3, "num_processes": 4, "main_process_ip": "10.0.0.1"}, "4 processes .* to 3 machines"),
+        ({"num_machines": 2, "machine_rank": 2, "main_process_ip": "10.0.0.1"}, "The last of 2 machines .* number 1"),
+        ({"num_machines": 3, "num_processes": 4, "main_process_ip": "10.0.0.1"}, "4 processes .* among 3 machines"),
     ],
 )
 def test_machines_that_cannot_connect_are_refused(

@@ -166,12 +166,12 @@ def test_help_and_version_need_no_working_directory(tmp_path: Path):
 @pytest.mark.parametrize(
     ("place", "why"),
     [
-        ("''", b"names nothing"),
-        ("/dev/null", b"no folder"),
-        ("file", b"no folder"),
-        ("file/run", b"no folder"),
-        ("/", b"beside it"),
-        ("b" * 250, b"no room for its ending"),
+        ("''", b"is empty"),
+        ("/dev/null", b"not a folder"),
+        ("file", b"not a folder"),
+        ("file/run", b"not a folder"),
+        ("/", b"next to it"),
+        ("b" * 250, b"exceed the limit"),
         ("a" * 300, b"255 bytes"),
     ],
 )

@@ -166,7 +166,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "no JSON": (b"{oops", "not JSON"),
     "a list": (b"[1]", "a list"),
     "null": (b"null", "null"),
-    "a text": (b'"hello"', "a text"),
+    "a text": (b'"hello"', "a string"),
     "NaN": (LINE[:-1] + b',"base_score":NaN}', "finite"),
     "Infinity": (LINE[:-1] + b',"base_score":-Infinity}', "finite"),
     "a number beyond all": (LINE[:-1] + b',"base_score":1e999}', "finite"),
@@ -174,9 +174,9 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "5000 digits": (LINE[:-1] + b',"base_score":' + b"9" * 5000 + b"}", "thousands of digits"),
     "nested": (LINE[:-1] + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     "nested objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
-    "twice the same key": (LINE[:-1] + b',"prompt":"another"}', "stands twice"),
-    "no UTF-8": (LINE[:40] + b"\xff" + LINE[41:], "no UTF-8"),
-    "a surrogate in UTF-8": (LINE[:40] + b"\xed\xa0\x80" + LINE[43:], "no UTF-8"),
+    "twice the same key": (LINE[:-1] + b',"prompt":"another"}', "appears twice"),
+    "not UTF-8": (LINE[:40] + b"\xff" + LINE[41:], "not UTF-8"),
+    "a surrogate in UTF-8": (LINE[:40] + b"\xed\xa0\x80" + LINE[43:], "not UTF-8"),
     "a hole": (LINE[:40] + b"\0" * 30 + LINE[70:], "NUL bytes"),
     "a hole in front": (b"\0" * 64 + LINE, "NUL bytes"),
     "two records on one line": (LINE + LINE, "Extra data"),
@@ -207,7 +207,7 @@ def test_a_torn_last_line_is_reported_and_a_complete_one_without_newline_is_a_pa
     assert validated(good)[0].open
     good.write_bytes(complete[:-3])
     result, _ = validated(good)
-    assert [bad.line for bad in result.bad_lines] == [5] and "torn" in result.bad_lines[0].reason
+    assert [bad.line for bad in result.bad_lines] == [5] and "incomplete" in result.bad_lines[0].reason
     assert [line for line, _ in read_pairs(good, last_line_may_lack_newline=False)] == [0, 1, 2, 3, 4]
 
 
@@ -464,7 +464,7 @@ def test_the_json_report_has_a_verdict_for_every_line_of_a_large_file(tmp_path: 
     assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in data["verdicts"])
     assert data["verdicts"][0] == {"line": 0, "usable": False, "reasons": data["verdicts"][0]["reasons"]}
     assert data["verdicts"][-1]["usable"] is False and "not JSON" in data["verdicts"][-1]["reasons"][0]
-    assert printed.err.startswith("failed: The gate is shut") and f"1 lines of {path} are not pairs" in printed.err
+    assert printed.err.startswith("failed: The gate is shut") and f"One line of {path} is not a pair" in printed.err
 
 
 def test_the_printed_report_counts_lines_from_1_and_shows_figures_and_an_example_of_each_reason(

@@ -91,7 +91,7 @@ def test_the_error_for_an_old_tool_names_the_minimum_and_why(
     result, checks, _ = drive(tmp_path)
     detail = checks[name].detail
     assert checks[name].status == "warning" and result.facts[name] is None
-    assert f"{says.split()[-1]} is too old, at least {oldest} is needed (" in detail and "get it with" in detail
+    assert f"{says.split()[-1]} is too old; it must be at least {oldest} (" in detail and "install it with" in detail
 
 
 def test_an_old_git_clones_nothing(tmp_path: Path, programs: Path) -> None:
@@ -213,7 +213,7 @@ def test_processes_that_hold_gpu_memory_are_named_without_their_command_line(
     assert detail.startswith("NVIDIA L4␛[2J, 6.0 of 24.0 GiB free; used by ")
     assert f"process {other.pid} (sleep of " in detail and ", 11.0 GiB)" in detail and "979" not in detail
     assert f"process {zombie} (true of " in detail and "is a zombie" in detail
-    assert f"process {1 << 22} (outside of this container, or gone, 1.0 GiB)" in detail
+    assert f"process {1 << 22} (outside this container, or gone, 1.0 GiB)" in detail
     assert f"process {os.getpid()} " not in detail
 
 
@@ -267,8 +267,8 @@ def test_the_build_read_is_that_of_the_imported_torch() -> None:
         ("auto", None, None, ""),
         ("auto", "13.0", None, ""),
         ("auto", "12.8", "525.60.13", ""),
-        ("auto", "12.8", "520.61.05", "needs driver 525 or newer, there is 520.61.05"),
-        ("auto", "13.0", "570.86.10", "needs driver 580 or newer, there is 570.86.10"),
+        ("auto", "12.8", "520.61.05", "needs driver 525 or newer, and 520.61.05 is installed"),
+        ("auto", "13.0", "570.86.10", "needs driver 580 or newer, and 570.86.10 is installed"),
         ("auto", "99.0", "570.86.10", ""),
         ("auto", None, "570.86.10", "the GPU is not used"),
         ("cpu", None, "570.86.10", ""),
@@ -332,6 +332,6 @@ def test_a_login_manager_that_does_not_respond_is_not_a_failure(
     if script is not None:
         program(programs, "loginctl", script.replace("sleep", SLEEP))
     monkeypatch.setattr(session_lifetime, "CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(session_lifetime, "ASK_SECONDS", 0.3)
+    monkeypatch.setattr(session_lifetime, "LOGINCTL_SECONDS", 0.3)
     session_lifetime.CGROUP.write_text(SESSION)
     assert session_lifetime.logout_behaviour() is None

@@ -78,7 +78,7 @@ class PseudoTerminal:
         self.seen += data
         before, left, after = _KITTY.sub(b"", data).partition(LEAVES_ALTERNATE_SCREEN)
         self._stream.feed(before)
-        if left:  # the emulator has one screen only: what was there before is not kept, but neither is what was drawn
+        if left:  # the emulator has only one screen: the earlier content is lost, but so is what was drawn
             self._screen.reset()
             self._stream.feed(after)
         return bool(data)

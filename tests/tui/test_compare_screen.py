@@ -1,4 +1,4 @@
-"""Runs over each other on the screen: marked in the list, with keys alone and with the mouse alone."""
+"""Comparing runs on the screen: marked in the list, with keys alone and with the mouse alone."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ STEPS = [step(n, 0.7 - n / 100, 10.0 ** (-n / 10)) for n in range(1, 41)]
 EVALUATION = EvalDone("better", figures={"margin": 0.25, "margin_low": 0.2, "margin_high": 0.4})
 
 
-# -- what is said ------------------------------------------------------------------------------------------------------
+# -- titles ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_headline_has_the_newest_step_and_its_mean():
@@ -82,7 +82,7 @@ def test_on_a_log_scale_equal_factors_are_equal_heights_and_zero_has_none():
     assert math.isnan(heights[-1]) and "log scale" in drawn.headline
 
 
-# -- how it is drawn ---------------------------------------------------------------------------------------------------
+# -- drawing -----------------------------------------------------------------------------------------------------------
 
 
 def test_half_blocks_replace_braille():

@@ -45,7 +45,7 @@ ENDINGS = (
     ended(
         "training", "failed", 8, "The loss of step 77 is not a number.",
         "The numbers overflowed in float16, or the learning rate is too high.",
-        "Run it again with --dtype bfloat16 or a lower --learning-rate. The checkpoint of step 75 is kept.",
+        "Run it again with --dtype bfloat16 or a lower --learning-rate. The checkpoint of step 75 is compared.",
     ),
     ended("pairs", "stopped", 143, "Stopped by SIGTERM.", "", "Run the same command again: it goes on with the next prompt."),
     ended(
@@ -68,10 +68,10 @@ async def test_the_list_of_runs_and_a_comparison(size: str, theme: str, tmp_path
     app = RunChooser(config(output_dir=tmp_path / "new"), tmp_path, runs_below(tmp_path))
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await shots.take("runs", kept=False)
+        await shots.take("runs", compared=False)
         await pilot.press("g", "x", "x", "x", "c")
         await until(pilot, lambda: isinstance(app.screen, CompareScreen) and "3 runs" in screen_text(app))
-        await shots.take("compare", kept=False)
+        await shots.take("compare", compared=False)
         shots.check()
 
 
@@ -86,7 +86,7 @@ async def test_a_sweep_and_other_verdicts(wizard, size: str, theme: str, tmp_pat
         app.source._state = state
         await look_at(pilot, app, "training")
         await app.main.view.turn_to("Trials")
-        await shots.take("trials", kept=False)
+        await shots.take("trials", compared=False)
         assert whole.evaluation is not None
         for word, why in (
             ("worse", "Unusable answers rose from 3 of 40 to 17 of 40, by more than chance."),
@@ -96,7 +96,7 @@ async def test_a_sweep_and_other_verdicts(wizard, size: str, theme: str, tmp_pat
             shown = EvalDone(word, (why, *whole.evaluation.reasons[1:]), whole.evaluation.figures, (), "no judge")
             app.source._state = replace(whole, evaluation=shown)
             await app.main.view.turn_to("Verdict")
-            await shots.take(f"verdict-{word.replace(' ', '-')}", kept=False)
+            await shots.take(f"verdict-{word.replace(' ', '-')}", compared=False)
         shots.check()
 
 
@@ -113,22 +113,22 @@ async def test_questions_and_windows(
             await pilot.press(key)
             await until(pilot, lambda: app.screen is not app.main)
             await pilot.pause(0.3)
-            await shots.take(f"window-{name}", kept=False, is_ours=name != "palette")  # Textual's own
+            await shots.take(f"window-{name}", compared=False, is_ours=name != "palette")  # Textual's own
             await pilot.press("escape")
             await until(pilot, lambda: app.screen is app.main)
         await look_at(pilot, app, "workspace")
         await app.main.view.turn_to("Start")
         await until(pilot, lambda: "Base model" in screen_text(app))
-        await shots.take("start-finished", kept=False)
+        await shots.take("start-finished", compared=False)
         await pilot.press("P")
         await until(pilot, lambda: app.screen is not app.main)
-        await shots.take("window-presets", kept=False)
+        await shots.take("window-presets", compared=False)
         await pilot.press("escape")
         finished.start(until="training")
         await until(pilot, lambda: finished.snapshot().current is not None)
         await pilot.press("q")
         await until(pilot, lambda: app.screen is not app.main)
-        await shots.take("window-quit", kept=False)
+        await shots.take("window-quit", compared=False)
         sessions.last.let_go.set()
         shots.check()
 
@@ -143,10 +143,10 @@ async def test_while_pairs_are_made_and_for_a_watcher(size: str, theme: str, tmp
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
         await look_at(pilot, app, "pairs")
-        await shots.take("watching-pairs", kept=False)
+        await shots.take("watching-pairs", compared=False)
         await look_at(pilot, app, "workspace")
         await app.main.view.turn_to("Options")
-        await shots.take("watching-options", kept=False)
+        await shots.take("watching-options", compared=False)
         shots.check()
 
 
@@ -164,7 +164,7 @@ async def test_what_failed_and_what_was_stopped(wizard, size: str, theme: str, t
             app.notifications._finished = state.finished
             await look_at(pilot, app, stage)
             app.main.view.forget_choice()
-            await shots.take(f"failed-{stage}", kept=False)
+            await shots.take(f"failed-{stage}", compared=False)
         shots.check()
 
 
@@ -180,7 +180,7 @@ async def test_a_file_of_pairs_and_the_charts_with_a_cursor(
         await until(pilot, lambda: "30 pairs" in screen_text(browser))
         shots = Shots(pilot, browser, size, theme, tmp_path)
         await pilot.pause(0.3)
-        await shots.take("browse-file", kept=False)
+        await shots.take("browse-file", compared=False)
         shots.check()
     source.close()
     app = wizard(lambda folder: make_run(folder, pairs=20), charts="blocks")
@@ -190,7 +190,7 @@ async def test_a_file_of_pairs_and_the_charts_with_a_cursor(
         await app.main.view.turn_to("Curves")
         await until(pilot, lambda: app.main.focused is not None)
         await pilot.press("left", "left")
-        await shots.take("curves-blocks-cursor", kept=False)
+        await shots.take("curves-blocks-cursor", compared=False)
         await look_at(pilot, app, "quality")
         done = app.source._state.stages["quality"]
         stages = {**app.source._state.stages, "quality": replace(done, facts={"edits_bytes": 0})}
@@ -198,5 +198,5 @@ async def test_a_file_of_pairs_and_the_charts_with_a_cursor(
         path = app.source.run / layout.EDITS_JSONL
         path.write_text('{"id": "pair-000001", "action": "reject", "time": 1}\n')
         await app.main.view.turn_to("Gate")
-        await shots.take("gate-waiting", kept=False)
+        await shots.take("gate-waiting", compared=False)
         shots.check()

@@ -60,7 +60,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_once_it_is_saved(ru
         await pilot.press("enter", *"3x")
         await until(pilot, lambda: "✗" in screen_text(app) and "integer" in screen_text(app))
         await pilot.press("enter")
-        assert editor.editing and runner.config.num_examples == 2500, "what cannot be is not kept"
+        assert editor.editing and runner.config.num_examples == 2500, "an invalid value is not saved"
         await pilot.press("backspace", "1")
         await until(pilot, lambda: "✓ Enter saves" in screen_text(app))
         await pilot.press("enter")
@@ -189,7 +189,7 @@ async def test_turning_to_the_options_and_back_with_o(runner: Runner):
         await until(pilot, lambda: app.main.view.page == "Overview")
 
 
-# -- for people --------------------------------------------------------------------------------------------------------
+# -- labels, values and descriptions ------------------------------------------------------------------------------------
 
 
 def test_every_option_has_a_label_that_is_unique_under_its_heading():
@@ -207,12 +207,12 @@ def test_values_are_shown_with_their_units():
 
 
 def test_a_training_option_explains_how_to_try_several_values():
-    told = {
+    descriptions = {
         name: " ".join(line.plain.strip() for line in option_help_lines(OPTION[name], "", False, False, 160))
         for name in OPTION
     }
-    assert "`stage3-tui sweep --beta A,B`" in told["beta"]
-    assert {name for name, words in told.items() if "stage3-tui sweep" in words} == set(options_to_try())
+    assert "`stage3-tui sweep --beta A,B`" in descriptions["beta"]
+    assert {name for name, words in descriptions.items() if "stage3-tui sweep" in words} == set(options_to_try())
 
 
 def test_several_addresses_are_shown_as_they_are_typed():

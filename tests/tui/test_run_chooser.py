@@ -20,7 +20,7 @@ TRAINED: dict[str, Any] = {
 
 @pytest.fixture
 def chooser(tmp_path: Path, config: Callable[..., Any]) -> Callable[..., RunChooser]:
-    """Two runs, `b` being newer, with `--output-dir` at one of them or at a folder without a run."""
+    """Two runs, of which `b` is newer, with `--output-dir` at one of them or at a folder without a run."""
     made_run(tmp_path / "a", **TRAINED)
     made_run(tmp_path / "b", "training", "stopped").record_stage("training", started=5_000.0)
     return lambda own: RunChooser(config(output_dir=tmp_path / own), tmp_path, runs_below(tmp_path))
@@ -60,4 +60,4 @@ def test_a_row_shows_the_outcome_of_the_run_and_fits(width: int, tmp_path: Path)
     (run,) = runs_below(tmp_path)
     row = run_row(run, tmp_path, width).plain
     assert len(row) <= width and "151 pairs" in row and "no different" in row and "done" in row
-    assert row.strip().startswith("a-run-with-a-n"), "most of the name is there"
+    assert row.strip().startswith("a-run-with-a-n"), "most of the name is shown"

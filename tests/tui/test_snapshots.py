@@ -23,8 +23,8 @@ from engine.core.stage_table import STAGES
 from tests.support.idle_wizard import look_at, screen_text, until
 from tests.support.made_up_run import GIB, failed_run, make_run
 from tests.support.shots import (
+    COMPARED,
     FOLDER,
-    KEPT,
     NOW,
     OTHER_THEMES,
     RAN,
@@ -80,7 +80,7 @@ async def test_every_view_of_every_stage(wizard, size: str, theme: str, tmp_path
             {
                 **dict.fromkeys(STAGES[:6], ("Overview",)),
                 "preflight": ("Overview", "Pilot"),
-                "pairs": ("Making", "Options"),
+                "pairs": ("Progress", "Options"),
                 "quality": ("Gate", "Pairs"),
                 "training": ("Curves", "Verdict", "Options"),
                 "packaging": ("Overview",),
@@ -188,7 +188,7 @@ async def test_a_terminal_that_is_too_small(wizard, tmp_path: Path):
 
 
 async def test_one_screen_in_every_other_theme(wizard, tmp_path: Path):
-    """The pair browser: it has most of the colours."""
+    """The pair browser, which has most of the colours."""
     app = wizard(lambda folder: make_run(folder, pairs=60))
     async with app.run_test(size=SIZES["160x48"]) as pilot:
         shots = Shots(pilot, app, "160x48", DEFAULT, tmp_path)
@@ -211,7 +211,7 @@ async def test_text_that_does_not_fit_is_found(wizard):
 
 
 def test_there_are_no_unused_snapshots():
-    """Every picture is drawn by a test above; skipped if only some of those ran."""
-    if len(RAN) - 1 < 5 * len(KEPT) + 3:
+    """Every snapshot belongs to a test above; skipped if only some of them ran."""
+    if len(RAN) - 1 < 5 * len(COMPARED) + 3:
         pytest.skip("not all pictures were drawn in this process")
     assert {path.name for path in FOLDER.glob("*.svg")} == TAKEN

@@ -25,12 +25,12 @@ TOKEN = "hf_aVerySecretTokenOf1234567890"
 @pytest.mark.fault("G10")
 async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runner, sessions: Sessions, caplog):
     caplog.set_level(logging.DEBUG)
-    heard: list[str] = []
+    messages: list[str] = []
     app = Wizard(runner)
 
     def hear(message: object) -> None:
         if not isinstance(message, (events.Key, events.Paste)):
-            heard.append(repr(message))
+            messages.append(repr(message))
 
     async with app.run_test(size=(100, 40), message_hook=hear) as pilot:
         await look_at(pilot, app, "credentials")
@@ -43,12 +43,12 @@ async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runne
         await pilot.pause(0.2)
         full = app.export_screenshot()
         assert "••••••••" in full and "••••••••" not in before
-        texts = [full, repr(field), repr(app.screen), str(app.tree), app.clipboard, *heard]
+        texts = [full, repr(field), repr(app.screen), str(app.tree), app.clipboard, *messages]
         texts += [repr(worker) for worker in app.workers]
         field.focus()
         await pilot.press("enter")
         await until(pilot, lambda: sessions.made)
-        texts += [app.export_screenshot(), repr(field), *heard]
+        texts += [app.export_screenshot(), repr(field), *messages]
         assert not field.filled
     assert sessions.last.context.token.reveal() == TOKEN
     assert sessions.last.asked == [("credentials", None)]
@@ -98,8 +98,8 @@ async def test_a_crash_prints_no_locals_and_no_token(runner: Runner, capsys, cap
             await pilot.pause(0.3)
     assert app.return_code == 1
     assert "RuntimeError" in app.crashed
-    told = capsys.readouterr()
-    assert TOKEN not in told.out + told.err + caplog.text
+    output = capsys.readouterr()
+    assert TOKEN not in output.out + output.err + caplog.text
     assert "broken" in caplog.text, "the traceback is in the log"
 
 

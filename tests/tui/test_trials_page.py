@@ -54,7 +54,7 @@ def test_once_all_have_finished_the_best_trials_verdict_is_shown_large():
     state = folded().apply(last, 140.0)
     shown = "\n".join(line.plain for line in trial_lines(state.trials.values(), 2, 150.0, 118))
     assert "Trial 1 leads: beta 0.1" in shown and "█▀▄ █▀▀ ▀█▀" in shown
-    assert shown.count("●") == 2, "a bar for each one's accuracy"
+    assert shown.count("●") == 2, "a bar for the accuracy of each trial"
     worse = folded().apply(TrialFinished("beta-0.1", "done", "", "worse", {}), 140.0)
     worse = worse.apply(TrialFinished("beta-0.3", "failed", "NaN"), 140.0)
     assert any("No trial qualifies" in line.plain for line in trial_lines(worse.trials.values(), 2, 150.0, 78))

@@ -44,7 +44,7 @@ def test_a_bar_shows_value_interval_and_threshold():
     one = KeyFigure("x", value=0.75, low=0.5, high=1.0, mark=0.25, mark_name="even")
     assert interval_bar(one, 21).plain == "─────┃────━━━━━●━━━━━"
     apart = KeyFigure("x", value=0.3, low=0.1, high=0.5, mark=0.0, mark_name="none", is_share=False)
-    assert interval_bar(apart, 21).plain.index("┃") == 10, "what has no bounds stands around its mark"
+    assert interval_bar(apart, 21).plain.index("┃") == 10, "an unbounded scale is centred on the threshold"
 
 
 def test_the_rows_of_the_figures_are_aligned():
@@ -71,7 +71,7 @@ def test_stepping_through_the_answers_of_one_kind():
         kinds.append(shown.kind)
         shown = shown.of_next_kind()
     assert kinds == ["all", "better", "equal", "worse", "broken", "unfit", "refused", "harmful"]
-    assert AnswersShown().moved(1).of_next_kind() == AnswersShown(), "of none there is nothing to go through"
+    assert AnswersShown().moved(1).of_next_kind() == AnswersShown(), "there is nothing to step through"
 
 
 async def test_with_keys_alone(finished: Runner):

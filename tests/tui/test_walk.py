@@ -77,7 +77,7 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
     runner = small_demo(options_from_the_hub())
     runner.run.record_stage(
         "dependencies", result=Run(short_run).result("dependencies")
-    )  # no second trial of the imports
+    )  # do not try the imports a second time
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "P presets" in screen_text(app))
@@ -144,9 +144,9 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
 def trained(short_run: Path, tmp_path: Path) -> Iterator[Runner]:
     """A copy of a run that ended with its training."""
     run = Run(copy_of(short_run, tmp_path / "stage3_constitutional"))
-    kept = {name: value for name, value in run.manifest["config"].items() if value is not None}
+    recorded = {name: value for name, value in run.manifest["config"].items() if value is not None}
     run.acquire()
-    runner = Runner(load_config({**kept, "output_dir": run.folder}, environment={}), run)
+    runner = Runner(load_config({**recorded, "output_dir": run.folder}, environment={}), run)
     yield runner
     runner.stop("the test is over")
     runner.join(60)

@@ -96,9 +96,9 @@ def test_the_footer_starts_with_the_focused_part_and_ends_with_help():
 
 
 def test_the_help_starts_with_the_keys_of_the_focused_part():
-    told = [line.plain for line in help_lines(("options", "list", "stage", "app"), 90)]
-    assert told[0].startswith("In the options  here")
-    assert next(i for i, line in enumerate(told) if line.startswith("In the list of pairs")) > 5
+    lines = [line.plain for line in help_lines(("options", "list", "stage", "app"), 90)]
+    assert lines[0].startswith("In the options  here")
+    assert next(i for i, line in enumerate(lines) if line.startswith("In the list of pairs")) > 5
 
 
 async def test_stages_are_walked_with_letters_brackets_and_digits(finished: Runner):
@@ -224,9 +224,9 @@ async def test_a_theme_is_previewed_under_the_cursor_and_saved_by_enter(finished
         assert pilot.app.theme == "contrast", "the option takes precedence"
 
 
-@pytest.mark.parametrize("kept", ["gone", "", "\udcff[/]"])
-async def test_a_saved_theme_that_no_longer_exists_is_not_an_error(finished: Runner, kept: str):
-    saved.save_theme("midnight").write_bytes(kept.encode(errors="surrogateescape"))
+@pytest.mark.parametrize("name", ["gone", "", "\udcff[/]"])
+async def test_a_saved_theme_that_no_longer_exists_is_not_an_error(finished: Runner, name: str):
+    saved.save_theme("midnight").write_bytes(name.encode(errors="surrogateescape"))
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)):
         assert app.theme == "midnight"
@@ -356,7 +356,7 @@ async def test_the_end_is_a_notice_if_another_stage_is_on_the_screen(
         await look_at(pilot, app, looked_at)
         app.clear_notifications()
         sessions.last.let_go.set()
-        await until(pilot, lambda: "✓ 1 of 10 stages done" in screen_text(app))  # and not: the run has finished
+        await until(pilot, lambda: "✓ 1 of 10 stages done" in screen_text(app))  # not "finished"
         await pilot.pause(0.2)
         assert [notice.message for notice in app._notifications] == notices
 
@@ -430,7 +430,7 @@ async def test_if_a_logout_ends_the_run_there_is_a_notice_even_inside_tmux(finis
         await until(pilot, lambda: [notice.message for notice in app._notifications] == [notifications.ENDED_AT_LOGOUT])
 
 
-# -- how it ends -------------------------------------------------------------------------------------------------------
+# -- shutdown ----------------------------------------------------------------------------------------------------------
 
 
 async def test_q_quits_when_nothing_is_running(finished: Runner):
@@ -457,7 +457,7 @@ async def test_q_asks_while_the_engine_runs_and_it_may_be_left_running(runner: R
         await pilot.press("l")
         await pilot.pause()
     assert app.return_value is WizardEnd.LEFT_RUNNING
-    assert runner.running, "the engine goes on without the screen"
+    assert runner.running, "the engine continues without the screen"
     sessions.last.let_go.set()
     runner.join(5)
     assert runner.exit_code is ExitCode.DONE

@@ -167,7 +167,7 @@ class PairBrowser(Vertical):
         event.stop()
         self._filter()
         event.input.display = bool(event.value)
-        self.pairs.focus()
+        self.focus_pairs()
 
     def action_sample(self) -> None:
         """Show only the sample."""
@@ -178,7 +178,7 @@ class PairBrowser(Vertical):
         field = self.query_one("#pair-filter", Input)
         field.display, field.value = True, SAMPLE_FILTER
         self._filter()
-        self.pairs.focus()
+        self.focus_pairs()
         self._notify(f"{self.pairs.row_count} pairs to decide about: y if the revision is better, else x or w.")
 
     def action_sort(self, by: int) -> None:
@@ -201,10 +201,10 @@ class PairBrowser(Vertical):
             field.value = ""
             field.display = False
             self._filter()
-            self.pairs.focus()
+            self.focus_pairs()
             return True
         if self.has_class("-zoomed"):
-            self.remove_class("-zoomed")
+            self._zoom(False)
             return True
         return False
 
@@ -218,7 +218,17 @@ class PairBrowser(Vertical):
     @on(RowList.Opened)
     def _opened(self, event: RowList.Opened) -> None:
         event.stop()
-        self.toggle_class("-zoomed")
+        self._zoom(not self.has_class("-zoomed"))
+
+    def _zoom(self, zoomed: bool) -> None:
+        """Show the pair full screen, or beside the list."""
+        self.set_class(zoomed, "-zoomed")
+        self.query_one("#pair-detail").can_focus = zoomed
+        self.focus_pairs()
+
+    def focus_pairs(self) -> None:
+        """Focus the list or, while a pair is shown full screen and the list is hidden, the pair."""
+        self.query_one("#pair-detail" if self.has_class("-zoomed") else "#pair-list").focus()
 
     def show_pair(self) -> None:
         """Read the record under the cursor from disk, and show it in full."""
@@ -361,7 +371,7 @@ class PairBrowser(Vertical):
         self.editor.display = False
         self.query_one("#pair-text").display = True
         self.remove_class("-writing")
-        self.pairs.focus()
+        self.focus_pairs()
 
     @on(TextField.Discarded)
     def _editor_left(self, event: TextField.Discarded) -> None:

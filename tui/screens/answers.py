@@ -96,7 +96,7 @@ def _kinds(shown: AnswersShown) -> list[Content]:
 
 def _steps() -> Content:
     """The keys, as clickable words."""
-    steps = (("N", "previous", "screen.answer(-1)"), ("n", "next", "screen.answer(1)"), ("w", "which", "screen.which"))
+    steps = (("N", "previous", "screen.answer(-1)"), ("n", "next", "screen.answer(1)"), ("w", "filter", "screen.which"))
     shown = [
         clickable(Content.assemble((key, "bold $key"), (f" {word}", "$muted")), action) for key, word, action in steps
     ]

@@ -228,9 +228,9 @@ class MainScreen(Screen[None]):
 
     async def show_option(self, option: Option) -> None:
         """Open the form that has the option, with the cursor on it."""
-        await self.look_at(option.home)
+        await self.look_at(option.form_stage)
         view = self.view
-        if self.selected != option.home or view is None:
+        if self.selected != option.form_stage or view is None:
             self.set_timer(RETRY_SECONDS, partial(self.show_option, option))
             return
         if view.page != view.OPTIONS:

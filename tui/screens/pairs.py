@@ -28,16 +28,16 @@ FEED_MARK = 16
 
 class PairsView(StageView):
     STAGE = "pairs"
-    OWN_PAGES = ("Making",)
+    OWN_PAGES = ("Progress",)
 
     def compose_page(self, page: str) -> ComposeResult:
         yield TextView(id="servers")
-        with Horizontal(id="making"):
-            with VerticalScroll(id="making-left", can_focus=False):
+        with Horizontal(id="pairs-progress"):
+            with VerticalScroll(id="progress-left", can_focus=False):
                 yield TextView(id="share")
                 yield TextView(id="reasons")
                 yield TextView(id="checks")
-            with VerticalScroll(id="making-right", can_focus=False):
+            with VerticalScroll(id="progress-right", can_focus=False):
                 yield TextView(id="newest")
                 yield TextView(id="feed")
 

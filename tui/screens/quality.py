@@ -68,7 +68,7 @@ class QualityView(StageView):
 
     def focus_page(self) -> None:
         if self.page == self.PAIRS and self.browser is not None:
-            self.browser.pairs.focus()
+            self.browser.focus_pairs()
             self.browser.poll()
         else:
             super().focus_page()

@@ -76,7 +76,7 @@ def _press(wizard: PaletteApp, key: Key) -> None:
 
 
 def _show_option(wizard: PaletteApp, option: Option) -> None:
-    if option.home:
+    if option.form_stage:
         wizard.call_later(wizard.main.show_option, option)
     else:
         wizard.notify_user(f"{option.flag} can only be set on the command line. {option.sentence}")

@@ -114,9 +114,9 @@ def _relay_messages(
             step = event.step
         if event is not None:
             yield event
-        yield from _stopped_or_resumed(stopped_processes.look(reports.pids), reports.pids)
+        yield from _stopped_or_resumed(stopped_processes.poll(reports.pids), reports.pids)
     if reports.result is not None:
-        yield from _stopped_or_resumed(stopped_processes.end(), reports.pids)
+        yield from _stopped_or_resumed(stopped_processes.finish(), reports.pids)
     return reports, step
 
 
