@@ -185,7 +185,7 @@ MUTANTS = (
         "engine/packaging/contents.py",
         "flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC",
         "flags = os.O_RDONLY | os.O_CLOEXEC",
-        (f"{ARCHIVES}::test_what_became_a_link_since_it_was_looked_at_is_not_read",),
+        (f"{ARCHIVES}::test_a_file_replaced_by_a_link_after_the_check_is_not_read",),
     ),
     Mutant(
         "no link followed by what writes the archive",
@@ -194,7 +194,7 @@ MUTANTS = (
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 """,
         "    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)\n",
-        (f"{ARCHIVES}::test_a_link_in_the_place_of_the_temporary_file_is_not_followed",),
+        (f"{ARCHIVES}::test_a_link_at_the_temporary_name_is_not_followed",),
     ),
     Mutant(
         "no link followed by a reader of run files",
@@ -232,7 +232,7 @@ MUTANTS = (
         (f"{LIMITS}::test_f2_06_a_server_that_sends_without_end_is_no_server[endless]",),
     ),
     Mutant(
-        "limit on what an archive unfolds to",
+        "limit on what an archive expands to",
         "engine/packaging/verify.py",
         "if sum(entry.file_size for entry in entries) > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * size):",
         "if False:",
