@@ -1,4 +1,4 @@
-"""What a run is made of before it starts: what is there, what is missing, what it will take; and the presets."""
+"""What a run needs before it starts: what is available, what is missing, what it will cost; and the presets."""
 
 from __future__ import annotations
 
