@@ -30,7 +30,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.journal import Journal, read_journal
 from engine.run.state import fold
-from engine.run.superseded import note_of
+from engine.run.superseded import read_note
 from engine.storage.documents import read_json, read_json_or_none
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 from engine.storage.jsonl import MAX_LINE_BYTES, JsonlAppender, loads
@@ -408,7 +408,7 @@ def test_a_damaged_document_is_an_error_or_ignored_as_its_reader_requires(text: 
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json", BatchPlan)
     (tmp_path / layout.SUPERSEDED_NOTE).write_text(text)
-    assert note_of(tmp_path) == {}
+    assert read_note(tmp_path) == {}
 
 
 @pytest.mark.fault("F2-6")
