@@ -1,4 +1,4 @@
-"""examples/README.md, and what every example says of itself."""
+"""examples/README.md, and the first line of every example."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a token reaches a run, and where it must never be: on a command line, in a child, in the run folder."""
+"""How a token reaches a run, and where it must never appear: on a command line, in a child, in the run folder."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ echo "spy 9.9.9"
 
 
 def test_no_child_of_a_run_receives_the_token(fake: FakeHub, tmp_path: Path) -> None:
-    """Whatever stands in for git, uv and their like writes down its command line and its environment."""
+    """Stand-ins for git, uv and similar programs record their command line and environment."""
     tools, seen = tmp_path / "tools", tmp_path / "seen"
     tools.mkdir()
     for name in ("git", "uv", "tmux", "nvidia-smi"):
