@@ -51,7 +51,7 @@ class EditHistory(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.path = self.folder / "edits.jsonl"
-        self.made: list[Edit] = []
+        self.edits: list[Edit] = []
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -59,7 +59,7 @@ class EditHistory(RuleBasedStateMachine):
     def _write(self, *edit: str | None) -> None:
         pair, action, text, field = edit
         write_edit(self.path, str(pair), str(action), text, field=field)
-        self.made.append((str(pair), str(action), text, field))
+        self.edits.append((str(pair), str(action), text, field))
 
     @rule(pair=PAIRS, action=st.sampled_from(["accept", "reject", "flip", "undo"]))
     def decide(self, pair: str, action: str) -> None:
@@ -73,19 +73,19 @@ class EditHistory(RuleBasedStateMachine):
     def note(self, pair: str, text: str) -> None:
         self._write(pair, "note", text, None)
 
-    @precondition(lambda self: self.made and self.path.read_bytes().endswith(b"\n"))
+    @precondition(lambda self: self.edits and self.path.read_bytes().endswith(b"\n"))
     @rule(share=st.floats(0, 0.99))
     def crash_during_the_last_edit(self, share: float) -> None:
         """The last edit was never acknowledged; all edits before it stay."""
         content = self.path.read_bytes()
         start = content.rstrip(b"\n").rfind(b"\n") + 1
         self.path.write_bytes(content[: start + int(share * (len(content) - 1 - start))])
-        self.made.pop()
+        self.edits.pop()
 
     @invariant()
     def decisions_match_the_list(self) -> None:
         edits = read_edits(self.path)
-        assert edits.decisions == expected_decisions(self.made) and edits.damaged == ()
+        assert edits.decisions == expected_decisions(self.edits) and edits.damaged == ()
 
 
 EditHistory.TestCase.settings = settings(max_examples=15, stateful_step_count=12)

@@ -58,9 +58,9 @@ def test_a_browser_login_can_be_started_from_the_command_line(fake: FakeHub, tmp
         assert not path.is_file() or b"hf_oauth_" not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize("given", [["--token", CANARY], [f"--token={CANARY}"], [f"--hf-token={CANARY}"]])
-def test_no_option_takes_a_token_and_the_error_does_not_repeat_it(given: list[str], tmp_path: Path) -> None:
-    done = stage3("--auto", *given, cwd=tmp_path)
+@pytest.mark.parametrize("options", [["--token", CANARY], [f"--token={CANARY}"], [f"--hf-token={CANARY}"]])
+def test_no_option_takes_a_token_and_the_error_does_not_repeat_it(options: list[str], tmp_path: Path) -> None:
+    done = stage3("--auto", *options, cwd=tmp_path)
     assert done.returncode == 2 and CANARY not in done.stdout + done.stderr
 
 
