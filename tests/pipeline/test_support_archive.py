@@ -47,7 +47,7 @@ ValueError: no reply for {PROMPT!r}: {REPLY} {SERVER_SAID}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run in this user's home, with a canary in every file that tells of it."""
+    """A run in this user's home, with a canary in every file about it."""
     home = tmp_path / HOME
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("LOGNAME", USER)
@@ -123,7 +123,7 @@ def test_helpful_details_are_kept(folder: Path, tmp_path: Path):
     assert machine["variables"]["HF_TOKEN"] == "set" and "NVIDIA L4" in machine["found"][0]["detail"]
     assert machine["found"][1]["exit_code"] == 3
     assert json.loads(members["versions.json"])["packages"]["torch"]
-    assert json.loads(members["plan.json"]) == {"rows": 12, "examples": "[taken out]", "why": "[…]. RUN_DIR/[…]"}
+    assert json.loads(members["plan.json"]) == {"rows": 12, "examples": "[removed]", "why": "[…]. RUN_DIR/[…]"}
     assert "Removed:" in members["about.txt"]
 
 

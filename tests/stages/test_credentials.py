@@ -146,7 +146,7 @@ def test_conflicting_tokens_are_cleared_and_reported(
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_staler")
     _, events = drive(context(tmp_path, token=CANARY))
     assert "HF_TOKEN" not in os.environ and "HUGGING_FACE_HUB_TOKEN" not in os.environ
-    assert "HF_TOKEN held a different token" in str(events) and "hf_stale" not in str(events)
+    assert "HF_TOKEN holds a different token" in str(events) and "hf_stale" not in str(events)
 
 
 @pytest.mark.fault("F1")
@@ -249,7 +249,7 @@ def test_access_to_adapter_and_reward_model_is_checked_too(tmp_path: Path, fake:
     ]  # fmt: skip
 
 
-# -- kept on request -----------------------------------------------------------------------------------------------------
+# -- storing the token ---------------------------------------------------------------------------------------------------
 
 
 def test_store_token_stores_it_and_reports_where(tmp_path: Path, fake: FakeHub) -> None:
@@ -349,7 +349,7 @@ def test_the_login_can_be_stored_too(tmp_path: Path, fake: FakeHub) -> None:
     assert huggingface_hub.get_token() == FROM_BROWSER
 
 
-# -- at which commits ----------------------------------------------------------------------------------------------------
+# -- pinned commits ------------------------------------------------------------------------------------------------------
 
 
 def test_the_commits_are_recorded_and_later_stages_read_exactly_these(tmp_path: Path, fake: FakeHub) -> None:
