@@ -51,7 +51,7 @@ def test_a_bucket_that_cannot_be_read_stops_it_before_it_could_overwrite_anythin
     spot.add("rclone", "exit 1")
     code, told = run_on(spot, "first")
     assert code == ExitCode.NETWORK
-    assert "nothing was started" in told
+    assert "Nothing was started" in told
     assert spot.calls("stage3-tui") == []
     assert [call[0] for call in spot.calls("rclone")] == ["copy"]
 

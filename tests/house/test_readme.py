@@ -85,6 +85,6 @@ def test_what_it_says_of_the_notebooks_pairs_is_what_validate_prints():
     )
     assert done.returncode == ExitCode.DATA, done.stderr
     printed = [line.rstrip() for line in done.stdout.splitlines()]
-    shown = README.split("`stage3-tui validate` on that file:\n\n```\n")[1].split("```")[0].splitlines()
+    shown = README.split("`stage3-tui validate` on that file prints:\n\n```\n")[1].split("```")[0].splitlines()
     assert len(shown) > 5
     assert [line for line in shown if line != "…" and line not in printed] == []
