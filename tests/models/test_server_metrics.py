@@ -74,7 +74,7 @@ def test_they_are_told_where_they_are_and_nothing_where_they_are_not(monkeypatch
         readings = [event.servers for event in seen if isinstance(event, Servers)]
         here, there = readings[-1]
         assert (here.running, here.waiting, here.cache) == (5.0, 10.0, 0.41) and there.running is None
-        assert tells.metrics_asked >= 3 and tells_not.metrics_asked == 1, "one that has none is asked once"
+        assert tells.metrics_requests >= 3 and tells_not.metrics_requests == 1, "one that has none is asked once"
 
 
 def test_an_endless_or_broken_body_is_no_load_and_no_error():

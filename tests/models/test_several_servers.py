@@ -58,7 +58,7 @@ def all_said(answers: Sequence[ChatResponse], asked: Sequence[str]) -> bool:
 
 
 def heard(server: FakeServer) -> Counter[str]:
-    return Counter(asked.body["messages"][-1]["content"] for asked in server.asked)
+    return Counter(asked.body["messages"][-1]["content"] for asked in server.requests)
 
 
 def test_requests_are_shared_out_and_each_is_answered_once(two: list[FakeServer]):
@@ -76,7 +76,7 @@ def test_the_slower_server_gets_fewer(two: list[FakeServer]):
     two[1].seconds_for = lambda text: 0.005
     asked = texts(40)
     assert all_said(ask(client_of(two), *asked), asked)
-    assert len(two[0].asked) < len(two[1].asked) / 2
+    assert len(two[0].requests) < len(two[1].requests) / 2
 
 
 def test_one_that_nobody_can_reach_is_left_out_and_the_other_does_all(two: list[FakeServer]):
@@ -94,13 +94,13 @@ def test_one_that_nobody_can_reach_is_left_out_and_the_other_does_all(two: list[
 
 def test_one_that_dies_in_the_middle_loses_nothing(two: list[FakeServer]):
     asked = texts(60)
-    two[0].mood_for = lambda text: "drop" if len(two[0].asked) > 8 else "ok"
+    two[0].mood_for = lambda text: "drop" if len(two[0].requests) > 8 else "ok"
     two[0].models = Answer(503)  # and it does not come back
     two[1].seconds_for = lambda text: 0.005
     client = client_of(two)
     assert all_said(ask(client, *asked), asked)
     assert client.pool.servers[0].state == "out"
-    assert len(two[0].asked) <= 20, "no more than were on their way"
+    assert len(two[0].requests) <= 20, "no more than were on their way"
 
 
 def test_one_that_comes_back_is_asked_again_and_told(two: list[FakeServer], monkeypatch: pytest.MonkeyPatch):
@@ -116,9 +116,9 @@ def test_one_that_comes_back_is_asked_again_and_told(two: list[FakeServer], monk
     assert client.pool.servers[0].state == "out"
     down.clear()
     two[0].models = Answer(200, {"data": []})
-    before = len(two[0].asked)
+    before = len(two[0].requests)
     assert all_said(ask(client, *texts(60)), texts(60))
-    assert client.pool.servers[0].state == "in" and len(two[0].asked) > before
+    assert client.pool.servers[0].state == "in" and len(two[0].requests) > before
     words = [event.text for event in events if isinstance(event, Message)]
     assert f"The server at {two[0].url} answers again." in words and "CUDA error" in words[0]
     states = [[one.state for one in event.servers] for event in events if isinstance(event, Servers)]
@@ -144,10 +144,10 @@ def test_a_server_that_names_a_pause_is_given_it_and_the_other_goes_on(two: list
     client = client_of(two)
     started = time.monotonic()
     assert all_said(ask(client, *asked), asked)
-    assert time.monotonic() - started < 3 and len(two[0].asked) <= 4
+    assert time.monotonic() - started < 3 and len(two[0].requests) <= 4
     assert [server.state for server in client.pool.servers] == ["resting", "in"]
     ask(client, *texts(8))
-    assert len(two[0].asked) <= 4, "it still rests"
+    assert len(two[0].requests) <= 4, "it still rests"
 
 
 def test_a_pause_of_the_only_server_holds_for_every_request():
@@ -157,7 +157,7 @@ def test_a_pause_of_the_only_server_holds_for_every_request():
         started = time.monotonic()
         assert all_said(ask(client, *texts(3)), texts(3))
         times = time.monotonic() - started
-    assert times < 3 and len(server.asked) == 4
+    assert times < 3 and len(server.requests) == 4
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["one server", "two servers"])

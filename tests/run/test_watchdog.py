@@ -87,12 +87,12 @@ def test_a_stage_may_wait_for_a_person(watched: Watched):
 def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    let_go = threading.Event()
+    released = threading.Event()
 
     class Hangs(SmallStage):
         def run(self, context: Context) -> Any:
             yield Progress(1, 2, "things", stage="toolchain")
-            a_lock_that_nobody_gives_back(let_go)
+            a_lock_that_nobody_gives_back(released)
             yield Progress(2, 2, "things", stage="toolchain")
             return StageEnd("done", Made(1))
 
@@ -105,7 +105,7 @@ def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
         states.append(states[-1].apply_entry(entry))
         if isinstance(entry.event, Stalled):
             shown.append(title_line(states[-1], "run", "", entry.time, 100).plain)
-            let_go.set()
+            released.set()
 
     at_work = context()
     at_work.run.acquire()
@@ -119,8 +119,8 @@ def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
     assert "a_lock_that_nobody_gives_back" in (at_work.run / RUN_LOG).read_text()
 
 
-def a_lock_that_nobody_gives_back(let_go: threading.Event) -> None:
-    assert let_go.wait(20)
+def a_lock_that_nobody_gives_back(released: threading.Event) -> None:
+    assert released.wait(20)
 
 
 def test_the_end_of_a_process_is_not_a_standstill():

@@ -1,6 +1,6 @@
-"""Pictures of an application's screens: taken once they are still, held against the kept ones, and looked at for what does not fit.
+"""Snapshots of an application's screens: taken once they are still, compared with the stored ones, and checked for overflow.
 
-Fixtures: `still` hides everything specific to this machine, `wizard` makes one over a folder.
+Fixtures: `still` hides everything specific to this machine, `wizard` opens the wizard on a folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZES = {name: tuple(map(int, name.split("x"))) for name in ("60x16", "80x24", "
 KEPT = [("80x24", DEFAULT), ("160x48", DEFAULT)]
 OTHER_THEMES = sorted({path.stem for path in BUILT_IN.glob("*.toml")} - {DEFAULT})
 TO_LOOK_AT = [(size, theme) for size in ("80x24", "120x35", "200x50") for theme in (DEFAULT, "daylight", "ansi")]
-"""Drawn by `make screens` for a person. Compared only where a picture is kept; but each must fit."""
+"""Drawn by `make screens` for a person to look at. Compared only if a picture is stored, but each must fit."""
 every_case = pytest.mark.parametrize(
     ("size", "theme"), [*KEPT, *(pytest.param(*case, marks=pytest.mark.slow) for case in TO_LOOK_AT)]
 )
@@ -40,11 +40,11 @@ SHOWN = "/root/work/artifacts"
 NOW = 1.79e9 + 3_600
 TAKEN: set[str] = set()
 RAN: set[str] = set()
-"""Of this process: names of pictures, and of the tests that drew them."""
+"""Names of the pictures taken in this process, and of the tests that took them."""
 
 
 class ShownPath(PosixPath):
-    """A path that is read normally but displayed as if on the machine of the pictures."""
+    """A path that is read normally, but displayed as on the machine in the pictures."""
 
     def __str__(self) -> str:
         return re.sub(r"^.*(?=/stage3_constitutional)", SHOWN, super().__str__())
@@ -75,7 +75,7 @@ def still(monkeypatch, request):
 
 @pytest.fixture
 def wizard(tmp_path: Path, config) -> Callable[..., Wizard]:
-    """The wizard over a folder filled by `make`."""
+    """Opens the wizard on a folder filled by `make`."""
 
     def start(make: Callable[[Path], object], **options: object) -> Wizard:
         folder = tmp_path / "stage3_constitutional"
@@ -88,7 +88,7 @@ def wizard(tmp_path: Path, config) -> Callable[..., Wizard]:
 
 
 class Shots:
-    """Takes pictures of an app in one theme, and collects those that changed or do not fit."""
+    """Takes pictures of an app in one theme, and collects those that changed or do not fit the screen."""
 
     def __init__(self, pilot: Pilot, app: App[Any], size: str, theme: str, tmp_path: Path) -> None:
         self.pilot, self.app, self.size = pilot, app, size
@@ -97,7 +97,7 @@ class Shots:
         app.theme = theme
 
     async def take(self, name: str, *, kept: bool = True, is_ours: bool = True) -> None:
-        """`kept`: hold it against the picture of that name; else it is drawn to be looked at, and must fit, if it `is_ours`."""
+        """Take a picture. If `kept`, it must equal the stored one of that name; if `is_ours`, it must fit the screen."""
         if isinstance(self.app, Wizard):
             self.app._drawn = None  # draw everything, whatever was drawn before
             await self.app.tick()
@@ -135,18 +135,20 @@ class Shots:
             self.problems.append(f"{self._tmp_path / name}\n{first_difference(path, drawn)}")
 
     def check(self) -> None:
-        assert not self.problems, "not as it was (`make snapshots` if that is meant):\n" + "\n".join(self.problems)
+        assert not self.problems, "screens changed (run `make snapshots` if that is intended):\n" + "\n".join(
+            self.problems
+        )
 
 
 def first_difference(path: Path, drawn: str) -> str:
     """The first line of text that differs between two pictures; their styles if the texts are equal."""
     if not path.exists():
-        return "  there is no such picture yet"
+        return "  this picture does not exist yet"
     before, now = words_of(path.read_text(encoding="utf-8")), words_of(drawn)
     for one, other in zip(before, now, strict=False):
         if one != other:
             return f"  was: {one}\n  is:  {other}"
-    return f"  the same words in other colours or places ({len(before)} and {len(now)} pieces)"
+    return f"  the same words in other colours or positions ({len(before)} and {len(now)} pieces)"
 
 
 def words_of(svg: str) -> list[str]:

@@ -41,7 +41,7 @@ async def test_what_would_be_made_again_is_shown_and_the_same_key_starts_it(
         await until(pilot, lambda: is_open(app, PlanWindow) and "num_examples: 160 became 500" in screen_text(app))
         assert "without Training" in screen_text(app) and not sessions.made
         await pilot.press("a")
-        await until(pilot, lambda: sessions.made and sessions.last.asked == [("packaging", None)])
+        await until(pilot, lambda: sessions.made and sessions.last.calls == [("packaging", None)])
     assert planned == ["packaging"]
 
 
