@@ -1,5 +1,6 @@
-"""A fake Hub on localhost for the real client: whoami, access, info, tree, files and the browser login, with the failures of the
-real one. Headers and bodies are those that huggingface_hub 2.4 reads; they were not recorded from the real Hub.
+"""A fake Hub on localhost for the real client: whoami, access, info, tree, files and the browser login, with the
+failures of the real one. Headers and bodies are those that huggingface_hub 2.4 reads; they were not recorded from
+the real Hub.
 
 `hub.account` and `hub.repos[name]` are moods: a word, a list of them (one per response, the last one repeats), or a dict from
 the resource (auth-check, info, tree, head, file) to either. A repository that is not in `hub.repos` is 404.

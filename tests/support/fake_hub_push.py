@@ -1,4 +1,5 @@
-"""A fake Hub on localhost that accepts pushes: whoami, repositories, preupload, LFS and commits, with the failures of the real one.
+"""A fake Hub on localhost that accepts pushes: whoami, repositories, preupload, LFS and commits, with the failures of
+the real one.
 
 `hub.moods[step]` is what a step of `STEPS` returns instead of working: a status ("403", "503 and a message"), "cut" (the connection
 ends in the middle of the body), "hang", "portal" (a web page), "echo" (a 403 that repeats the token), "busy for an hour", "over

@@ -1,7 +1,7 @@
 """A fake OpenAI-compatible server on localhost, over real sockets, with the failures of real ones.
 
-Each chat request takes the next of `moods`, and the last one repeats: ok, hang, drop, garbage, redirect, echo, or an `Answer` with
-any status and body. ok repeats the message after `seconds_for(message)`.
+Each chat request takes the next of `moods`, and the last one repeats: ok, hang, drop, garbage, redirect, echo, or an
+`Answer` with any status and body. ok repeats the message after `seconds_for(message)`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Runs the program many times, each time in its own process, without importing torch each time: a server imports it once and forks.
+"""Runs the program many times, each time in its own process, without importing torch each time: a server imports it
+once and forks.
 
-A test gets a real process with its own lock, signals, exit code and standard error, which can be killed. The server has only one
-thread, so forking is safe.
+A test gets a real process with its own lock, signals, exit code and standard error, which can be killed. The server has
+only one thread, so forking is safe.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checks by logits, not by comparing texts, whether a text is a model's greedy output.
 
-The two best logits of a random model are sometimes very close (2.9e-6 apart, once); another processor rounds them the other way,
-and every following token is different.
+The two best logits of a random model are sometimes very close (2.9e-6 apart, once); another processor rounds them the
+other way, and every following token is different.
 """
 
 from __future__ import annotations

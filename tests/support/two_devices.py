@@ -1,5 +1,5 @@
-"""Two pretended devices: their tensors report them but compute on the CPU. An operation between the two raises, as it does between
-two GPUs. Works only without gradients.
+"""Two pretended devices: their tensors report them but compute on the CPU. An operation between the two raises, as it
+does between two GPUs. Works only without gradients.
 
 This changes torch for the whole process, so use it in a child process of a test.
 """
