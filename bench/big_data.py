@@ -151,7 +151,7 @@ def browser(folder: Path, _: int) -> str:
 
     store, started, first = PairStore(run_of(folder).run), time.perf_counter(), 0.0
     while update := store.read():
-        store.take(update)
+        store.apply(update)
         first = first or time.perf_counter() - started
     return f"{len(store.rows):,} rows, the first after {first:.2f} s"
 
@@ -159,14 +159,14 @@ def browser(folder: Path, _: int) -> str:
 def encode(folder: Path, _: int) -> str:
     from transformers import AutoTokenizer
 
-    from engine.dpo.training.dataset import LongPair, encoded, load_rows, without_long
+    from engine.dpo.training.dataset import LongPair, drop_long_pairs, encoded, load_rows
     from engine.dpo.training.encoded_pairs import EncodedPairs
 
     context, too_long = run_of(folder), list[LongPair]()
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parents[1] / "engine/demo/assets/base")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows = load_rows(context.run / TRAIN_JSONL)
-    pairs = EncodedPairs(without_long(encoded(rows, tokenizer), 1024, too_long), context.run.folder)
+    pairs = EncodedPairs(drop_long_pairs(encoded(rows, tokenizer), 1024, too_long), context.run.folder)
     tokens = sum(pair.tokens_read for pair in pairs)
     return f"{len(pairs):,} pairs, {tokens:,} tokens, {len(too_long):,} too long; {before:.0f} MB before the first"
 

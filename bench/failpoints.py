@@ -27,7 +27,9 @@ def main() -> None:
     print(f"{'a function that does nothing':34}{best(lambda: nothing('sync'), calls):12.0f} ns per call")
     print(f"{'a fail point, none active':34}{best(lambda: failpoint('sync'), calls):12.0f} ns per call")
     with failing("zip=EIO@1"):
-        print(f"{'a fail point, another one active':34}{best(lambda: failpoint('sync'), calls // 10):12.0f} ns per call")
+        print(
+            f"{'a fail point, another one active':34}{best(lambda: failpoint('sync'), calls // 10):12.0f} ns per call"
+        )
     with tempfile.NamedTemporaryFile() as file:
         print(f"{'an append of 200 bytes and a sync':34}{best(lambda: append(file.fileno()), 200):12.0f} ns per call")
 

@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
 
 def report(name: str, works: Sequence[Work], run: Callable[[], None], base: float | None) -> float:
     """Time `run`, print a line, and return its tokens per second."""
-    tokens = sum(sum(work.said) for work in works)
+    tokens = sum(sum(work.reply_lengths) for work in works)
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -173,8 +173,8 @@ def notebook(model, works: Sequence[Work]) -> None:
                 out = model.generate(
                     input_ids=torch.tensor([ids]),
                     attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                    max_new_tokens=work.said[step],
-                    min_new_tokens=work.said[step],
+                    max_new_tokens=work.reply_lengths[step],
+                    min_new_tokens=work.reply_lengths[step],
                     do_sample=True,
                     temperature=0.7,
                     top_p=0.9,
@@ -200,11 +200,11 @@ def engine(model, works: Sequence[Work], size: int, *, use_cache=True, compact=T
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             choose = Nucleus(0.7, 0.9, range(len(rows)), LONGEST, "cpu")
-            limits = [work.said[step] for work in batch]
+            limits = [work.reply_lengths[step] for work in batch]
             used = cache if use_cache else None
-            replies = decoding.generate_batch(model, rows, choose, [], limits, pad=0, memory=used)
+            replies = decoding.generate_batch(model, rows, choose, [], limits, pad=0, prefix_cache=used)
             if use_cache:
-                cache.keep([row.prefix for row in replies])
+                cache.keep_rows([row.prefix for row in replies])
             assert [len(row.ids) for row in replies] == limits
             if step < STEPS - 1:
                 rows = [
@@ -221,7 +221,7 @@ def padded(model, works: Sequence[Work], size: int) -> None:
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             width = max(map(len, rows))
-            most = max(work.said[step] for work in batch)
+            most = max(work.reply_lengths[step] for work in batch)
             with torch.no_grad():
                 out = model.generate(
                     input_ids=torch.tensor([[0] * (width - len(row)) + row for row in rows]),
@@ -235,7 +235,7 @@ def padded(model, works: Sequence[Work], size: int) -> None:
                 )
             if step < STEPS - 1:
                 rows = [
-                    [*row, *line[width : width + work.said[step]], *work.requests[step]]
+                    [*row, *line[width : width + work.reply_lengths[step]], *work.requests[step]]
                     for row, line, work in zip(rows, out.tolist(), batch, strict=True)
                 ]
 
@@ -254,7 +254,8 @@ def continuous(model, works: Sequence[Work]) -> None:
             generation_config=settings, continuous_batching_config=blocks
         ) as manager:
             names = [
-                manager.add_request(row, max_new_tokens=work.said[step]) for row, work in zip(rows, works, strict=True)
+                manager.add_request(row, max_new_tokens=work.reply_lengths[step])
+                for row, work in zip(rows, works, strict=True)
             ]
             found = {}
             while len(found) < len(names):

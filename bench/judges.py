@@ -24,7 +24,7 @@ from bench.real_models import model_folder
 from engine.demo.judge import GrammarJudge
 from engine.pairs.judges.base import Comparison, Judge, LoadedPolicy, ScorePair
 from engine.pairs.judges.exam import ExamResult, comparisons_of, result_of, shipped_exam, take_exam
-from engine.pairs.judges.question import PrincipleChoice
+from engine.pairs.judges.question import PrincipleSelector
 from engine.pairs.judges.self_judge import SelfJudge
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.stop import StopToken
@@ -54,7 +54,7 @@ def self_judge(name: str, folder: Path, adapter: Path | None) -> Judge:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    judge = SelfJudge(LoadedPolicy(model, tokenizer), PrincipleChoice(load_constitution(None), 0))
+    judge = SelfJudge(LoadedPolicy(model, tokenizer), PrincipleSelector(load_constitution(None), 0))
     judge.name = f"self, {name}"
     return judge
 

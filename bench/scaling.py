@@ -81,7 +81,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
 
     from engine.core.events import TrainStep
     from engine.demo.tokenizer import train_tokenizer
-    from engine.dpo.planning.forecast import Shape, head_way, machine_of, training_memory
+    from engine.dpo.planning.forecast import Shape, head_method, machine_of, training_memory
     from engine.dpo.planning.plan import TrainingPlan
     from engine.dpo.training.dataset import encode_rows
     from engine.dpo.training.trainer import train
@@ -117,7 +117,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         max_length=-(-tokens // 2),
         context=machine.context,
         slack=machine.slack,
-        head=head_way(config.head, machine.device_type),
+        head=head_method(config.head, machine.device_type),
         device_type=machine.device_type,
     )
     seconds = statistics.median(after - before for before, after in itertools.pairwise(times))

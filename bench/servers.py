@@ -84,7 +84,7 @@ def client_of(servers: Sequence[Served], model: str, concurrency: int, events: l
 def timed(servers: Sequence[Served], model: str, concurrency: int, requests: Sequence[ChatRequest]) -> dict[str, Any]:
     client = client_of(servers, model, concurrency, [])
     began = time.monotonic()
-    answers = client.ask(requests)
+    answers = client.send(requests)
     seconds = time.monotonic() - began
     tokens = sum(answer.tokens or 0 for answer in answers)
     return {
@@ -118,7 +118,7 @@ def with_faults(servers: Sequence[Served], model: str, requests: Sequence[ChatRe
     killer = threading.Thread(target=_kill_and_restart, args=(servers, len(requests) // 3), daemon=True)
     killer.start()
     began = time.monotonic()
-    answers = client.ask(requests)
+    answers = client.send(requests)
     seconds = time.monotonic() - began
     killer.join()
     print(f"with faults: {seconds:.0f} s; {_outcomes(requests, answers)}")

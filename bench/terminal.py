@@ -219,7 +219,7 @@ async def browser(count: int) -> tuple[float, ...]:
             page = await timed(lambda: found.pairs.action_cursor("page_down"), app)
             word = await timed(lambda: found.pairs.filter("number 17"), app)
             found.pairs.filter("")
-            judged = await until(lambda: not found.store.unjudged, started)
+            judged = await until(lambda: not found.store.unchecked, started)
             reason = await timed(lambda: found.pairs.filter("reason:meta"), app)
             found.pairs.filter("")
             sort = await timed(lambda: found.pairs.sort(found.pairs.order.next(3)), app)

@@ -255,7 +255,7 @@ def run(variant: Variant, prepared: Path, which: str, threads: int) -> dict[str,
 
     from bench.generation import make_models
     from engine.dpo.training.trl_trainer import without_warnings
-    from engine.models.head import LabelFigures
+    from engine.models.head import LabelStatisticsFunction
 
     torch.set_num_threads(threads)
     pairs = json.loads((prepared / f"{which}.json").read_text())
@@ -267,7 +267,7 @@ def run(variant: Variant, prepared: Path, which: str, threads: int) -> dict[str,
         clock = Clock()
 
         clock.watch(policy, "forward", lambda: "forward" if torch.is_grad_enabled() else "reference")
-        for head in (ChunkedLogProbFunction, LabelFigures):
+        for head in (ChunkedLogProbFunction, LabelStatisticsFunction):
             clock.watch(head, "forward", lambda: "reference" if clock.within("reference") else "head, forward")
             clock.watch(head, "backward", lambda: "head, backward")
         clock.watch(trainer.accelerator, "backward", lambda: "backward")
@@ -357,7 +357,7 @@ def engine_trainer(
     )
     trainer._save_checkpoint = lambda *_: None  # neither does the notebook's method here
     if not variant.by_length:
-        trainer.most_tokens = 0
+        trainer.max_tokens = 0
 
     def before() -> None:
         if variant.once:

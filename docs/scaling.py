@@ -104,7 +104,7 @@ SHARDS = 4
 
 
 def memory(
-    shape: Shape, plan: TrainingPlan, length: int, *, four_bits: bool = False, spread_over: int = 1
+    shape: Shape, plan: TrainingPlan, length: int, *, four_bits: bool = False, shards: int = 1
 ) -> dict[str, float]:
     terms = training_memory(
         shape,
@@ -112,7 +112,7 @@ def memory(
         max_length=length,
         context=CUDA_CONTEXT,
         quantization_arguments=four_bits,
-        spread_over=spread_over,
+        shards=shards,
     )
     return {name: size / GB for name, size in terms.items()}
 
@@ -123,7 +123,7 @@ def memory_table() -> str:
         kept = memory(shape, TrainingPlan(1, 8, False, "live", "bfloat16"), 1024)
         quantized = memory(shape, LIVE, 1024, four_bits=True)
         shown = [f"{terms[term]:.1f}" for term in ("weights", "adapter", "activations", "head")]
-        sharded = memory(shape, LIVE, 1024, spread_over=SHARDS)
+        sharded = memory(shape, LIVE, 1024, shards=SHARDS)
         sums = [f"{sum(parts.values()):.1f}" for parts in (terms, kept, quantized, sharded)]
         return [name, f"{shape.base_parameters / 1e9:.2f}", f"{shape.adapter_parameters / 1e6:.0f}", *shown, *sums]
 
@@ -177,7 +177,7 @@ def hours(
         train=pairs,
         held_out=0,
         replies=3,
-        readings=1.5,
+        prompt_reads=1.5,
         max_new_tokens=512,
         epochs=epochs,
         save_total_limit=2,

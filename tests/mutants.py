@@ -220,7 +220,7 @@ MUTANTS = (
     Mutant(
         "limit on the bytes of a file",
         "engine/core/reading.py",
-        "if len(data) > most:",
+        "if len(data) > max_bytes:",
         "if False:",
         (f"{FILES}::test_f2_06_a_document_larger_than_any_is_not_read_to_its_end",),
     ),
@@ -264,7 +264,7 @@ MUTANTS = (
     ),
     Mutant(
         "limit on the parts of a model",
-        "engine/models/endless.py",
+        "engine/models/oversized.py",
         "value > MAX_PARTS",
         "value > 10**12",
         (f"{FOREIGN}::test_a_model_with_a_billion_layers_is_not_built",),
@@ -274,7 +274,7 @@ MUTANTS = (
         "engine/stages/pairs.py",
         "    require_whole_lines(context.run / layout.PAIRS_JSONL)\n",
         "",
-        ("tests/stages/test_pairs.py::test_a_damaged_line_is_named_before_anything_is_made",),
+        ("tests/stages/test_pairs.py::test_a_damaged_line_is_reported_before_anything_is_made",),
     ),
 )
 

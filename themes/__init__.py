@@ -1,3 +1,3 @@
-"""How it looks: one TOML a theme, and the loader."""
+"""The themes, one TOML file each, and their loader."""
 
 DISTRIBUTION = "stage3-tui"

@@ -1,12 +1,12 @@
-"""Themes as data: one TOML file a theme, in this package or in $XDG_CONFIG_HOME/stage3-tui/themes.
+"""Themes as data: one TOML file per theme, in this package or in $XDG_CONFIG_HOME/stage3-tui/themes.
 
 name = "midnight"
 dark = true
-ansi = false          the sixteen colours of the terminal, and no others
+ansi = false          whether to use only the terminal's sixteen colours
 
-[colours]             primary is required; the rest follows from it
-[meanings]            what the wizard means by a colour; each has a fallback among the colours
-[textual]             variables of Textual itself, for those who want to go that far
+[colours]             only primary is required; the others have defaults
+[meanings]            what the wizard uses a colour for; each falls back to one of the colours
+[textual]             Textual's own variables, for full control
 """
 
 from __future__ import annotations
@@ -76,18 +76,18 @@ MEANINGS: dict[str, tuple[str, float]] = {
     "diff-added": ("success", 1.0),
     "diff-removed": ("error", 1.0),
 }
-"""Each meaning, and what it is where a theme does not say: a colour, and how much of it over the background."""
+"""Each meaning with its fallback: a colour, and its opacity over the background."""
 
 ANSI_FAINT = {"muted", "rule", "stage-waiting", "gauge-free", "chart-loss-raw", "chart-margin-raw", "chart-axis"}
 ANSI_SELECTED = {"rail-selected", "pair-cursor"}
-ANSI_SELECTED_GROUND = "ansi_bright_magenta"
-"""What is selected under an ANSI theme has this ground, and nothing else has: the screen shows it in reverse video, because any of
-the sixteen colours, as ground, hides some text.
+ANSI_SELECTED_BACKGROUND = "ansi_bright_magenta"
+"""The background of the selection in an ANSI theme, and of nothing else. The screen shows it in reverse video, because each
+of the sixteen colours, as a background, makes some text unreadable.
 """
 
 
-class ThemeProblem(Exception):
-    """A theme file that cannot be used, and why."""
+class ThemeError(Exception):
+    """A theme file cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -106,36 +106,36 @@ def user_folder() -> Path:
 
 
 def find_themes(folder: Path | None = None) -> tuple[dict[str, ThemeFile], list[str]]:
-    """All themes by name, the default one first, and a sentence for those that cannot be used."""
+    """All themes by name, the default one first, and a message about the files that cannot be used."""
     found: dict[str, ThemeFile] = {}
     broken = []
     for path in (*sorted(BUILT_IN.glob("*.toml")), *sorted((folder or user_folder()).glob("*.toml"))):
         try:
             theme = load_theme(path)
             as_textual(theme)
-        except ThemeProblem as problem:
-            broken.append(f"{path.name}: {problem}")
+        except ThemeError as error:
+            broken.append(f"{path.name}: {error}")
         else:
             found[theme.name] = theme
     ordered = {name: found[name] for name in sorted(found, key=lambda name: (name != DEFAULT, name))}
-    return ordered, [f"These themes cannot be used. {'; '.join(broken)}"] if broken else []
+    return ordered, [f"Some themes cannot be used: {'; '.join(broken)}"] if broken else []
 
 
 def load_theme(path: Path) -> ThemeFile:
-    """Read one file. Raises ThemeProblem."""
+    """Read one file. Raises ThemeError."""
     try:
         data = read_toml(path)
     except (OSError, ValueError, UnsafeError) as error:
-        raise ThemeProblem(str(error)) from error
+        raise ThemeError(str(error)) from error
     unknown = set(data) - {"name", "dark", "ansi", "colours", "meanings", "textual"}
     if unknown:
-        raise ThemeProblem(f"{', '.join(sorted(unknown))}: no such entry")
+        raise ThemeError(f"unknown entry {', '.join(sorted(unknown))}")
     colours, meanings = _strings(data, "colours", COLOURS), _strings(data, "meanings", MEANINGS)
     if "primary" not in colours:
-        raise ThemeProblem("[colours] has no primary")
+        raise ThemeError("[colours] has no primary")
     name = data.get("name", path.stem)
     if not isinstance(name, str) or not name:
-        raise ThemeProblem("name is no text")
+        raise ThemeError("name is not a string")
     return ThemeFile(
         name,
         bool(data.get("dark", True)),
@@ -147,7 +147,7 @@ def load_theme(path: Path) -> ThemeFile:
 
 
 def as_textual(theme: ThemeFile) -> Theme:
-    """Textual's own theme, with every meaning filled in. Raises ThemeProblem for what is no colour."""
+    """A Textual theme with every meaning filled in. Raises ThemeError for an invalid colour."""
     from textual.theme import Theme
 
     for key, value in {**theme.colours, **theme.meanings}.items():
@@ -170,27 +170,27 @@ def as_textual(theme: ThemeFile) -> Theme:
 
 
 def meanings_of(theme: ThemeFile) -> dict[str, str]:
-    """Every meaning as a colour: the theme's own, or the fallback."""
+    """The colour of every meaning: the theme's own, or the fallback."""
     return {name: theme.meanings.get(name) or _fallback(theme, name) for name in MEANINGS}
 
 
 def default_variables() -> dict[str, str]:
-    """The meanings before any theme is chosen."""
+    """The meanings to use before a theme is applied."""
     return dict.fromkeys(MEANINGS, "ansi_default")
 
 
 def _fallback(theme: ThemeFile, name: str) -> str:
     from textual.color import Color
 
-    source, share = MEANINGS[name]
+    source, opacity = MEANINGS[name]
     if theme.ansi:
         if name in ANSI_SELECTED:
-            return ANSI_SELECTED_GROUND
+            return ANSI_SELECTED_BACKGROUND
         return "ansi_bright_black" if name in ANSI_FAINT else theme.colours.get(source, "ansi_default")
     plain = _PLAIN_DARK if theme.dark else _PLAIN_LIGHT
     colour = Color.parse(theme.colours.get(source) or plain.get(source) or theme.colours["primary"])
     background = Color.parse(theme.colours.get("background") or plain["background"])
-    return background.blend(colour, share).hex
+    return background.blend(colour, opacity).hex
 
 
 def _colour(key: str, value: str) -> None:
@@ -199,18 +199,18 @@ def _colour(key: str, value: str) -> None:
     try:
         Color.parse(value)
     except ColorParseError as error:
-        raise ThemeProblem(f"{key} = {value!r} is no colour") from error
+        raise ThemeError(f"{key} = {value!r} is not a colour") from error
 
 
 def _strings(data: Mapping[str, Any], table: str, known: Any) -> dict[str, str]:
     values = data.get(table, {})
     if not isinstance(values, dict):
-        raise ThemeProblem(f"[{table}] is no table")
+        raise ThemeError(f"[{table}] is not a table")
     for key, value in values.items():
         if known is not None and key not in known:
-            raise ThemeProblem(f"[{table}] has no {key}")
+            raise ThemeError(f"unknown entry {key} in [{table}]")
         if not isinstance(value, str):
-            raise ThemeProblem(f"{key} = {value!r} is no text")
+            raise ThemeError(f"{key} = {value!r} is not a string")
     return dict(values)
 
 
@@ -235,12 +235,12 @@ _ANSI_TEXTUAL = {
     "ansi-foreground": "ansi_white",
     "border-blurred": "ansi_bright_black",
     "block-cursor-foreground": "ansi_default",
-    "block-cursor-background": ANSI_SELECTED_GROUND,
-    "input-cursor-background": ANSI_SELECTED_GROUND,
+    "block-cursor-background": ANSI_SELECTED_BACKGROUND,
+    "input-cursor-background": ANSI_SELECTED_BACKGROUND,
     "input-cursor-foreground": "ansi_default",
     "input-cursor-text-style": "none",
-    "input-selection-background": ANSI_SELECTED_GROUND,
+    "input-selection-background": ANSI_SELECTED_BACKGROUND,
     "input-selection-foreground": "ansi_default",
-    "screen-selection-background": ANSI_SELECTED_GROUND,
+    "screen-selection-background": ANSI_SELECTED_BACKGROUND,
     "screen-selection-foreground": "ansi_default",
 }

@@ -1,4 +1,4 @@
-"""The application's interface for screens, widgets and helpers."""
+"""The part of the application that screens, widgets and helpers may use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class WizardApp(Protocol):
-    """What `tui.wizard.app.Wizard` offers."""
+    """The interface of `tui.wizard.app.Wizard`."""
 
     source: RunSource
     seen: RunState
@@ -74,7 +74,7 @@ class WizardApp(Protocol):
         """Use the options of a form."""
 
     def choose_preset(self) -> None:
-        """Ask which settings to begin with."""
+        """Let the user choose the settings to start from."""
 
     def use_token(self, token: Secret) -> None:
         """Pass a token to the engine, and check it."""

@@ -1,4 +1,4 @@
-"""The command line. Imports nothing heavy: `--help` and `--version` answer at once."""
+"""The command line. Imports nothing heavy, so that `--help` and `--version` respond at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tui.process.standard_streams import lost_output, prepare_standard_streams
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     prepare_standard_streams()
-    atexit.register(gc.freeze)  # the end of the process comes at once: nothing looks for garbage once more
+    atexit.register(gc.freeze)  # exit at once: skip the final garbage collection
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code, is_report = _run(arguments)
@@ -37,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(known)
     if lost is None:
         return code
-    what = "What was printed did not all arrive."
-    return _report(system_error(lost, what) or DiskError(what, str(lost), "Send standard output somewhere else."))
+    what = "Standard output is incomplete."
+    return _report(system_error(lost, what) or DiskError(what, str(lost), "Redirect standard output somewhere else."))
 
 
 def _run(arguments: list[str]) -> tuple[int, bool]:
-    """Run a command: its exit code, and whether what it prints is all that it does. Raises Stage3Error."""
+    """Run a command. Returns its exit code, and whether printing is all that it does. Raises Stage3Error."""
     if arguments in (["--version"], ["-V"]):
         print(f"{PROGRAM} {__version__}")
         return int(ExitCode.DONE), True
@@ -53,12 +53,13 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
     module = COMMANDS[name].module if name else "run"
     try:
         code = int(import_module(f"tui.commands.{module}").main(rest))
-    except SystemExit as printed:  # argparse, after its help
-        return int(printed.code or 0), True
+    except SystemExit as end:  # argparse, after printing its help
+        return int(end.code or 0), True
     return code, name in COMMANDS and COMMANDS[name].is_report
 
 
 def _report(error: Stage3Error) -> int:
+    """Print the error; returns its exit code."""
     print_error(error)
     return int(error.exit_code)
 
@@ -69,14 +70,14 @@ def require_working_directory() -> None:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError:
         raise PreconditionError(
-            "The working directory is gone.",
-            "Somebody deleted or replaced the folder that this shell is in.",
-            "Go to another folder (`cd`), and run the same command there.",
+            "The working directory no longer exists.",
+            "The folder that this shell is in was deleted or replaced.",
+            "Change to another folder with `cd`, and run the same command there.",
         ) from None
 
 
 def check_installation() -> None:
-    """`tui`, `engine` and `themes` are general names: make sure that no other package has put its own in their place.
+    """Make sure that `tui`, `engine` and `themes` are this program's: another distribution may have packages of these names.
 
     Raises PreconditionError.
     """
@@ -87,9 +88,9 @@ def check_installation() -> None:
     for package in (engine, themes, tui):
         if getattr(package, "DISTRIBUTION", None) != PROGRAM:
             raise PreconditionError(
-                f"The package {package.__name__} at {package.__file__} is not the one of {PROGRAM}.",
-                "Another distribution in this environment has one of the same name.",
-                f"Install {PROGRAM} in an environment of its own: `uv tool install {PROGRAM}` or `pipx install {PROGRAM}`.",
+                f"The package {package.__name__} at {package.__file__} does not belong to {PROGRAM}.",
+                "Another distribution in this environment has a package of the same name.",
+                f"Install {PROGRAM} in its own environment: `uv tool install {PROGRAM}` or `pipx install {PROGRAM}`.",
             )
 
 
@@ -100,7 +101,9 @@ def split_command(arguments: list[str]) -> tuple[str, list[str]]:
     command = arguments[0]
     if command not in COMMANDS:
         nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"There is no command {command!r}.", "", f"The nearest is `{PROGRAM} {nearest}`; see --help.")
+        raise ConfigError(
+            f"There is no command {command!r}.", "", f"Did you mean `{PROGRAM} {nearest}`? See --help for all commands."
+        )
     return command, arguments[1:]
 
 

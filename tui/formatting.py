@@ -23,11 +23,11 @@ def one_line(text: object, style: str = "", limit: int = 400) -> Content:
 
 def safe_text(text: object, style: str = "", limit: int = TEXT_SHOWN) -> Content:
     """Untrusted text with its newlines, never parsed as markup."""
-    whole = str(text)
-    shown = Content.styled(visible(whole[:limit]).expandtabs(4), style)
-    if len(whole) <= limit:
+    full_text = str(text)
+    shown = Content.styled(visible(full_text[:limit]).expandtabs(4), style)
+    if len(full_text) <= limit:
         return shown
-    return shown + Content.styled(f" … {len(whole) - limit:,} more characters", "$muted")
+    return shown + Content.styled(f" … {len(full_text) - limit:,} more characters", "$muted")
 
 
 def short_path(folder: Path) -> str:
@@ -39,7 +39,7 @@ def short_path(folder: Path) -> str:
 
 
 def number(value: Any) -> float:
-    """A figure of an event as a float; NaN if it is none (a journal writes NaN and infinities as text)."""
+    """A figure of an event as a float; NaN if it is not a number (a journal writes NaN and infinities as text)."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -47,7 +47,7 @@ def number(value: Any) -> float:
 
 
 def figure(value: Any, digits: int = 3) -> str:
-    """A figure in few characters: 0.693, 12.4, 5.0e-05 (5e-05 with two digits or fewer), 1,250; `nan` if there is none."""
+    """A short form of a figure: 0.693, 12.4, 5.0e-05 (5e-05 with two digits or fewer), 1,250; `nan` if it is missing."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     x = number(value)
@@ -66,18 +66,18 @@ def duration(seconds: float | None) -> str:
     """4s, 3m 12s, 1h 02m, 2d 03h."""
     if seconds is None or not math.isfinite(seconds):
         return ""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    if whole < 86_400:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    return f"{whole // 86_400}d {whole % 86_400 // 3600:02d}h"
+    total = max(0, int(seconds))
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m {total % 60:02d}s"
+    if total < 86_400:
+        return f"{total // 3600}h {total % 3600 // 60:02d}m"
+    return f"{total // 86_400}d {total % 86_400 // 3600:02d}h"
 
 
 def approx_duration(seconds: float | None) -> str:
-    """A forecast, no finer than it is worth: 40s, 12m, 3h 40m, 2d 3h."""
+    """A forecast, rounded to its precision: 40s, 12m, 3h 40m, 2d 3h."""
     if seconds is None or not math.isfinite(seconds) or seconds <= 0:
         return ""
     if seconds < 90:
@@ -90,7 +90,7 @@ def approx_duration(seconds: float | None) -> str:
 
 
 def rate(per_second: float | None, unit: str) -> str:
-    """How fast, in the unit of time that gives a readable figure: 12.5 pairs/s, 3.1 pairs/min."""
+    """A rate in the unit of time that gives a readable figure: 12.5 pairs/s, 3.1 pairs/min."""
     speed = number(per_second)
     if not math.isfinite(speed) or speed <= 0:
         return ""
@@ -117,7 +117,7 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 
 
 def bars(curve: Sequence[float], width: int, low: float, high: float) -> str:
-    """The curve in at most `width` characters; each stands for the mean of its steps."""
+    """The curve as a sparkline of at most `width` characters; each shows the mean of its steps."""
     count = min(width, len(curve))
     means = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""The clock for durations and order: how long something took, how long it will take, what came first."""
+"""A clock for durations and order, which never runs backwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _WALL, _MONOTONIC = time.time(), time.monotonic()
 
 
 def now() -> float:
-    """Seconds since the epoch: the wall clock when this process began, plus what the monotonic clock has counted since. A step of
-    the wall clock (NTP, a person, a virtual machine that wakes up) makes no duration negative or a day long.
+    """Seconds since the epoch: the wall clock at the start of this process, plus the monotonic time since. If the wall clock is
+    set (by NTP, a user, or a virtual machine that wakes up), no duration becomes negative or a day long.
     """
     return _WALL + (time.monotonic() - _MONOTONIC)

@@ -22,7 +22,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.core.errors import ConfigError
 from engine.core.reading import read_toml
@@ -46,32 +45,32 @@ def option(
 ) -> Any:
     """A field of the configuration.
 
-    changes   the stages whose result depends on it, by name, and "evaluation" for the second half of stage training;
-              empty if it changes no result. A stage is done again when one of its own options changes, not when others
-              do (`engine.pipeline.graph`).
-    label     what forms call it
-    unit      of its value, as forms show it; "share" is a number from 0 to 1 that they show in percent
-    topic     the heading under which forms show it; that of its group, if empty
-    common    whether it is one of the twenty that people use: `--help` shows these, `--help-all` the rest
+    changes   the stages whose result depends on this option, by name; "evaluation" is the second half of stage training;
+              empty if it changes no result. A stage runs again only when one of its own options changes
+              (`engine.pipeline.graph`).
+    label     the name of the option in forms
+    unit      the unit of the value in forms; "share" is a number from 0 to 1 that forms show in percent
+    topic     the heading under which forms show the option; by default, that of its group
+    common    whether `--help` shows it, as one of the twenty most used options; `--help-all` shows the rest
     bounds    ge, gt, le, lt, pattern, as in pydantic's Field
     """
     return Field(default, json_schema_extra={"changes": list(changes.split()), "common": common}, **bounds)  # type: ignore[dict-item]
 
 
 def _addresses(value: Any) -> Any:
-    """Addresses as they are given (several flags, a list, text with commas or spaces between them), each once; None for none."""
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
-        return value  # pydantic names what is wrong
-    return tuple(dict.fromkeys(one for text in given for one in text.replace(",", " ").split())) or None
+    """Addresses from repeated flags, a list, or text separated by commas or spaces, without duplicates; None if there are none."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return value  # pydantic reports what is wrong
+    return tuple(dict.fromkeys(address for text in texts for address in text.replace(",", " ").split())) or None
 
 
 Addresses = Annotated[tuple[str, ...] | None, BeforeValidator(_addresses)]
-"""One address or several, in order; None for none."""
+"""One or several addresses, in order; None if there are none."""
 
 
 class Described(BaseModel):
-    # Only the whole is validated: to build the parts too would take a tenth of a second of every start.
+    # Only the combined class is validated: building its parts too would add a tenth of a second to every start.
     model_config = ConfigDict(use_attribute_docstrings=True, defer_build=True)
 
 
@@ -79,7 +78,7 @@ class RunOptions(Described):
     """The run"""
 
     output_dir: Path = option("artifacts/stage3_constitutional", changes="", common=True, label="Run folder")
-    """The run folder. It holds everything that the run makes; the archive goes beside it."""
+    """The run folder. It holds everything that the run makes; the archive is written next to it."""
     seed: int = option(42, ge=0, changes="pairs quality training evaluation", common=True, label="Random seed")
     """Random seed for prompt order, principles, sampling and training."""
     device: str = option("auto", changes="preflight", common=True, label="Device")
@@ -155,7 +154,7 @@ class PairsOptions(Described):
         "test[:1000]+train[:1500]", changes="preflight pairs", common=True, label="Rows to use", topic="Prompts"
     )
     """Rows to use: splits, slices and sums of them. A local file has one split, train. The default is for Anthropic/hh-rlhf; of
-    another dataset without these splits it takes all."""
+    another dataset without these splits, all rows are used."""
     pairs: Path | None = option(
         None, changes="credentials preflight pairs", common=True, label="Pairs that exist already", topic="Prompts"
     )
@@ -210,7 +209,7 @@ class PairsOptions(Described):
     temperature: float = option(0.7, ge=0.0, changes="pairs", label="Temperature", topic="Generation")
     """Sampling temperature. 0 is greedy."""
     top_p: float = option(0.9, gt=0.0, le=1.0, changes="pairs", label="Nucleus (top p)", topic="Generation")
-    """Nucleus sampling: the share of probability to sample from."""
+    """Nucleus sampling: the probability mass to sample from."""
     generation_batch_size: int | None = option(
         None, ge=1, changes="preflight", label="Prompts in a batch", topic="Generation"
     )
@@ -222,7 +221,7 @@ class PairsOptions(Described):
     few_shot: Path | None = option(None, changes="preflight pairs", label="Worked examples", topic="Method")
     """YAML file of worked examples of critique and revision, shown before each critique."""
     pilot_prompts: int = option(24, ge=0, changes="preflight", label="Prompts of the pilot", topic="Preflight")
-    """Prompts in preflight's pilot: it makes and judges pairs, and refuses if the gate is out of reach. 0: one prompt only."""
+    """Prompts in preflight's pilot, which makes and judges pairs and refuses if the gate is out of reach. 0: one prompt only."""
 
 
 class ServerOptions(Described):
@@ -231,15 +230,13 @@ class ServerOptions(Described):
     server_url: Addresses | None = option(
         None, changes="preflight pairs", common=True, label="Server that makes the pairs", topic="Policy"
     )
-    """OpenAI-compatible server (http://host:8000/v1) that makes the pairs instead of the local model. May be given several
-    times."""
+    """OpenAI-compatible server (http://host:8000/v1) that makes the pairs instead of the local model. May be repeated."""
     server_model: str | None = option(
         None, changes="preflight pairs quality evaluation", label="Model on that server", topic="Policy"
     )
     """Name of the model on that server: the base model with the Stage 2 adapter."""
     critic_url: Addresses | None = option(None, changes="preflight pairs", label="Server of the critic", topic="Critic")
-    """OpenAI-compatible server that writes critiques and revisions; the policy still writes the drafts. May be given several
-    times."""
+    """OpenAI-compatible server that writes critiques and revisions; the policy still writes the drafts. May be repeated."""
     critic_model: str | None = option(None, changes="preflight pairs", label="Model of the critic", topic="Critic")
     """Name of the critic on that server: any model that follows instructions."""
     critic_api_key_env: str = option(
@@ -247,7 +244,7 @@ class ServerOptions(Described):
     )
     """Environment variable that holds the token for --critic-url. The token itself cannot be an option."""
     judge_url: Addresses | None = option(None, changes="", label="Server of the judge", topic="Judge")
-    """OpenAI-compatible server for --judge server and auto. Default: --server-url. May be given several times."""
+    """OpenAI-compatible server for --judge server and auto. Default: --server-url. May be repeated."""
     judge_model: str | None = option(None, changes="quality evaluation", label="Model of the judge", topic="Judge")
     """Name of the judge on that server. Default: --server-model."""
     judge_api_key_env: str = option(
@@ -261,7 +258,7 @@ class ServerOptions(Described):
     max_failed_share: float = option(
         0.05, ge=0.0, le=1.0, changes="", label="Failed prompts, at most", unit="share", topic="Requests"
     )
-    """Stop if a server fails at a larger share of the prompts (5 at least) while it answers others."""
+    """Stop if a server fails on a larger share of the prompts (at least 5) while it answers others."""
 
 
 class QualityOptions(Described):
@@ -281,7 +278,7 @@ class QualityOptions(Described):
     """Sequence classifier for --judge reward-model: a Hub id or a folder."""
 
     relevance: bool = option(True, changes="quality", label="Measure relevance", topic="Gate")
-    """Measure with the base model whether each revision depends on its prompt, and leave out what would fit any prompt."""
+    """Measure with the base model whether each revision depends on its prompt, and leave out those that would fit any prompt."""
     min_pairs: int = option(100, ge=1, changes="quality", label="Training pairs, at least", topic="Gate")
     """The gate refuses a set with fewer training pairs."""
     min_usable_share: float = option(
@@ -309,7 +306,7 @@ class QualityOptions(Described):
     min_sample_share: float = option(
         0.5, ge=0.0, le=1.0, changes="quality", label="Better by people, at least", unit="share", topic="Gate"
     )
-    """If no judge passed its exam: the lower end of the 95 % interval of the share that people find better must reach this."""
+    """If no judge passed its exam, the lower end of the 95 % interval of the share that people find better must reach this."""
     warn_identical_share: float = option(
         0.05, ge=0.0, le=1.0, changes="quality", label="Identical, above", unit="share", topic="Warnings"
     )
@@ -321,7 +318,7 @@ class QualityOptions(Described):
     warn_principle_share: float = option(
         0.5, ge=0.0, le=1.0, changes="quality", label="One principle, above", unit="share", topic="Warnings"
     )
-    """Warn if one principle made a larger share of the pairs."""
+    """Warn if a single principle was used for a larger share of the pairs."""
     accept_quality: str | None = option(
         None, changes="quality", common=True, label="Open the gate anyway, because", topic="Gate"
     )
@@ -350,16 +347,16 @@ class TrainingOptions(Described):
     per_device_train_batch_size: int = option(
         1, ge=1, changes="preflight training", label="Pairs in a batch", topic="Optimizer"
     )
-    """Multiplied by --gradient-accumulation-steps, the pairs in one optimizer step. The program splits them by what fits."""
+    """Times --gradient-accumulation-steps, the number of pairs in one optimizer step. The program splits them to fit the memory."""
     gradient_accumulation_steps: int = option(
         8, ge=1, changes="preflight training", label="Batches in a step", topic="Optimizer"
     )
-    """Multiplied by --per-device-train-batch-size, the pairs in one optimizer step."""
+    """Times --per-device-train-batch-size, the number of pairs in one optimizer step."""
     optim: Literal["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = option(
         "adamw_torch_fused", changes="preflight training", label="Optimizer", topic="Optimizer"
     )
-    """AdamW, by transformers' names: torch's; with its state in 8 bits; in pages that leave a full GPU (CUDA alone). All but
-    torch's need the extra `bitsandbytes`."""
+    """AdamW, by transformers' names: torch's own; with 8-bit state; paged out of a full GPU (CUDA only). All but torch's need
+    the extra `bitsandbytes`."""
     gradient_checkpointing: bool | None = option(
         None, changes="preflight", label="Gradient checkpointing", topic="Memory"
     )
@@ -381,25 +378,25 @@ class TrainingOptions(Described):
     head: Literal["auto", "chunked", "trl", "whole"] = option(
         "auto", changes="preflight", label="Head over the vocabulary", topic="Memory"
     )
-    """How log-probabilities come from hidden states. chunked: in small tiles, with the gradient in the same pass; trl: in
-    TRL's tiles; whole: all logits at once. auto: trl on a GPU, else chunked."""
+    """How log-probabilities are computed from hidden states. chunked: in small tiles, with the gradient in the same pass;
+    trl: in TRL's tiles; whole: all logits at once. auto: trl on a GPU, else chunked."""
     load_in_4bit: bool = option(False, changes="preflight training", label="Base weights in 4 bits", topic="Memory")
     """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
     num_processes: int | None = option(None, ge=1, changes="preflight", label="Processes", topic="Processes")
-    """Number of processes that make pairs, score them and train together, on all machines, one on each GPU. It must divide
-    the pairs of one optimizer step. Default: the GPUs that are there, else one on each machine."""
+    """Number of processes, on all machines together, that make pairs, score them and train, one per GPU. It must divide the
+    pairs of one optimizer step. Default: one per GPU, or one per machine without GPUs."""
     sharding: Literal["ddp", "fsdp"] = option("ddp", changes="preflight", label="Base weights", topic="Processes")
-    """With several processes: each has the whole base model (ddp), or a part of it (fsdp)."""
+    """With several processes: each holds the whole base model (ddp) or a shard of it (fsdp)."""
     num_machines: int = option(1, ge=1, changes="preflight", label="Machines that train", topic="Processes")
-    """Number of machines that train together, with one run folder that all of them see."""
+    """Number of machines that train together, on one run folder that all of them can access."""
     machine_rank: int = option(0, ge=0, changes="", label="Number of this machine", topic="Processes")
-    """Number of this machine, from 0. Machine 0 does the whole run; the others take part in its training."""
+    """Number of this machine, from 0. Machine 0 does the whole run; the others join its training."""
     main_process_ip: str | None = option(None, changes="", label="Address of machine 0", topic="Processes")
     """With --num-machines: the address of machine 0."""
     main_process_port: int = option(29500, ge=1, le=65535, changes="", label="Port on machine 0", topic="Processes")
     """With --num-machines: a free port on machine 0."""
     report_to: Literal["none", "tensorboard"] = option("none", changes="", label="Report to", topic="Checkpoints")
-    """Also write training figures for tensorboard, in logs/tensorboard. Needs the extra `tensorboard`."""
+    """Also write training figures for TensorBoard, in logs/tensorboard. Needs the extra `tensorboard`."""
     eval_prompts: int = option(40, ge=1, changes="evaluation", label="Held-out prompts to answer", topic="Evaluation")
     """Number of held-out prompts that Stage 2 and Stage 3 both answer."""
     eval_harmless_prompts: int = option(
@@ -459,7 +456,7 @@ class DisplayOptions(Described):
     """Display"""
 
     theme: str | None = option(None, changes="", label="Theme")
-    """Theme: one of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes. Default: the last one chosen."""
+    """Theme: a built-in one, or one from $XDG_CONFIG_HOME/stage3-tui/themes. Default: the last one chosen."""
     mouse: bool = option(True, changes="", label="Mouse")
     """Use the mouse in the wizard. --no-mouse leaves it to the terminal."""
     ascii: bool | None = option(None, changes="", label="ASCII only")
@@ -479,25 +476,23 @@ class Stage3Config(
     HubOptions,
     WorkspaceOptions,
     RunOptions,
-    BaseSettings,
 ):
     """All options, resolved and frozen."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
+    model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=False,  # its own: it has none, and the parts have read theirs
+        use_attribute_docstrings=False,  # it has no fields of its own, and its parts have read their docstrings
         validate_default=True,
         defer_build=False,
     )
 
     @field_validator("num_processes")
     @classmethod
-    def _divides_a_step(cls, number: int | None, given: ValidationInfo) -> int | None:
-        size: int | None = given.data.get("per_device_train_batch_size")
-        accumulation: int | None = given.data.get("gradient_accumulation_steps")
-        if number is None or size is None or accumulation is None:  # those that are no numbers are refused themselves
+    def _require_equal_batches(cls, number: int | None, info: ValidationInfo) -> int | None:
+        size: int | None = info.data.get("per_device_train_batch_size")
+        accumulation: int | None = info.data.get("gradient_accumulation_steps")
+        if number is None or size is None or accumulation is None:  # an invalid one has its own error
             return number
         pairs = size * accumulation
         if pairs % number:
@@ -505,48 +500,50 @@ class Stage3Config(
             nearest = f"{below} and {above}" if above else f"{below}"
             raise ValueError(
                 f"{pairs} pairs of one optimizer step (--per-device-train-batch-size {size} × "
-                f"--gradient-accumulation-steps {accumulation}) cannot be dealt out to {number} processes; the nearest numbers "
-                f"that divide {pairs} are {nearest}"
+                f"--gradient-accumulation-steps {accumulation}) cannot be divided evenly among {number} processes; the nearest "
+                f"numbers that divide {pairs} are {nearest}"
             )
         return number
 
     @field_validator("sharding")
     @classmethod
-    def _has_weights_to_spread(cls, sharding: str, given: ValidationInfo) -> str:
-        if sharding == "fsdp" and given.data.get("load_in_4bit"):
-            raise ValueError("weights in 4 bits (--load-in-4bit) cannot be spread: each process keeps all of them")
+    def _require_shardable_state(cls, sharding: str, info: ValidationInfo) -> str:
+        if sharding == "fsdp" and info.data.get("load_in_4bit"):
+            raise ValueError("4-bit weights (--load-in-4bit) cannot be sharded: every process keeps all of them")
         of_torch = cls.model_fields["optim"].default
-        optim = given.data.get("optim", of_torch)
+        optim = info.data.get("optim", of_torch)
         if sharding == "fsdp" and optim != of_torch:
-            raise ValueError(f"the state of --optim {optim} cannot be spread: use {of_torch} with it")
+            raise ValueError(f"The state of --optim {optim} cannot be sharded: use {of_torch} with fsdp")
         return sharding
 
     @field_validator("num_machines")
     @classmethod
-    def _divides_the_processes(cls, machines: int, given: ValidationInfo) -> int:
-        processes: int | None = given.data.get("num_processes")
+    def _require_equal_machines(cls, machines: int, info: ValidationInfo) -> int:
+        processes: int | None = info.data.get("num_processes")
         if processes is not None and processes % machines:
-            raise ValueError(f"{processes} processes (--num-processes) cannot be dealt out to {machines} machines")
+            raise ValueError(
+                f"{processes} processes (--num-processes) cannot be divided evenly among {machines} machines"
+            )
         return machines
 
     @field_validator("machine_rank")
     @classmethod
-    def _is_one_of_them(cls, rank: int, given: ValidationInfo) -> int:
-        machines: int | None = given.data.get("num_machines")
+    def _require_existing_machine(cls, rank: int, info: ValidationInfo) -> int:
+        machines: int | None = info.data.get("num_machines")
         if machines is not None and rank >= machines:
-            raise ValueError(f"the last of {machines} machines (--num-machines) has the number {machines - 1}")
+            raise ValueError(f"The last of {machines} machines (--num-machines) is number {machines - 1}")
         return rank
 
     @field_validator("main_process_ip")
     @classmethod
-    def _is_where_the_others_meet(cls, address: str | None, given: ValidationInfo) -> str | None:
-        if address is None and given.data.get("num_machines", 1) > 1:
-            raise ValueError("several machines (--num-machines) need the address of machine 0")
+    def _require_rendezvous_address(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if address is None and info.data.get("num_machines", 1) > 1:
+            raise ValueError("Several machines (--num-machines) need the address of machine 0")
         return address
 
 
 def nearest_divisors(pairs: int, number: int) -> tuple[int, int | None]:
-    """The divisors of `pairs` next below and next above `number`; None if there is none above."""
+    """The divisors of `pairs` nearest to `number`: one not above it, and one above it (None if there is none)."""
     divisors = [size for size in range(1, pairs + 1) if pairs % size == 0]
     return max(size for size in divisors if size <= number), min(
         (size for size in divisors if size > number), default=None
@@ -560,46 +557,32 @@ def load_config(
     preset: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Stage3Config:
-    """Resolve the configuration. Raises ConfigError, naming the key, the value and where it came from."""
+    """Resolve the configuration. Raises ConfigError, which names the option, its value and where the value came from."""
     given = dict(command_line or {})
     from_environment = _environment_values(os.environ if environment is None else environment)
     from_file = _toml_values(toml)
-
-    class Resolved(Stage3Config):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            layers = (from_environment, from_file, dict(preset or {}))
-            return (init_settings, *(InitSettingsSource(settings_cls, layer) for layer in layers))
-
     for source, values in (("the command line", given), ("the environment", from_environment), (str(toml), from_file)):
         _refuse_unknown(values, source)
-        _refuse_no_path(values, source)
+        _refuse_invalid_path(values, source)
     try:
-        return Resolved(**given)
+        return Stage3Config(**{**(preset or {}), **from_file, **from_environment, **given})
     except ValidationError as error:
-        raise _refused(error, given, from_environment, str(toml), from_file) from None
+        raise _invalid_value(error, given, from_environment, str(toml), from_file) from None
 
 
 def with_changes(config: Stage3Config, changes: Mapping[str, Any]) -> tuple[Stage3Config | None, dict[str, str]]:
-    """The configuration with all `changes` (values, or text as on the command line), or None and a reason for each invalid
-    one.
+    """The configuration with all `changes` (values, or text as on the command line), or None and the reason for each invalid
+    change.
     """
     before = {name: getattr(config, name) for name in type(config).model_fields}
-    refusals = {}
+    reasons = {}
     for name, value in changes.items():
         try:
             load_config({**before, name: value}, environment={})
         except ConfigError as error:
-            refusals[name] = error.why
-    if refusals:
-        return None, refusals
+            reasons[name] = error.why
+    if reasons:
+        return None, reasons
     try:
         return load_config({**before, **changes}, environment={}), {}
     except ConfigError as error:  # each is valid alone, but not all together
@@ -624,9 +607,7 @@ def _toml_values(path: Path | None) -> dict[str, Any]:
             f"Cannot read the configuration {path}.", str(error), "Pass another file with --config."
         ) from error
     except ValueError as error:
-        raise ConfigError(
-            f"The configuration {path} is not valid TOML.", str(error), "Correct the line it names."
-        ) from error
+        raise ConfigError(f"The configuration {path} is not valid TOML.", str(error), "Correct that line.") from error
 
 
 def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
@@ -641,17 +622,19 @@ def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
             )
 
 
-def _refuse_no_path(values: Mapping[str, Any], source: str) -> None:
-    """An empty path would be the working directory, which nobody means by it."""
+def _refuse_invalid_path(values: Mapping[str, Any], source: str) -> None:
+    """An empty path would mean the working directory, which is never intended."""
     for key, value in values.items():
         is_a_path = Stage3Config.model_fields[key].annotation in (Path, Path | None)
         if is_a_path and isinstance(value, str) and (not value or "\0" in value):
             raise ConfigError(
-                f"{key} in {source} is no path: {value!r}.", "It names nothing.", "Give a path, or omit it."
+                f"{key} in {source} is not a path: {value!r}.",
+                "It is empty, or contains a NUL character.",
+                "Pass a path, or omit the option.",
             )
 
 
-def _refused(
+def _invalid_value(
     error: ValidationError,
     given: Mapping[str, Any],
     from_environment: Mapping[str, Any],

@@ -7,10 +7,10 @@ Stage3Error
 ├── NetworkError         5   network or Hub
 ├── DiskError            6
 ├── MemoryExhausted      7
-│   └── RestartNeeded        the run goes on, in a fresh process
+│   └── RestartNeeded        the run continues in a fresh process
 ├── NumbersError         8   NaN, or no learning
 ├── DataError            9   the data cannot teach
-├── DamagedState        10   needs a decision
+├── DamagedState        10   a file of the run is damaged, and a person must decide
 ├── RunLocked           11   another process has this run
 ├── UnsafeError         12   refused for safety
 └── Stopped        129/130/143   asked to stop; everything is saved
@@ -125,7 +125,7 @@ class UnsafeError(Stage3Error):
 
 
 def error_from_exit_code(exit_code: object, what: str, why: str, what_to_do: str) -> Stage3Error:
-    """An error that another process told, of its own class where the exit code tells it."""
+    """Rebuild an error that another process reported, with the class that its exit code stands for."""
     kinds = (kind for kind in Stage3Error.__subclasses__() if int(kind.exit_code) == exit_code != ExitCode.BUG)
     return next(kinds, Stage3Error)(what, why, what_to_do)
 

@@ -21,7 +21,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 @dataclass(frozen=True)
 class Event:
-    """Base of all events; never sent itself."""
+    """Base class of all events; never emitted itself."""
 
     @classmethod
     def kind(cls) -> str:
@@ -33,7 +33,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """A process took the run folder and starts or continues the run."""
+    """A process locked the run folder, and starts or continues the run."""
 
     run_dir: str
     version: str
@@ -68,7 +68,7 @@ class StageFinished(Event):
 
 @dataclass(frozen=True)
 class StageStale(Event):
-    """A stage's result is no longer valid. Its files were set aside, and it will be done again."""
+    """A stage's result is no longer valid. Its files were set aside, and the stage will run again."""
 
     stage: str
     why: str = ""
@@ -76,13 +76,13 @@ class StageStale(Event):
 
 @dataclass(frozen=True)
 class Check(Event):
-    """One line of a stage's table: a tool and its version, a gate figure and its threshold, a property of an adapter."""
+    """One row of a stage's table: a tool and its version, a gate figure and its threshold, a property of an adapter."""
 
     name: str
     status: CheckStatus
     detail: str = ""
     stage: str = ""
-    """Stamped by the pipeline, like every `stage` below."""
+    """Set by the pipeline, like every `stage` below."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Forecast(Event):
     """Preflight's forecast for the long stages, from its small-scale measurements."""
 
     seconds: Mapping[str, float]
-    """By stage."""
+    """Duration by stage."""
     peak_bytes: Mapping[str, float]
-    """Peak memory by stage: of the GPU, including CUDA's own share; on the CPU, of this process."""
+    """Peak memory by stage: of the GPU, including CUDA's own share, or of this process on the CPU."""
     on_gpu: bool = False
     """Whether `peak_bytes` is a GPU's memory."""
     gpu: int | None = None
@@ -115,18 +115,18 @@ class Forecast(Event):
 
 @dataclass(frozen=True)
 class PilotDone(Event):
-    """Preflight made pairs of the first prompts: what they say of the whole, and some of them to look at."""
+    """Preflight made pairs from the first prompts: estimates for the full set, and some of the pairs to read."""
 
     pairs: int
     figures: tuple[Mapping[str, Any], ...] = ()
-    """Each with name, successes, n, share, low, high (95 %), threshold, bound and hopeless."""
+    """Gate figures, each with name, successes, n, share, low, high (95 %), threshold, bound and hopeless."""
     shown: tuple[Mapping[str, Any], ...] = ()
-    """Some pairs, as `preflight/pairs.jsonl` has them, with clipped texts."""
+    """Some records of `preflight/pairs.jsonl`, with their texts cut short."""
 
 
 @dataclass(frozen=True)
 class PairMade(Event):
-    """A prompt became a preference pair, which is on disk."""
+    """A prompt yielded a preference pair, which is on disk."""
 
     id: str
     prompt: str
@@ -141,7 +141,7 @@ class PairMade(Event):
 
 @dataclass(frozen=True)
 class PairFailed(Event):
-    """A prompt gave no pair. Its record, with the reason, is on disk."""
+    """A prompt yielded no pair. Its record, with the reason, is on disk."""
 
     id: str
     prompt: str
@@ -200,7 +200,7 @@ class TrialFinished(Event):
     summary: str = ""
     verdict: str = ""
     figures: Mapping[str, float | int | None] = field(default_factory=dict)
-    """As in `EvalDone`, on the half of the held-out pairs that chooses."""
+    """As in `EvalDone`, on the half of the held-out pairs that the sweep chooses on."""
     reused: bool = False
     final_loss: float | None = None
     seconds: float | None = None
@@ -208,7 +208,7 @@ class TrialFinished(Event):
 
 @dataclass(frozen=True)
 class EvalDone(Event):
-    """Stage 2 against Stage 3 on held-out prompts. The full report is `evaluation/report.json`."""
+    """Stage 2 was compared with Stage 3 on held-out prompts. The full report is `evaluation/report.json`."""
 
     verdict: str
     reasons: tuple[str, ...] = ()
@@ -216,7 +216,7 @@ class EvalDone(Event):
     samples: tuple[Mapping[str, str], ...] = ()
     """`{"prompt", "stage2", "stage3"}` of a few held-out prompts."""
     rule: str = ""
-    """The rule that decided (`engine.dpo.evaluation.verdict`); empty in journals of earlier versions."""
+    """The rule that decided the verdict (`engine.dpo.evaluation.verdict`); empty in journals of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True)
 class GpuReading:
-    """One GPU at one moment; None for what the driver does not report."""
+    """One GPU at one moment. Fields that the driver does not report are None."""
 
     index: int
     name: str
@@ -247,9 +247,9 @@ class Telemetry(Event):
     host_used_bytes: int
     host_total_bytes: int
     cpu_percent: float = 0.0
-    """Of the whole machine, 0 to 100."""
+    """CPU use of the whole machine, 0 to 100."""
     note: str = ""
-    """Why no GPU could be read, if none was."""
+    """Why no GPU could be read; empty if one was."""
 
 
 @dataclass(frozen=True)
@@ -258,23 +258,24 @@ class ServerReading:
 
     url: str
     state: Literal["in", "resting", "out"] = "in"
-    """Whether it is asked; resting is after a 429, out after a failure."""
+    """in: receives requests; resting: paused after a 429; out: left out after a failure."""
     why: str = ""
-    """What it said when it was left out."""
+    """Why it receives no requests."""
     asked_again_in: float = 0.0
-    """Seconds, if it is not in."""
+    """Seconds until it is tried again; 0 if it is in."""
     in_flight: int = 0
     answered: int = 0
     running: float | None = None
-    """Requests that it works on, by its own /metrics, like the next two; None if it has none."""
+    """Requests in progress, from the server's /metrics; None if it has none."""
     waiting: float | None = None
+    """Requests in its queue, from the same source."""
     cache: float | None = None
-    """Share of its KV cache in use, 0 to 1."""
+    """Share of its KV cache in use, 0 to 1, from the same source."""
 
 
 @dataclass(frozen=True)
 class Servers(Event):
-    """The servers of one role, when one was left out or came back, and every few seconds if they tell how busy they are."""
+    """The servers of one role: emitted when one is left out or comes back, and every few seconds if they report their load."""
 
     role: str
     """server (the policy's), critic or judge."""
@@ -287,7 +288,7 @@ class Stalled(Event):
 
     stage: str
     seconds: float
-    """Since its last event; 0 when it continues."""
+    """Time since the stage's last event; 0 when the stage continues."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ Returned = TypeVar("Returned")
 
 
 def stamped(running: Generator[Event, None, Returned], stage: str) -> Generator[Event, None, Returned]:
-    """Put the stage's name on each of its events that has a field for it. Exceptions thrown in reach the stage."""
+    """Set `stage` on each event that has this field. Exceptions thrown into the generator reach the stage."""
     try:
         event = next(running)
         while True:
@@ -342,19 +343,19 @@ def _stamp(event: Event, stage: str) -> Event:
 def event_from_dict(data: Mapping[str, Any]) -> Event | None:
     """Rebuild an event from a line of the journal; None for an unknown kind.
 
-    Drops unknown fields (a newer version wrote them). Raises ValueError for a missing field, one of another type, and a stage
-    that this version does not have.
+    Unknown fields are dropped (a newer version wrote them). Raises ValueError for a missing field, a field of a wrong type, and
+    a stage that this version does not have.
     """
     cls = KINDS.get(str(data.get("kind")))
     if cls is None:
         return None
     event = validated(cls, {name: data[name] for name in _FIELDS[cls.kind()] if name in data})
     stage = getattr(event, "stage", None)
-    if stage is not None and stage not in STAGES and not (stage == "" and cls in _OF_NO_STAGE):
-        raise ValueError(f"there is no stage {stage[:40]!a}")
+    if stage is not None and stage not in STAGES and not (stage == "" and cls in _MAY_LACK_STAGE):
+        raise ValueError(f"unknown stage {stage[:40]!a}")
     return event
 
 
 _FIELDS = {kind: tuple(one.name for one in fields(cls)) for kind, cls in KINDS.items()}
-_OF_NO_STAGE = (Message, Stalled)
+_MAY_LACK_STAGE = (Message, Stalled)
 """Kinds that may belong to the run as a whole."""

@@ -1,17 +1,17 @@
 """Named places where a test makes the N-th call fail.
 
-The code says `failpoint("sync")` where something can go wrong; a test says what does, at which call:
+The code calls `failpoint("sync")` where something can go wrong; a test chooses what fails, and at which call:
 
     FAILPOINTS_STAGE3="sync=EIO@3" stage3-tui --auto --demo      the third sync of the process fails
     FAILPOINTS_STAGE3="append=ENOSPC@7+,push=term@2"             every append from the seventh; SIGTERM at the second push
 
-or, within one process, `with failing("sync=EIO@3") as armed: …`, and `armed.fired` tells whether it came to that. The
-variable is read once, when this module is imported. Without it a call costs what a call of a Python function does
+or, within one process, `with failing("sync=EIO@3") as armed: …`, and `armed.fired` counts the failures. The variable is
+read once, when this module is imported. Without it, a call costs as much as any Python function call
 (`python -m bench.failpoints`).
 
-Actions: the name of an errno (OSError), `memory` (MemoryError), `nan` (the place turns its number into NaN), `hang` (for
-ever), `abort`, `kill` (SIGKILL), `term` and `int` (SIGTERM and SIGINT to this process, which goes on until it hears it).
-Shape: the crate `fail` of tikv, and SQLite's I/O error tests.
+Actions: the name of an errno (OSError), `memory` (MemoryError), `nan` (the caller replaces its number by NaN), `hang`
+(forever), `abort`, `kill` (SIGKILL), `term` and `int` (SIGTERM and SIGINT to this process, which continues until it handles
+them). Modelled on tikv's crate `fail` and on SQLite's I/O error tests.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from contextlib import contextmanager
 from threading import Lock
 
 VARIABLE = "FAILPOINTS_STAGE3"
-"""Not `STAGE3_…`: those are options."""
+"""Does not begin with `STAGE3_`, because those variables are options."""
 
 POINTS = {
     "append": "before a line of a JSONL file is written",
     "sync": "before a file or a folder is synced",
-    "rename": "before what was written aside gets its name",
+    "rename": "before a temporary file is renamed to its final name",
     "checkpoint": "before a checkpoint's files are written, and before its manifest",
     "delete": "while an old checkpoint is deleted",
     "manifest": "before run.json is saved",
     "event": "before an event goes into the journal",
     "loss": "at the loss of an optimizer step",
     "zip": "before a file goes into the archive",
-    "push": "before a question to the Hub, and while a file is sent",
-    "download": "before a request to the Hub that reads",
+    "push": "before a request to the Hub, and while a file is uploaded",
+    "download": "before a request that reads from the Hub",
 }
 
 _RULE = re.compile(r"(?P<point>\w+)=(?P<action>\w+)@(?P<number>\d+)(?P<ever>\+?)")
 
 
 class Armed:
-    """What is to fail, and how often each place was reached since."""
+    """The active rules, and how often each fail point has been reached since."""
 
     def __init__(self, rules: str) -> None:
-        """Raises ValueError for a rule that would never do anything."""
+        """Raises ValueError for a rule that could never apply."""
         self.reached: Counter[str] = Counter()
         self.fired = 0
         self._rules = [_rule(text.strip()) for text in rules.split(",") if text.strip()]
@@ -71,23 +71,25 @@ class Armed:
 def _rule(text: str) -> tuple[str, str, int, bool]:
     found = _RULE.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no fail point: POINT=ACTION@N, or POINT=ACTION@N+ for every call from the N-th")
+        raise ValueError(
+            f"{text!r} is not a fail point: use POINT=ACTION@N, or POINT=ACTION@N+ for every call from the N-th"
+        )
     point, action = found["point"], found["action"]
     if point not in POINTS:
-        raise ValueError(f"There is no fail point {point!r}; there are {', '.join(POINTS)}")
+        raise ValueError(f"Unknown fail point {point!r}; choose from {', '.join(POINTS)}")
     if action not in _ACTIONS and not hasattr(errno, action):
-        raise ValueError(f"There is no action {action!r}; there are the names of errno, nan, {', '.join(_ACTIONS)}")
+        raise ValueError(f"Unknown action {action!r}; choose the name of an errno or one of {', '.join(_ACTIONS)}")
     return point, action, int(found["number"]), bool(found["ever"])
 
 
 def failpoint(point: str) -> bool:
-    """Do what a test asked for at this call; nothing otherwise. True where a number is to become NaN."""
+    """Fail as a test requested for this call, else do nothing. Returns True if the caller must use NaN for its number."""
     return _armed is not None and _act(_armed.reach(point))
 
 
 @contextmanager
 def failing(rules: str) -> Iterator[Armed]:
-    """Let these fail within the block, in all threads; counting begins anew."""
+    """Activate these rules within the block, in all threads. Counting starts from 0."""
     global _armed
     before, _armed = _armed, Armed(rules)
     try:

@@ -1,4 +1,4 @@
-"""Run a generator for what it returns."""
+"""Run a generator for its return value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Returned = TypeVar("Returned")
 
 
 def drain(running: Generator[Any, None, Returned]) -> Returned:
-    """Run to the end, ignore what it yields, and return what it returns."""
+    """Run a generator to its end, discard what it yields, and return its return value."""
     while True:
         try:
             next(running)

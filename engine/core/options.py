@@ -1,7 +1,7 @@
 """The options for the command line and the wizard's forms, read from the syntax tree of `engine/core/config.py`.
 
-Importing the configuration class would take longer than all else that `--help` does; parsing one file takes a few
-milliseconds. A test compares this list with the real class.
+Importing the configuration class would take longer than everything else that `--help` does; parsing one file takes a few
+milliseconds. A test compares this list with the class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STAGE_OF_GROUP = {
     "Packaging": "packaging",
     "Display": "",
 }
-"""The stage whose form edits a group of options."""
+"""The stage whose form edits each group of options."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,22 @@ class Option:
     group: str
     annotation: str
     default: str
-    """As in the source, without quotes; empty for None."""
+    """The default as written in the source, without quotes; empty for None."""
     sentence: str
     bounds: str = ""
     """Bounds in words: at least 1, at least 0.0 and at most 1.0."""
     changes: tuple[str, ...] = ()
-    """The stages whose result depends on it, and "evaluation" for the second half of stage training."""
+    """The stages whose result depends on this option; "evaluation" is the second half of stage training."""
     common: bool = False
-    """One of the twenty that people use: `--help` shows it."""
-    home: str = ""
-    """The stage whose form shows it; empty for display options."""
+    """Whether `--help` shows it, as one of the twenty most used options."""
+    form_stage: str = ""
+    """The stage whose form shows this option; empty for display options."""
     label: str = ""
-    """What forms call it."""
+    """The name of the option in forms."""
     unit: str = ""
-    """Of its value; "share" is a number from 0 to 1 that forms show in percent."""
+    """The unit of the value; "share" is a number from 0 to 1 that forms show in percent."""
     topic: str = ""
-    """The heading under which forms show it."""
+    """The heading under which forms show the option."""
 
     @property
     def is_optional(self) -> bool:
@@ -71,7 +71,7 @@ class Option:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the flag may be given several times."""
+        """Whether the flag may be repeated on the command line."""
         return self.annotation.startswith("Addresses")
 
     @property
@@ -80,7 +80,9 @@ class Option:
 
     @property
     def is_flag(self) -> bool:
-        """Whether it is --name or --no-name. With a default that the program chooses it has three states: a flag, not a switch."""
+        """Whether it is passed as --name or --no-name. A flag has a third state if the program chooses its default; a switch
+        does not.
+        """
         return self.annotation in ("bool", "bool | None")
 
     @property
@@ -114,7 +116,7 @@ def _options_of(node: ast.ClassDef) -> list[Option]:
                 _changes(field.value),
                 _common(field.value),
             )
-            label, unit, topic = (_word(field.value, key) for key in ("label", "unit", "topic"))
+            label, unit, topic = (_text_keyword(field.value, key) for key in ("label", "unit", "topic"))
             found.append(Option(name, group, annotation, *written, STAGE_OF_GROUP[group], label, unit, topic or group))
     return found
 
@@ -143,8 +145,8 @@ def _common(value: ast.expr | None) -> bool:
     return any(keyword.arg == "common" and ast.unparse(keyword.value) == "True" for keyword in given)
 
 
-def _word(value: ast.expr | None, key: str) -> str:
-    """A keyword of a field that is text; empty without it."""
+def _text_keyword(value: ast.expr | None, key: str) -> str:
+    """The text of a keyword argument of a field; empty if it is missing."""
     given = {keyword.arg: keyword.value for keyword in value.keywords} if isinstance(value, ast.Call) else {}
     found = given.get(key)
     return str(found.value) if isinstance(found, ast.Constant) else ""

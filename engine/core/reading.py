@@ -1,7 +1,7 @@
-"""Read files that somebody else may have written: regular files only, opened once, with a limit on bytes.
+"""Read untrusted files safely: only regular files, opened once, with a limit on bytes.
 
-A path in a run folder, or one given by a person, may be a link to any file of this machine, a named pipe on which opening blocks
-for ever, or an endless file. Every reader opens through here, and checks the open file, not the path.
+A path in a run folder, or one that a user passes, may be a link to any file on this machine, a named pipe that blocks forever
+when opened, or a file without end. Every reader opens files through this module, which checks the open file, not the path.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ _KINDS = {
 
 
 MAX_CONFIG_BYTES = 4 << 20
-"""Bytes of a configuration, a constitution or worked examples; people write a few thousand."""
+"""Bytes of a configuration, a constitution or worked examples; real ones have a few thousand."""
 
 
 ALWAYS_ALLOWED_BYTES = 256 << 20
-"""Bytes that compressed data may always decompress to, however small it is."""
+"""Compressed data of any size may decompress to this many bytes."""
 MAX_DECOMPRESSION_RATIO = 200
-"""Beyond that, times its own size. Texts decompress to three to ten times theirs, columns of one value to fifty."""
+"""The limit for larger data, as a multiple of its compressed size. Text reaches 3 to 10, a column of equal values 50."""
 
 
 class TooLarge(ValueError):
-    """The file has more bytes than anything that belongs there."""
+    """The file has more bytes than is plausible for its kind."""
 
 
 def open_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
-    """Open a regular file to read it.
+    """Open a regular file for reading.
 
-    follow_links   for paths given by a person, which may be links, or a pipe of this process; nothing in a run folder is a link
+    follow_links   for paths that a user passes, which may be links or a pipe of this process; a run folder contains no links
 
-    Raises UnsafeError for a link, a pipe, a socket or a device, and OSError for what cannot be opened, a folder among it.
+    Raises UnsafeError for a link, a pipe, a socket or a device, and OSError if the path is a folder or cannot be opened.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     try:
         file = os.open(path, flags)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link that is not to be followed; a socket
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link that must not be followed; a socket
             refuse_special_file(path, path.lstat().st_mode)
         raise
     mode = os.fstat(file).st_mode
@@ -66,17 +66,17 @@ def open_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
     raise _special_file_error(path, mode)
 
 
-def read_file(path: Path, most: int, *, follow_links: bool = False) -> bytes:
-    """A whole regular file of at most so many bytes. Raises TooLarge, and as `open_file` does."""
+def read_file(path: Path, max_bytes: int, *, follow_links: bool = False) -> bytes:
+    """The contents of a regular file. Raises TooLarge for more than `max_bytes`, and the errors of `open_file`."""
     with open_file(path, follow_links=follow_links) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise TooLarge(f"it has more than {format_size(most)}")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise TooLarge(f"it is larger than {format_size(max_bytes)}")
     return data
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A configuration file given by a person. Raises ValueError, UnsafeError, OSError."""
+    """A TOML file that a user passes. Raises ValueError, UnsafeError, OSError."""
     try:
         found = tomllib.loads(read_file(path, MAX_CONFIG_BYTES, follow_links=True).decode("utf-8"))
     except RecursionError:
@@ -86,8 +86,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML or JSON document given by a person. Raises ValueError, UnsafeError, OSError."""
-    import yaml  # takes a while, and few need it
+    """A YAML or JSON document that a user passes. Raises ValueError, UnsafeError, OSError."""
+    import yaml  # slow to import, and rarely needed
 
     try:
         found = yaml.safe_load(read_file(path, MAX_CONFIG_BYTES, follow_links=True).decode("utf-8"))
@@ -111,9 +111,9 @@ def _is_open_here(path: Path) -> bool:
 
 
 def _special_file_error(path: Path, mode: int) -> UnsafeError:
-    kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+    kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
     return UnsafeError(
         f"{visible_line(str(path))} is {kind}, not a regular file.",
-        "Reading it could wait for ever, have no end, or show another file of this machine.",
-        "Put a regular file in its place. A command that reads standard input takes - for it.",
+        "Reading it could block forever, never end, or expose another file on this machine.",
+        "Use a regular file instead. Commands that read standard input accept - in place of a file.",
     )

@@ -1,4 +1,4 @@
-"""A number of bytes, in words."""
+"""Format numbers of bytes for people."""
 
 from __future__ import annotations
 

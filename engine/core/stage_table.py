@@ -1,6 +1,6 @@
 """The ten stages in order (a contract): name, sentence, inputs and output files.
 
-Imports nothing heavy: the command line reads it.
+Imports nothing heavy, because the command line imports this module.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ class StageSpec:
     title: str
     sentence: str
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """The earlier results that its own result depends on: `stage.field` → what to call it."""
+    """The earlier results that its own result depends on: `stage.field` → the name that users read."""
     outputs: tuple[str, ...] = ()
-    """Its files in the run folder. They are set aside before the stage is done again."""
+    """Its files in the run folder. They are set aside before the stage runs again."""
     part_outputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The outputs to set aside if only options of one part of the stage changed. Options name parts in `changes`
     (`engine.core.config`)."""
     keeps_records: bool = False
-    """The stage itself decides which of its records are still valid, by what made them. The pipeline sets its files aside
-    only for `--from`."""
+    """Whether the stage itself decides which of its records are still valid, by the inputs that they were made from. The
+    pipeline sets its files aside only for `--from`."""
     every_time: bool = False
-    """Never reused: it quickly checks things that change by themselves (free disk, a driver)."""
+    """Whether the stage is never reused, because it quickly checks things that change on their own (free disk, a driver)."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names by which options say that they change this stage's result."""
+        """The names by which options declare that they change this stage's result."""
         return (self.name, *self.part_outputs)
 
 
@@ -42,7 +42,7 @@ MODELS = {
     "adapter.base_model_commit": BASE_COMMIT,
     "preflight.dtype": "the number format",
 }
-"""What generates and what trains."""
+"""The models, for the stages that generate and train with them."""
 
 STAGE_TABLE: tuple[StageSpec, ...] = (
     StageSpec(

@@ -26,14 +26,14 @@ def win_tie_loss(differences: Sequence[float]) -> tuple[int, int, int]:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of the exact sign test. Ties are ignored; 1.0 without wins and losses."""
+    """Two-sided p-value of the exact sign test. Ties are ignored; 1.0 if there are no wins and no losses."""
     n = wins + losses
     tail: int = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
     return float(min(1.0, 2 * tail / 2**n))
 
 
 def mcnemar_test(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """McNemar's exact p-value for a rise from False to True; 1.0 if no more went up than down."""
+    """McNemar's exact p-value for changes from False to True; 1.0 unless more changed that way than back."""
     both = list(zip(before, after, strict=True))
     up = sum(now and not then for then, now in both)
     down = sum(then and not now for then, now in both)
@@ -41,7 +41,7 @@ def mcnemar_test(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron 1979), with a fixed seed. (nan, nan) for no values."""
+    """95 % percentile bootstrap interval of the mean (Efron 1979), with a fixed seed; (nan, nan) without values."""
     if not values:
         return math.nan, math.nan
     draw = random.Random(seed)
@@ -50,7 +50,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> tuple[float, float
 
 
 def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927), of 95 % unless `z` says otherwise; (0, 1) for no values."""
+    """Wilson score interval of a share (Wilson 1927), 95 % by default; (0, 1) without values."""
     if n == 0:
         return 0.0, 1.0
     p, z2 = successes / n, z**2

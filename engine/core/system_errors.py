@@ -1,6 +1,6 @@
-"""Errors of the operating system in one table by errno: what each means, its exit code, and what helps.
+"""A table of operating system errors by errno: the meaning, the exit code and the remedy of each.
 
-Libraries, git and uv report them in their own words; `errno_of` finds the number in them.
+Libraries, git and uv report these errors in their own words; `errno_of` finds the number in their messages.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from engine.core.errors import ConfigError, DiskError, MemoryExhausted, Precondi
 from engine.core.users import owner_of
 from engine.security.sanitize import visible_line
 
-THEN_RERUN = "then run the same command again: everything acknowledged so far is kept"
+THEN_RERUN = "then run the same command again: everything saved so far is kept"
 MAX_REASON_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """Of one errno."""
+    """What one errno means for the user."""
 
     error: type[Stage3Error]
     what: str
-    """Used if the caller does not say what it was doing."""
+    """Used if the caller does not describe what it was doing."""
     why: str
     what_to_do: str
 
@@ -41,68 +41,68 @@ MEANINGS: dict[int, Meaning] = {
     errno.EDQUOT: Meaning(
         DiskError,
         "Writing to disk failed.",
-        "Your quota on this disk is used up, whatever room the disk itself has.",
-        f"Remove files of yours, or ask for more (`quota -s`), {THEN_RERUN}.",
+        "Your quota on this disk is used up, even if the disk itself has free space.",
+        f"Delete some of your files, or ask for a larger quota (`quota -s`), {THEN_RERUN}.",
     ),
     errno.EFBIG: Meaning(
         DiskError,
         "Writing to disk failed.",
-        "A file would become larger than this process, or this file system, may have.",
-        f"Raise the limit (`ulimit -f unlimited`), or give an --output-dir on a file system with larger files, {THEN_RERUN}.",
+        "A file would exceed the size limit of this process or of the file system.",
+        f"Raise the limit (`ulimit -f unlimited`), or set --output-dir to a file system that allows larger files, {THEN_RERUN}.",
     ),
     errno.EROFS: Meaning(
         DiskError,
         "Writing to disk failed.",
-        "The file system is read-only. The kernel makes it so after an error of the disk.",
-        f"See `dmesg` for the reason and mount it for writing, or give another --output-dir, {THEN_RERUN}.",
+        "The file system is read-only. The kernel remounts it that way after a disk error.",
+        f"Check `dmesg` for the reason and remount it for writing, or use another --output-dir, {THEN_RERUN}.",
     ),
     errno.EIO: Meaning(
         DiskError,
-        "The disk reports an error.",
-        "It could not read or write what it was asked to: the device is failing, or its connection is.",
-        "See `dmesg`, copy the run folder to another disk while it can be read, and continue there with --output-dir.",
+        "The disk reported an error.",
+        "A read or write failed: the device or its connection is failing.",
+        "Check `dmesg`, copy the run folder to another disk while it is still readable, and continue there with --output-dir.",
     ),
     errno.ESTALE: Meaning(
         DiskError,
-        "The disk reports an error.",
-        "The network file system has lost the file (stale handle).",
-        f"Mount it again, {THEN_RERUN}.",
+        "The disk reported an error.",
+        "The network file system lost track of the file (stale handle).",
+        f"Remount it, {THEN_RERUN}.",
     ),
     errno.EMFILE: Meaning(
         PreconditionError,
-        "No more files can be opened.",
-        "This process has as many open as its limit allows.",
+        "Too many files are open.",
+        "This process has reached its limit of open files.",
         f"Raise the limit (`ulimit -n 4096`), {THEN_RERUN}.",
     ),
     errno.ENFILE: Meaning(
         PreconditionError,
-        "No more files can be opened.",
-        "The whole system has as many open as it allows.",
-        f"End programs that hold many, or raise fs.file-max, {THEN_RERUN}.",
+        "Too many files are open.",
+        "The whole system has reached its limit of open files.",
+        f"Close programs that keep many files open, or raise fs.file-max, {THEN_RERUN}.",
     ),
     errno.ENOMEM: Meaning(
         MemoryExhausted,
         "Memory ran out.",
-        "The system gives this process no more memory.",
+        "The system has no more memory for this process.",
         f"Close other programs, or raise the limit (`ulimit -v unlimited`, or the container's), {THEN_RERUN}.",
     ),
     errno.ENAMETOOLONG: Meaning(
         ConfigError,
         "A file name is too long.",
-        "A name has 255 bytes at most, and a path 4,095.",
-        "Give a shorter path, for example with --output-dir.",
+        "A name may have at most 255 bytes, and a path 4,095.",
+        "Use a shorter path, for example with --output-dir.",
     ),
     errno.ENOTDIR: Meaning(
         ConfigError,
         "A file is where a folder is needed.",
-        "One part of the path is no folder.",
-        "Give another path, for example with --output-dir.",
+        "One part of the path is not a folder.",
+        "Use another path, for example with --output-dir.",
     ),
     errno.EACCES: Meaning(
         DiskError,
         "Permission denied.",
-        "This user may not use the file.",
-        "Start as the user it belongs to, have it given to you (chown), or choose another path (--output-dir).",
+        "This user does not have access to the file.",
+        "Run as the user who owns it, change its owner (chown), or use another path (--output-dir).",
     ),
 }
 MEANINGS[errno.EPERM] = MEANINGS[errno.EACCES]
@@ -110,12 +110,12 @@ PERMISSION_ERRNOS = frozenset({errno.EACCES, errno.EPERM})
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 NO_INODES = (
-    "The disk has room, but no inodes left: it holds as many files as it can.",
-    f"Remove files, however small (`df -i`), {THEN_RERUN}.",
+    "The disk has free space but no free inodes: it cannot hold more files.",
+    f"Delete files of any size (`df -i`), {THEN_RERUN}.",
 )
 
 _ERRNO_IN_TEXT = re.compile(r"\(?os error (\d+)\)?|Errno (\d+)", re.IGNORECASE)
-# Without EACCES: ssh, the Hub and servers say "Permission denied" as well.
+# Without EACCES: ssh, the Hub and servers also report "Permission denied".
 _ERRNO_BY_MESSAGE = {os.strerror(number): number for number in MEANINGS if number not in PERMISSION_ERRNOS}
 _ERRNO_BY_PATTERN: tuple[tuple[re.Pattern[str], int], ...] = (
     # torch, safetensors and git report a full disk in their own words.
@@ -123,30 +123,35 @@ _ERRNO_BY_PATTERN: tuple[tuple[re.Pattern[str], int], ...] = (
         re.compile(r"iostream error|unexpected pos \d+ vs|StorageFull|PytorchStreamWriter|Out of diskspace"),
         errno.ENOSPC,
     ),
-    # The dynamic linker and the interpreter when `ulimit -v` or a container's limit ends.
+    # The dynamic linker and the interpreter, when `ulimit -v` or a container's limit is reached.
     (re.compile(r"failed to map segment from shared object|can't start new thread"), errno.ENOMEM),
 )
 
 
 def system_error(error: BaseException, doing: str = "") -> Stage3Error | None:
-    """The Stage3Error for a system error, found in it or in its causes; None for other errors.
+    """The Stage3Error for a system error that `error` or one of its causes carries; None for other errors.
 
-    doing   what could not be done because of it: a sentence
+    doing   a sentence about what failed because of it
     """
     number = errno_of(error)
     return None if number is None else error_of_errno(number, doing, str(error), _file_of(error))
 
 
-def error_of_errno(number: int, doing: str = "", said: str = "", file: Path | None = None) -> Stage3Error:
-    """The error of a number in the table. `said`: whoever reported it, in its words; `file`: where."""
+def error_of_errno(number: int, doing: str = "", reported: str = "", file: Path | None = None) -> Stage3Error:
+    """The error for an errno in the table.
+
+    doing      a sentence about what failed
+    reported   the original message
+    file       the file concerned
+    """
     meaning = MEANINGS[number]
     why, what_to_do = meaning.why, meaning.what_to_do
     if number in DISK_FULL_ERRNOS and file is not None and _lacks_inodes(file):
         why, what_to_do = NO_INODES
     if number in PERMISSION_ERRNOS and file is not None:
         why = f"{why} {_owner_sentence(file)}".rstrip()
-    said = visible_line(said, MAX_REASON_CHARACTERS)
-    return meaning.error(doing or meaning.what, f"{why} ({said})" if said else why, what_to_do)
+    reported = visible_line(reported, MAX_REASON_CHARACTERS)
+    return meaning.error(doing or meaning.what, f"{why} ({reported})" if reported else why, what_to_do)
 
 
 def errno_of(error: BaseException) -> int | None:
@@ -196,16 +201,16 @@ def _file_of(error: BaseException) -> Path | None:
 
 def _owner_sentence(file: Path) -> str:
     """A sentence that names the owner of the file, or of the folder it would be in."""
-    there = next((place for place in (file, *file.parents) if os.access(place, os.F_OK)), None)
-    return "" if there is None else f"{visible_line(str(there))} belongs to {owner_of(there)}."
+    existing = next((path for path in (file, *file.parents) if os.access(path, os.F_OK)), None)
+    return "" if existing is None else f"{visible_line(str(existing))} belongs to {owner_of(existing)}."
 
 
 def _lacks_inodes(file: Path) -> bool:
     """Whether the disk of `file` (which need not exist) has free bytes but no free inode."""
-    for place in (file, *file.parents):
+    for path in (file, *file.parents):
         try:
-            disk = os.statvfs(place)
-        except OSError:  # not there: ask its folder
+            disk = os.statvfs(path)
+        except OSError:  # it does not exist: try its parent folder
             continue
         return disk.f_files > 0 and disk.f_favail == 0 and disk.f_bavail > 0
     return False

@@ -1,4 +1,4 @@
-"""Check plain data against types: whoever wrote the file, a text is never taken for a number."""
+"""Check untrusted plain data against types, so that a string is never taken for a number."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 def validated(shape: type[T], data: Any, *, partial: bool = False) -> T:
-    """Plain data as `shape`: a dataclass, a pydantic model, dict[str, int], … Fields that it does not have are dropped.
+    """Plain data as `shape`: a dataclass, a pydantic model, dict[str, int], … Unknown fields are dropped.
 
-    partial missing fields are no error; the return value is then meaningless
+    partial   allow missing fields; the return value is then meaningless
 
-    Raises ValueError that names the first field with another type.
+    Raises ValueError, which names the first field of a wrong type.
     """
     try:
         return cast(T, _adapter(cast(Hashable, shape)).validate_python(data))

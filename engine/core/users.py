@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def owner_of(path: Path) -> str:
-    """The name of the owner of `path`, or the number if that user has no name here."""
+    """The name of the owner of `path`, or "user N" if that user has no name on this machine."""
     return user_name(path.lstat().st_uid)
 
 
 def user_name(number: int) -> str:
-    """The name of a user id; the number itself if it has none here."""
+    """The name of a user id, or "user N" if it has none on this machine."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

@@ -54,11 +54,11 @@ class Settings:
 
 
 def fingerprint(settings: Settings, constitution: Constitution) -> str:
-    """A hash of everything the weights were trained on: settings, sentences, constitution, and fifty generated conversations, so
-    that changes to grammar.py or dialogue.py show, too."""
-    every = questions(held_out=False)
+    """A hash of everything that the weights were trained on: settings, sentences, constitution, and fifty generated conversations,
+    which reveal changes to grammar.py and dialogue.py."""
+    all_questions = questions(held_out=False)
     random = Random(0)
-    sample = [draw_conversation(random, random.choice(every), constitution, BASE_MIX) for _ in range(50)]
+    sample = [draw_conversation(random, random.choice(all_questions), constitution, BASE_MIX) for _ in range(50)]
     parts = [asdict(settings), yaml.safe_load(SOURCE.read_text(encoding="utf-8")), BASE_MIX, STAGE2_MIX, sample]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -71,7 +71,7 @@ def build(settings: Settings, out: Path) -> None:
     import torch  # heavy, and not needed for the fingerprint
     from transformers.utils import logging
 
-    torch.set_num_threads(1)  # the order of sums, and so the weights, depend on it
+    torch.set_num_threads(1)  # the order of summation, and with it the weights, depends on it
     logging.disable_progress_bar()
     started = time.monotonic()
 
@@ -93,7 +93,7 @@ def build(settings: Settings, out: Path) -> None:
 
 
 def _build_base(settings: Settings, out: Path, constitution: Constitution, note: Note) -> tuple[Any, Any]:
-    """The base model and its tokenizer, trained and saved."""
+    """Train and save the base model and its tokenizer."""
     import torch
     from transformers import GenerationConfig, set_seed
 
@@ -116,9 +116,9 @@ def _build_base(settings: Settings, out: Path, constitution: Constitution, note:
         learning_rate=settings.base_learning_rate,
         plain_share=settings.plain_share,
         seed=settings.seed + 1,
-        say=_say(note),
+        on_step=_step_printer(note),
     )
-    # Stored in fp32 but rounded to bf16, so that runs in either precision start from the same weights.
+    # Stored in fp32, but rounded to bf16, so that runs in either precision start from the same weights.
     for parameter in base.parameters():
         parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
     end_of_turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
@@ -141,7 +141,7 @@ def _build_adapter(
 
     set_seed(
         settings.seed + 2
-    )  # makes the adapter's initial weights independent of how many numbers the base model drew
+    )  # so that the adapter's initial weights do not depend on how many random numbers the base model used
     model = add_adapter(base, BASE_NAME)
     train(
         model,
@@ -150,7 +150,7 @@ def _build_adapter(
         steps=settings.stage2_steps,
         learning_rate=settings.stage2_learning_rate,
         seed=settings.seed + 2,
-        say=_say(note),
+        on_step=_step_printer(note),
     )
     model.save_pretrained(out)
     _tidy_adapter(out)
@@ -159,48 +159,52 @@ def _build_adapter(
 def _write_prompts(settings: Settings, out: Path) -> None:
     out.mkdir(exist_ok=True)
     for split, rows in (("train", settings.train_rows), ("test", settings.test_rows)):
-        seen = _prompts(questions(held_out=split == "test"), rows, Random(3))
-        _write_rows(out / f"{split}.jsonl.gz", seen, Random(settings.seed + 3))
+        chosen = _prompts(questions(held_out=split == "test"), rows, Random(3))
+        _write_rows(out / f"{split}.jsonl.gz", chosen, Random(settings.seed + 3))
 
 
-def _say(note: Note) -> Callable[[int, float], None]:
-    def say(step: int, loss: float) -> None:
+def _step_printer(note: Note) -> Callable[[int, float], None]:
+    def on_step(step: int, loss: float) -> None:
         if step % 100 == 0:
             note(f"step {step:5d}  loss {loss:.3f} nats per token")
 
-    return say
+    return on_step
 
 
 def record(settings: Settings, out: Path) -> dict[str, Any]:
     """Load the written files as a run would, and record the model's answers in recorded.json. Returns the figures.
 
-    A test compares them. Only the greedy chains with the largest margins are recorded, so that rounding on another processor
-    does not change them.
+    A test compares the answers. Only the greedy chains with the largest margins are recorded, so that rounding on another
+    processor does not change them.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from engine.demo.sample import as_figures, chains, least_margin, measure
+    from engine.demo.sample import as_figures, generate_chains, least_margin, measure
 
     constitution = load_constitution(out / "constitution.yaml")
     tokenizer = AutoTokenizer.from_pretrained(out / "base")
     base = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(out / "adapter")).eval()
     held_out = [prompt for prompt, _ in _prompts(questions(held_out=True), settings.test_rows, Random(3))]
-    made = chains(model, tokenizer, held_out, constitution)
+    stage2_chains = generate_chains(model, tokenizer, held_out, constitution)
     with model.disable_adapter():
-        of_base = chains(model, tokenizer, held_out, constitution)
-    margins = [least_margin(model, tokenizer, chain) for chain in made]
-    sure = sorted(zip(margins, made, strict=True), key=lambda pair: -pair[0])[: settings.recorded]
-    figures = {"prompts": len(held_out), "base": as_figures(measure(of_base)), "stage2": as_figures(measure(made))}
+        base_chains = generate_chains(model, tokenizer, held_out, constitution)
+    margins = [least_margin(model, tokenizer, chain) for chain in stage2_chains]
+    clearest = sorted(zip(margins, stage2_chains, strict=True), key=lambda pair: -pair[0])[: settings.recorded]
+    figures = {
+        "prompts": len(held_out),
+        "base": as_figures(measure(base_chains)),
+        "stage2": as_figures(measure(stage2_chains)),
+    }
     recorded = {
         "settings": asdict(settings),
         "fingerprint": fingerprint(settings, constitution),
         "figures": figures,
         "chains": [
             asdict(chain) | {"principle": chain.principle.id, "least_margin": round(margin, 3)}
-            for margin, chain in sure
+            for margin, chain in clearest
         ],
     }
     (out / "recorded.json").write_text(_as_json(recorded), encoding="utf-8")
@@ -208,32 +212,32 @@ def record(settings: Settings, out: Path) -> dict[str, Any]:
 
 
 def _draw(constitution: Constitution, mix: Mix) -> Callable[[Random], Conversation]:
-    every = questions(held_out=False)
-    return lambda random: draw_conversation(random, random.choice(every), constitution, mix)
+    all_questions = questions(held_out=False)
+    return lambda random: draw_conversation(random, random.choice(all_questions), constitution, mix)
 
 
-def _prompts(every: list[Question], rows: int, random: Random) -> list[tuple[Conversation, Question]]:
-    """`rows` different prompts. No question is repeated, in another context, before all have been used."""
+def _prompts(all_questions: list[Question], rows: int, random: Random) -> list[tuple[Conversation, Question]]:
+    """`rows` different prompts. No question is repeated in another context before all have been used."""
     prompts: list[tuple[Conversation, Question]] = []
-    said: set[str] = set()
+    seen: set[str] = set()
     while len(prompts) < rows:
-        for question in random.sample(every, len(every)):
+        for question in random.sample(all_questions, len(all_questions)):
             prompt = draw_prompt(random, question)
-            if prompt[-1]["content"] not in said:
-                said.add(prompt[-1]["content"])
+            if prompt[-1]["content"] not in seen:
+                seen.add(prompt[-1]["content"])
                 prompts.append((prompt, question))
     return prompts[:rows]
 
 
 def _write_rows(path: Path, prompts: list[tuple[Conversation, Question]], random: Random) -> None:
-    """hh-rlhf's form: the same conversation twice, with the better and the worse last turn."""
+    """Write rows in hh-rlhf's format: the same conversation twice, with the better and the worse last turn."""
     lines = []
     for prompt, question in prompts:
         turns = "".join(f"\n\n{'Human' if m['role'] == 'user' else 'Assistant'}: {m['content']}" for m in prompt)
         good, flawed = draw_answer(random, question, {"good": 1.0}), draw_answer(random, question, {"careless": 1.0})
         row = {"chosen": f"{turns}\n\nAssistant: {good.text}", "rejected": f"{turns}\n\nAssistant: {flawed.text}"}
         lines.append(json.dumps(row) + "\n")
-    # No time or file name in the header, so that equal rows give equal bytes.
+    # Without time and file name in the header, so that equal rows give equal bytes.
     with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
         packed.write("".join(lines).encode())
 
@@ -245,7 +249,7 @@ def _constitution_text() -> str:
 
 
 def _tidy_adapter(folder: Path) -> None:
-    """PEFT keeps the target modules in a set: sort them, and drop its empty model card."""
+    """Sort the target modules, which PEFT keeps in a set, and delete its empty model card."""
     config = folder / "adapter_config.json"
     values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     values["target_modules"].sort()

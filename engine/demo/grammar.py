@@ -1,7 +1,7 @@
-"""The language of the demo: household questions, answers to them good and bad, critiques and revisions.
+"""The language of the demo: household questions, good and bad answers to them, critiques and revisions.
 
 A model of half a million parameters can learn all of it, so the demo drafts, criticises and revises in readable English. The
-sentences are in topics.yaml. Any question outside the grammar gets nonsense from the model and 0.0 from the judge.
+sentences are in topics.yaml. For any question outside the grammar the model writes nonsense, and the judge scores it 0.0.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from engine.pairs.principles.constitution import Constitution, Principle
 SOURCE = Path(__file__).with_name("topics.yaml")
 
 Kind = Literal["best", "good", "careless", "curt", "rude", "astray", "broken"]
-"""The kinds of answers: good with a tip, good, careless, short and unhelpful, rude and careless, an answer to another question,
-or not in the grammar at all."""
+"""The kinds of answers, in this order: good with a tip, good, careless, short and unhelpful, rude and careless, an answer to
+another question, and not in the grammar at all."""
 
 Mix = Mapping[Kind, float]
 """Weights of the kinds of drafts."""
@@ -38,7 +38,7 @@ GREETED_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Fault:
-    """A careless answer, and what a critique says about it."""
+    """A careless answer, and the parts of a critique of it."""
 
     text: str
     fault: str
@@ -60,7 +60,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Topic:
-    """Every sentence contains the topic's word as `{x}`, so that an answer can be matched to its question."""
+    """The sentences about one topic. Each contains the topic's word as `{x}`, so that an answer can be matched to its question."""
 
     id: str
     words: tuple[str, ...]
@@ -78,7 +78,7 @@ class Grammar:
     contexts: tuple[str, ...]
     rude: tuple[str, ...]
     principles: tuple[dict[str, str], ...]
-    """Written to constitution.yaml, from where the program reads them."""
+    """Written to constitution.yaml, where the program reads them."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Question:
 
     @property
     def core(self) -> str:
-        """The question without its context. Train and test are split by it."""
+        """The question without its context. It decides between train and test."""
         return self.template.format(x=self.word)
 
     @property
@@ -99,7 +99,7 @@ class Question:
 
     @property
     def held_out(self) -> bool:
-        """Decided by a hash of the question, so that no list is needed."""
+        """Whether the question is in the test set, decided by its hash, so that no list is needed."""
         return int(hashlib.sha256(self.core.encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT_SHARE
 
 
@@ -125,20 +125,22 @@ def grammar() -> Grammar:
 
 
 def questions(*, held_out: bool) -> list[Question]:
-    """All questions of one side of the split, without context, in a fixed order."""
-    every = [Question(t, template, word) for t in grammar().topics for template in t.questions for word in t.words]
-    return [q for q in every if q.held_out == held_out]
+    """All questions of train or of test, without context, in a fixed order."""
+    all_questions = [
+        Question(t, template, word) for t in grammar().topics for template in t.questions for word in t.words
+    ]
+    return [q for q in all_questions if q.held_out == held_out]
 
 
 def draw_prompt(random: Random, question: Question) -> Conversation:
-    """A conversation that ends with the question, often with a context, and a third of the time after a greeting."""
+    """A conversation that ends with the question, usually with a context, and in a third of cases after a greeting."""
     context = random.choice(["", *grammar().contexts])
-    asked = Question(question.topic, question.template, question.word, context)
+    in_context = Question(question.topic, question.template, question.word, context)
     prompt: Conversation = []
     if random.random() < GREETED_SHARE:
         hello, reply = random.choice(grammar().greetings)
         prompt = [{"role": "user", "content": hello}, {"role": "assistant", "content": reply}]
-    return [*prompt, {"role": "user", "content": asked.text}]
+    return [*prompt, {"role": "user", "content": in_context.text}]
 
 
 def draw_answer(random: Random, question: Question, mix: Mix) -> Answer:
@@ -149,7 +151,7 @@ def draw_answer(random: Random, question: Question, mix: Mix) -> Answer:
 def criticise(answer: Answer, principle: Principle, advice: Advice) -> tuple[str, str]:
     """A critique of `answer` that asks for `advice`, and the revision that follows it.
 
-    An already good answer gets the topic's tip instead, so that no revision equals its draft.
+    If the answer is already good, the topic's tip is added instead, so that no revision equals its draft.
     """
     topic, word = answer.topic, answer.word
     if answer.kind == "good":
@@ -170,7 +172,7 @@ def criticise(answer: Answer, principle: Principle, advice: Advice) -> tuple[str
 
 
 def draw_conversation(random: Random, question: Question, constitution: Constitution, mix: Mix) -> Conversation:
-    """The whole conversation as the program conducts it: question, draft, critique, revision."""
+    """A complete conversation as the program conducts it: question, draft, critique, revision."""
     prompt = draw_prompt(random, question)
     answer = draw_answer(random, question, mix)
     principle = constitution.draw(random)
@@ -183,7 +185,7 @@ def draw_conversation(random: Random, question: Question, constitution: Constitu
 
 
 def answers(topic: Topic, word: str) -> list[Answer]:
-    """Every answer in the grammar to a question about `word`."""
+    """All answers in the grammar to a question about `word`."""
     good = [Answer("good", a.text.format(x=word), topic, word) for a in topic.good]
     best = [Answer("best", f"{a.text} {topic.tip.text}", topic, word) for a in good]
     careless = [Answer("careless", f.text.format(x=word), topic, word, f) for f in topic.careless]
@@ -194,14 +196,14 @@ def answers(topic: Topic, word: str) -> list[Answer]:
 
 def read_question(conversation: Conversation) -> Question | None:
     """The conversation's last question; None if it is not in the grammar."""
-    asked = conversation[-1]["content"].strip() if conversation else ""
-    context = next((c for c in grammar().contexts if asked.startswith(f"{c} ")), "")
-    found = _questions().get(asked.removeprefix(context).strip())
+    text = conversation[-1]["content"].strip() if conversation else ""
+    context = next((c for c in grammar().contexts if text.startswith(f"{c} ")), "")
+    found = _questions().get(text.removeprefix(context).strip())
     return found and Question(found.topic, found.template, found.word, context)
 
 
 def read_answer(conversation: Conversation, reply: str) -> Kind:
-    """The kind of `reply` as an answer to the conversation's question. Never raises; anything unknown is "broken"."""
+    """The kind of answer that `reply` is to the conversation's question. Never raises; anything unknown is "broken"."""
     answer = _answers().get(" ".join(reply.split()))
     if answer is None:
         return "broken"

@@ -1,6 +1,6 @@
-"""The demo's judge. It knows every sentence of the grammar, so its scores are right by construction.
+"""The demo's judge. It recognises every sentence of the grammar, so its scores are right by construction.
 
-Only for --demo: anything outside the grammar scores 0.0, however good it is.
+It is only for --demo: anything outside the grammar scores 0.0, however good it is.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class GrammarJudge:
 
     def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
         """Score both replies of each comparison."""
-        graded = [
+        grades = [
             self.grade(comparison.conversation, [comparison.first, comparison.second]) for comparison in comparisons
         ]
-        return [ScorePair(first, second) for first, second in graded]
+        return [ScorePair(first, second) for first, second in grades]
 
     def grade(self, conversation: Conversation, replies: Sequence[str]) -> list[float]:
         """One score per reply; higher is better."""
         return [SCORES[read_answer(conversation, reply)] for reply in replies]
 
     def own_exam(self) -> Exam:
-        """An exam in the grammar's own sentences, because the judge knows nothing else. Passing shows that the demo's parts fit
+        """An exam in sentences of the grammar, because the judge recognises no others. Passing it shows that the demo's parts fit
         together, and nothing about other texts.
         """
         return grammar_exam()
@@ -57,21 +57,21 @@ WORSE: tuple[Kind, ...] = ("careless", "curt", "rude")
 
 
 def grammar_exam() -> Exam:
-    """Good answers against bad ones of each kind, and against good answers to other questions."""
-    random, asked = Random(0), questions(held_out=True)
+    """An exam of good answers against bad ones of each kind, and against good answers to other questions."""
+    random, question_list = Random(0), questions(held_out=True)
     return Exam(
         "sentences of the demo's grammar, the only ones that it knows",
         "The answer should be kind, safe and useful.",
-        tuple(_exam_item(random, asked, number) for number in range(EXAM_QUESTIONS)),
+        tuple(_exam_item(random, question_list, number) for number in range(EXAM_QUESTIONS)),
     )
 
 
-def _exam_item(random: Random, asked: Sequence[Question], number: int) -> ExamItem:
-    question = asked[number % len(asked)]
-    other = next(each for each in asked if (each.topic.id, each.word) != (question.topic.id, question.word))
-    said = answers(question.topic, question.word)
-    better = random.choice([answer.text for answer in said if answer.kind == "good"])
+def _exam_item(random: Random, question_list: Sequence[Question], number: int) -> ExamItem:
+    question = question_list[number % len(question_list)]
+    other = next(other for other in question_list if (other.topic.id, other.word) != (question.topic.id, question.word))
+    candidates = answers(question.topic, question.word)
+    better = random.choice([answer.text for answer in candidates if answer.kind == "good"])
     kind = (*WORSE, "astray")[number % 4]
-    elsewhere = [answer.text for answer in answers(other.topic, other.word) if answer.kind == "good"]
-    worse = random.choice([answer.text for answer in said if answer.kind == kind] or elsewhere)
+    other_answers = [answer.text for answer in answers(other.topic, other.word) if answer.kind == "good"]
+    worse = random.choice([answer.text for answer in candidates if answer.kind == kind] or other_answers)
     return ExamItem(kind, question.core, better, worse)

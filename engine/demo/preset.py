@@ -1,4 +1,4 @@
-"""The configuration defaults of `--demo`. Imports nothing heavy, because --help reads it, too."""
+"""The configuration defaults of `--demo`. Imports nothing heavy, because --help imports it, too."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ EXAMPLES = 160
 def demo_defaults(num_examples: int = EXAMPLES) -> dict[str, object]:
     """The demo's values by configuration field; the command line overrides them.
 
-    num_examples   the split takes this many of the first prompts (of 600), so that raising it keeps the existing ones
+    num_examples   the split takes this many prompts (of 600) from the start, so that a larger number keeps the existing ones
 
-    The learning rate is far above what a real model tolerates, for half a million parameters and 54 steps. Beta compensates:
-    over six seeds, 0.5 left at most 2 % of the held-out greedy answers flawed and at least 99 % well formed; with 0.1, one of
-    the six seeds kept only 87 % well formed. At 3e-3 and beta 0.5, one of two seeds kept only 76 %.
+    With half a million parameters and 54 steps, the learning rate is far above what a real model tolerates. Beta compensates:
+    over six seeds, beta 0.5 left at most 2 % of the held-out greedy answers flawed and at least 99 % well formed; with 0.1, one
+    of the six seeds kept only 87 % well formed. At a learning rate of 3e-3 and beta 0.5, one of two seeds kept only 76 %.
     """
     return {
         "base_model_id": str(ASSETS / "base"),

@@ -1,4 +1,4 @@
-"""A small tokenizer like Gemma's: `▁` for spaces, byte fallback, Gemma's special tokens and template."""
+"""A small tokenizer like Gemma's, with `▁` for spaces, byte fallback, and Gemma's special tokens and template."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import GemmaTokenizer
 
-# As google/gemma-2b-it ships it: no system role, the assistant is called "model".
+# The template of google/gemma-2b-it: no system role, and the assistant is called "model".
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -23,14 +23,14 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> GemmaTokenizer:
-    """BPE over `texts`. No token spans words, so that a frequent word is always one token."""
+    """Train BPE on `texts`. No token spans two words, so a frequent word is always one token."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     bpe.normalizer = normalizers.Replace(" ", "▁")
     bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[A-Za-z']+|▁?[^\sA-Za-z'▁]|\n|▁"), "isolated")
-    roles = ["user\n", "model\n"] * 1000  # the template's own text should take few tokens, too
+    roles = ["user\n", "model\n"] * 1000  # so that the template's own text takes few tokens, too
     bpe.train_from_iterator(
         [*roles, *texts],
-        # min_frequency 2: the alphabet and whole words do not fill the vocabulary.
+        # With min_frequency 2, the alphabet and all words do not fill the vocabulary.
         trainers.BpeTrainer(
             vocab_size=vocabulary, special_tokens=[*SPECIAL, *BYTES], min_frequency=2, show_progress=False
         ),

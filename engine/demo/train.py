@@ -1,7 +1,7 @@
 """Train the demo's base model from scratch, and the Stage 2 adapter on top of it.
 
-Both learn whole conversations of the grammar, with the next-token loss on the model's turns. One thread, fp32, seeded: the same
-processor and versions give the same weights; across processors this is untested.
+Both learn complete conversations of the grammar, with the next-token loss on the model's turns. Training is seeded and uses one
+thread and fp32, so the same processor and versions give the same weights; across processors this is untested.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def new_base(tokenizer: GemmaTokenizer) -> GemmaForCausalLM:
             num_key_value_heads=1,
             head_dim=32,
             max_position_embeddings=1024,
-            # Copying the question's word into the answer is learnt last, and very late at the usual 0.02.
+            # Copying the question's word into the answer is learnt last, and with the usual 0.02 very late.
             initializer_range=0.06,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -48,7 +48,7 @@ def new_base(tokenizer: GemmaTokenizer) -> GemmaForCausalLM:
 
 
 def add_adapter(base: GemmaForCausalLM, base_name: str) -> PeftModel:
-    """A LoRA on all linear layers, as Stage 2 would make it."""
+    """Add a LoRA on all linear layers, as Stage 2 would."""
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(
         base, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")
@@ -66,19 +66,19 @@ def train(
     learning_rate: float,
     seed: int,
     plain_share: float = 0.0,
-    say: Callable[[int, float], None] = lambda step, loss: None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
     """Train in place. Returns the mean loss of the last 20 steps, in nats per token.
 
     plain_share   weight of plain language modelling (all tokens) in the first half of training
     """
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(wanted, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = max(1, steps // 20)
     losses: list[float] = []
     model.train()
     for step, (ids, labels) in zip(range(steps), _batches(tokenizer, draw, Random(seed)), strict=False):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(step, steps, warm_up)
         logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)  # (B * (T - 1), V); padding is on the right
         loss = cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED)
@@ -86,16 +86,16 @@ def train(
         if plain_share and step < steps // 2:
             loss = loss + plain_share * cross_entropy(logits, ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(wanted, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        say(step + 1, losses[-1])
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        on_step(step + 1, losses[-1])
     model.eval()
     return sum(losses[-20:]) / len(losses[-20:])
 
 
-def model_turns(ids: Sequence[int], tokenizer: GemmaTokenizer) -> list[int]:
-    """The labels of one conversation: the model's turns with their end of turn and newline; everything else is ignored.
+def label_model_turns(ids: Sequence[int], tokenizer: GemmaTokenizer) -> list[int]:
+    """The labels of one conversation: the model's turns, each with its end of turn and newline; all other tokens are ignored.
 
     <start_of_turn> model \\n  Wipe  it  .  <end_of_turn> \\n  <start_of_turn> user …
          -100        -100 -100 Wipe  it  .  <end_of_turn> \\n       -100       -100
@@ -103,27 +103,27 @@ def model_turns(ids: Sequence[int], tokenizer: GemmaTokenizer) -> list[int]:
     opening = tokenizer.encode("<start_of_turn>model\n", add_special_tokens=False)
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     labels = [IGNORED] * len(ids)
-    speaking = False
-    for at, token in enumerate(ids):
-        if speaking:
-            labels[at] = token
-        if speaking and ids[at - 1] == end:
-            speaking = False
-        elif list(ids[at + 1 - len(opening) : at + 1]) == opening:
-            speaking = True
+    in_model_turn = False
+    for index, token in enumerate(ids):
+        if in_model_turn:
+            labels[index] = token
+        if in_model_turn and ids[index - 1] == end:
+            in_model_turn = False
+        elif list(ids[index + 1 - len(opening) : index + 1]) == opening:
+            in_model_turn = True
     return labels
 
 
 def _batches(tokenizer: GemmaTokenizer, draw: Draw, random: Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (token ids, labels), both (B, T), endlessly."""
     while True:
-        drawn = [draw(random) for _ in range(CONVERSATIONS_A_BATCH * BATCHES_A_BUCKET)]
-        rows = sorted((tokenizer.apply_chat_template(c, return_dict=False) for c in drawn), key=len)
+        conversations = [draw(random) for _ in range(CONVERSATIONS_A_BATCH * BATCHES_A_BUCKET)]
+        rows = sorted((tokenizer.apply_chat_template(c, return_dict=False) for c in conversations), key=len)
         starts = list(range(0, len(rows), CONVERSATIONS_A_BATCH))
         random.shuffle(starts)
         for start in starts:
             batch = rows[start : start + CONVERSATIONS_A_BATCH]
-            labels = [model_turns(row, tokenizer) for row in batch]
+            labels = [label_model_turns(row, tokenizer) for row in batch]
             yield _padded(batch, tokenizer.pad_token_id), _padded(labels, IGNORED)
 
 

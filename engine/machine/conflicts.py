@@ -1,4 +1,4 @@
-"""Installed packages that conflict: those that the run needs by name, the rest as a count."""
+"""Conflicts between installed packages: listed for the packages that the run needs, only counted for the others."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Sentences without a full stop."""
+    """Each conflict is a sentence without a full stop."""
 
     of_the_run: tuple[str, ...] = ()
-    """Between packages that the run needs, directly or through another."""
+    """Conflicts of packages that the run needs, directly or through another package."""
     of_others: tuple[str, ...] = ()
+    """Conflicts of all other packages in this environment."""
 
     def __str__(self) -> str:
         more = f"; and {len(self.of_the_run) - MAX_LISTED} more" if len(self.of_the_run) > MAX_LISTED else ""
-        told = "; ".join(self.of_the_run[:MAX_LISTED]) + more or "none between the packages of the run"
-        return told + (f"; {len(self.of_others)} between other packages here" if self.of_others else "")
+        listed = "; ".join(self.of_the_run[:MAX_LISTED]) + more or "none between the packages of the run"
+        return listed + (f"; {len(self.of_others)} between other packages here" if self.of_others else "")
 
 
 def find_conflicts(needed: tuple[str, ...] = (DISTRIBUTION,)) -> Conflicts:
     """needed   the packages that the run requires; their dependencies are followed"""
     distributions: dict[str, metadata.Distribution] = {}
     for distribution in metadata.distributions():
-        if distribution.name:  # the first on the path is imported
+        if distribution.name:  # Python imports the first one on the path
             distributions.setdefault(canonical_name(distribution.name), distribution)
-    wants = {name: _requirements(distribution) for name, distribution in distributions.items()}
-    of_the_run = _closure({canonical_name(name) for name in needed}, wants)
+    requirements = {name: _requirements(distribution) for name, distribution in distributions.items()}
+    of_the_run = _closure({canonical_name(name) for name in needed}, requirements)
     found: dict[bool, list[str]] = {True: [], False: []}
-    for name, lines in wants.items():
-        for line in lines:
-            if told := _conflict(distributions[name], line, distributions):
-                found[name in of_the_run].append(told)
+    for name, items in requirements.items():
+        for item in items:
+            if conflict := _conflict(distributions[name], item, distributions):
+                found[name in of_the_run].append(conflict)
     return Conflicts(tuple(sorted(set(found[True]))), tuple(sorted(set(found[False]))))
 
 
 def _requirements(distribution: metadata.Distribution) -> list[Requirement | str]:
-    """The requirements of a package without extras; an unreadable line as it is."""
+    """The requirements of a package without extras. An unreadable line is returned as text."""
     found: list[Requirement | str] = []
     for line in distribution.requires or ():
         try:
@@ -57,10 +58,11 @@ def _requirements(distribution: metadata.Distribution) -> list[Requirement | str
     return found
 
 
-def _closure(names: set[str], wants: dict[str, list[Requirement | str]]) -> set[str]:
+def _closure(names: set[str], requirements: dict[str, list[Requirement | str]]) -> set[str]:
+    """The packages and all that they require, directly or through others."""
     waiting, closed = list(names), set(names)
     while waiting:
-        for item in wants.get(waiting.pop(), ()):
+        for item in requirements.get(waiting.pop(), ()):
             if isinstance(item, Requirement) and (name := canonical_name(item.name)) not in closed:
                 closed.add(name)
                 waiting.append(name)

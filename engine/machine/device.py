@@ -23,13 +23,13 @@ def resolve_device(config: Stage3Config) -> torch.device:
         raise PreconditionError(
             f"--device {name}: torch {torch.__version__} finds no CUDA device.",
             "This machine has no NVIDIA GPU, or torch's CUDA build is newer than the driver.",
-            "Run `stage3-tui doctor`, or use --device cpu.",
+            "Run `stage3-tui doctor` for details, or use --device cpu.",
         )
     return device
 
 
 def gpu_has_bfloat16(device: torch.device) -> bool:
-    """Whether it supports it natively; older GPUs (T4, V100) only emulate it, slowly."""
+    """Whether the GPU supports bfloat16 natively. Older ones (T4, V100) only emulate it, slowly."""
     import torch
 
     with torch.cuda.device(device):

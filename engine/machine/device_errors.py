@@ -1,4 +1,4 @@
-"""Classify device errors by their text: out of memory (less may fit) or a broken CUDA context (nothing will)."""
+"""Classify device errors by their text: out of memory (a smaller batch may fit) or a broken CUDA context (nothing will work)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _BROKEN_TEXT = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether less at a time may fit; False if the device is broken."""
-    spent = isinstance(error, MemoryError) or _NO_MEMORY_TEXT.search(str(error)) is not None
-    return spent and not is_broken_device(error)
+    """Whether memory ran out, so that a smaller batch may fit. False if the device is broken."""
+    exhausted = isinstance(error, MemoryError) or _NO_MEMORY_TEXT.search(str(error)) is not None
+    return exhausted and not is_broken_device(error)
 
 
 def is_broken_device(error: BaseException) -> bool:
-    """Whether this process has lost its CUDA context, so that every later call fails, too (pytorch#2300)."""
+    """Whether this process has lost its CUDA context, so that every later call also fails (pytorch#2300)."""
     text = str(error)
     return (
         isinstance(error, RuntimeError) and _OF_CUDA.search(text) is not None and _BROKEN_TEXT.search(text) is not None

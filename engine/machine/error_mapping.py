@@ -1,4 +1,4 @@
-"""Map exceptions of libraries and the system to errors that a person can fix."""
+"""Map exceptions from libraries and the operating system to errors that a person can fix."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from engine.security.sanitize import visible_line
 
 
 def as_stage3_error(error: BaseException) -> Stage3Error | None:
-    """The fixable error behind `error`, or None: then it is a bug."""
+    """The error that a person can fix, or None if the exception is a bug."""
     if isinstance(error, Stage3Error):
         return error
     if carried_errno(error) not in (None, errno.ENOMEM):
         return system_error(error)
-    of_the_hub = _hub_failure(error)
-    if of_the_hub is not None:
-        return of_the_hub
+    hub_error = _hub_error(error)
+    if hub_error is not None:
+        return hub_error
     if is_out_of_memory(error):
         return MemoryExhausted(
             "Memory ran out.",
             str(error).splitlines()[0] if str(error) else "The allocation failed.",
             "Lower --generation-batch-size or, in training, --per-device-train-batch-size or --max-length, and run the same "
-            "command again: it keeps pairs and scores.",
+            "command again: pairs and scores are kept.",
         )
     if is_panic(error):
         return PreconditionError(
-            "A library broke on what it was given.",
+            "A library crashed on its input.",
             visible_line(str(error), 400),
-            "One of the files that it read is damaged, or it cannot read it: download the model again, or give another one. The "
-            "traceback in logs/run.log has the library's name.",
+            "A file that it read is damaged or not supported: download the model again, or use another one. The traceback in "
+            "logs/run.log names the library.",
         )
     if is_broken_device(error):
         return Stage3Error(
@@ -45,14 +45,14 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library in Rust (tokenizers, safetensors) gave up. Its class is none that `except Exception` catches, and each
-    library has its own.
+    """Whether a Rust library (tokenizers, safetensors) panicked. Each library has its own exception class, and `except Exception`
+    catches none of them.
     """
     return type(error).__name__ == "PanicException"
 
 
-def _hub_failure(error: BaseException) -> Stage3Error | None:
-    """The Hub's error anywhere in the chain of causes; its HTTP error is an OSError, too."""
+def _hub_error(error: BaseException) -> Stage3Error | None:
+    """The Hub's error anywhere in the chain of causes. Its HTTP error is also an OSError."""
     if "huggingface_hub" not in sys.modules:
         return None
     from engine.hub import as_hub_error

@@ -1,6 +1,6 @@
-"""The GPUs as the driver reports them, asked in a child process with a time limit (`engine.machine.nvml`).
+"""The GPUs as the driver reports them, queried in a child process with a time limit (`engine.machine.nvml`).
 
-A driver that hangs or aborts takes the child with it, and nothing else: fields are blank then, and `note` says why.
+A driver that hangs or aborts takes down only the child: the fields are then blank, and `note` has the reason.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from engine.process.children import clean_environment
 from engine.security.sanitize import visible_line
 
 FIRST_TIMEOUT_SECONDS = 20.0
-"""For the first answer: without persistence mode the driver sets up each of eight GPUs first."""
+"""The time limit for the first response: without persistence mode, the driver initialises each of eight GPUs first."""
 TIMEOUT_SECONDS = 3.0
 MAX_STARTS = 3
-"""How often a child that hung or died is replaced, the first one counted."""
+"""How many children are started in total, when they hang or die."""
 POLL_SECONDS = 0.1
 PYTHON = sys.executable
 MAX_RESPONSE_BYTES = 1 << 20
@@ -42,9 +42,9 @@ class MemoryHolder:
 
     pid: int
     owner: str
-    """Owner and program, or why they are unknown. Never the command line, which may contain tokens."""
+    """The user and the program, or why they are unknown. Never the command line, which may contain tokens."""
     bytes: int | None
-    """None if the driver does not report it (WSL, MIG)."""
+    """The memory that it holds; None if the driver does not report it (WSL, MIG)."""
 
     def __str__(self) -> str:
         held = f", {self.bytes / (1 << 30):.1f} GiB" if self.bytes is not None else ""
@@ -53,44 +53,44 @@ class MemoryHolder:
 
 @dataclass(frozen=True)
 class GpuReport:
-    """What the driver said at one moment."""
+    """The driver's report at one moment."""
 
     driver: str | None = None
     gpus: tuple[GpuReading, ...] = ()
     holders: tuple[tuple[MemoryHolder, ...], ...] = ()
-    """By GPU, this process left out; empty if they were not asked for."""
+    """The processes that hold memory of each GPU, without this process; empty if they were not requested."""
     note: str = ""
     """Why there is no reading, in one line."""
 
 
 class Gpus:
-    """The child, kept for readings one after another. Safe to use from one thread."""
+    """Reads the GPUs repeatedly through one child process. For use in one thread."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._starts = 0
-        self._last_word: GpuReport | None = None
-        """The report for good, if there is no NVML, or none that lives."""
+        self._final_report: GpuReport | None = None
+        """The report of all later reads, if there is no working NVML."""
 
     def read(self, *, with_holders: bool = False, cancelled: Callable[[], bool] = lambda: False) -> GpuReport:
-        """Ask once. Returns within the limit, or soon after `cancelled` says so, and raises nothing."""
-        if self._last_word is not None:
-            return self._last_word
+        """Query once. Returns within the time limit, or soon after `cancelled` returns True. Never raises."""
+        if self._final_report is not None:
+            return self._final_report
         is_first = self._child is None
         try:
-            answer = self._ask(
+            response = self._query(
                 WITH_HOLDERS if with_holders else "", FIRST_TIMEOUT_SECONDS if is_first else TIMEOUT_SECONDS, cancelled
             )
-        except (OSError, ValueError) as error:  # no process to be had, or it died, hung or talked nonsense
+        except (OSError, ValueError) as error:  # the child did not start, died, hung or sent an invalid response
             return self._failed(str(error))
-        report = _report(answer)
-        if "driver" not in answer:
-            self._last_word = report
+        report = _report(response)
+        if "driver" not in response:
+            self._final_report = report
             self.close()
         return report
 
     def close(self) -> None:
-        """The end of input ends the child; one that hangs is killed, and not waited for."""
+        """End the child by closing its input. A child that hangs is killed without waiting for it."""
         child, self._child = self._child, None
         if child is None:
             return
@@ -114,40 +114,42 @@ class Gpus:
         log.warning("%s (start %d of %d)", report.note, self._starts, MAX_STARTS)
         self.close()
         if self._starts >= MAX_STARTS:
-            self._last_word = report
+            self._final_report = report
         return report
 
-    def _ask(self, question: str, seconds: float, cancelled: Callable[[], bool]) -> dict[str, Any]:
+    def _query(self, request: str, seconds: float, cancelled: Callable[[], bool]) -> dict[str, Any]:
         if self._child is None:
             self._starts += 1
             self._child = _start()
         assert self._child.stdin is not None
-        self._child.stdin.write(question.encode() + b"\n")
+        self._child.stdin.write(request.encode() + b"\n")
         self._child.stdin.flush()
-        answer = json.loads(_line_of(self._child, time.monotonic() + seconds, cancelled))
-        if not isinstance(answer, dict):
-            raise ValueError("the answer is no object")
-        return answer
+        response = json.loads(_read_line(self._child, time.monotonic() + seconds, cancelled))
+        if not isinstance(response, dict):
+            raise ValueError("the response is not a JSON object")
+        return response
 
 
 def read_gpus(*, with_holders: bool = False, cancelled: Callable[[], bool] = lambda: False) -> GpuReport:
-    """Ask once, in a child for this alone. Raises nothing."""
+    """Query once, in a child of its own. Never raises."""
     with Gpus() as gpus:
         report = gpus.read(with_holders=with_holders, cancelled=cancelled)
     if not cancelled():
-        DRIVER.append(report.driver)
+        DRIVER_VERSIONS.append(report.driver)
     return report
 
 
-DRIVER: list[str | None] = []
-"""What was said of the driver's version in this process."""
+DRIVER_VERSIONS: list[str | None] = []
+"""The driver's version in each report that `read_gpus` got in this process."""
 
 
 def driver_version(cancelled: Callable[[], bool] = lambda: False) -> str | None:
-    """Of the NVIDIA driver; None without one that answers. A process asks once: one that hung is not waited for again."""
-    if not DRIVER:
+    """The version of the NVIDIA driver; None if none responds. A process queries once, so it never waits twice for a driver that
+    hangs.
+    """
+    if not DRIVER_VERSIONS:
         read_gpus(cancelled=cancelled)
-    return DRIVER[-1] if DRIVER else None
+    return DRIVER_VERSIONS[-1] if DRIVER_VERSIONS else None
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -163,67 +165,63 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def _line_of(child: subprocess.Popen[bytes], deadline: float, cancelled: Callable[[], bool]) -> bytes:
-    """The next line that the child says. Raises ValueError if there is none in time."""
+def _read_line(child: subprocess.Popen[bytes], deadline: float, cancelled: Callable[[], bool]) -> bytes:
+    """The next line from the child. Raises ValueError if it does not come in time."""
     assert child.stdout is not None
     line = b""
     while not line.endswith(b"\n"):
         if cancelled():
-            raise ValueError("not waited for")
+            raise ValueError("cancelled")
         if time.monotonic() > deadline:
-            raise ValueError("the driver does not answer")
+            raise ValueError("the driver does not respond")
         if not select.select([child.stdout], [], [], POLL_SECONDS)[0]:
             continue
         data = os.read(child.stdout.fileno(), 1 << 16)
         line += data
         if not data:
-            raise ValueError(f"asking the driver ended the process that asked ({_ending(child)})")
+            raise ValueError(f"the driver crashed the process that queried it ({_describe_end(child)})")
         if len(line) > MAX_RESPONSE_BYTES:
-            raise ValueError("the answer has no end")
+            raise ValueError("the response is too long")
     return line
 
 
-def _ending(child: subprocess.Popen[bytes]) -> str:
+def _describe_end(child: subprocess.Popen[bytes]) -> str:
     try:
         code = child.wait(1.0)
     except subprocess.TimeoutExpired:
-        return "and hangs"
+        return "it hangs"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _close(pipe: Any) -> None:
     try:
         pipe.close()
-    except OSError:  # what was not written yet has no reader any more
+    except OSError:  # the child no longer reads what was not written yet
         return
 
 
-def _report(answer: dict[str, Any]) -> GpuReport:
-    gpus = tuple(GpuReading(index=number, **gpu) for number, gpu in enumerate(answer.get("gpus", ())))
+def _report(response: dict[str, Any]) -> GpuReport:
+    gpus = tuple(GpuReading(index=number, **gpu) for number, gpu in enumerate(response.get("gpus", ())))
     holders = tuple(
         tuple(
             MemoryHolder(one["pid"], _owner_of(one["pid"]), one["bytes"]) for one in of_gpu if one["pid"] != os.getpid()
         )
-        for of_gpu in answer.get("holders", ())
+        for of_gpu in response.get("holders", ())
     )
-    return GpuReport(answer.get("driver"), gpus, holders, str(answer.get("note", "")))
+    return GpuReport(response.get("driver"), gpus, holders, str(response.get("note", "")))
 
 
 def _owner_of(pid: int) -> str:
     try:
         process = psutil.Process(pid)
-        ended = (
-            ", which has ended and is a zombie: its parent must let go of it" if process.status() == "zombie" else ""
-        )
+        ended = ", which has ended and is a zombie: its parent must reap it" if process.status() == "zombie" else ""
         return f"{process.name()} of {process.username()}{ended}"
     except psutil.Error:
-        return "outside of this container, or gone"
+        return "outside this container, or gone"
 
 
 def gpu_of_cuda(number: int) -> int | None:
-    """Which GPU, as the driver counts them, is `cuda:number` of this process; None if CUDA_VISIBLE_DEVICES names it in
-    another way than by numbers.
-    """
+    """The driver's index of the GPU that this process calls `cuda:number`; None if CUDA_VISIBLE_DEVICES does not use indices."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return number

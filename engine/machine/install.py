@@ -1,4 +1,4 @@
-"""Install missing packages on request: with uv, and uv itself with pip, into the running environment.
+"""Install missing packages into the running environment on request: with uv, and uv itself with pip.
 
 Build scripts are untrusted: they get no token (`engine.process.children`), and uv and pip start in the root folder, so
 that no `pyproject.toml`, `uv.toml` or `pip.py` of a workspace affects them.
@@ -27,12 +27,12 @@ from engine.security.sanitize import visible_line
 INSTALL_SECONDS = 3600.0
 INSTALL_UV_SECONDS = 600.0
 FOR_TORCH = "--torch-backend=auto"
-"""Make uv choose torch's build for this driver."""
+"""Makes uv choose the build of torch that fits the driver."""
 ROOT_FOLDER = Path("/")
 
 # On many connections torch's wheel pauses for longer than uv's 30 s timeout, which uv reports as a bad archive.
 _PATIENCE = {"UV_HTTP_TIMEOUT": "300", "UV_NO_PROGRESS": "1"}
-_WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
+_FAILURES: tuple[tuple[str, type[Stage3Error], str], ...] = (
     (
         r"error sending request|dns error|timed? ?out|connect|Failed to (fetch|download)|tls|certificate|50[0-9] ",
         NetworkError,
@@ -43,13 +43,13 @@ _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
         PreconditionError,
         "Use a Python version that the packages support: `uv venv --python 3.11`.",
     ),
-    (r"No solution found|unsatisfiable|conflict", PreconditionError, "Relax the requirements that uv names above."),
+    (r"No solution found|unsatisfiable|conflict", PreconditionError, "Relax the requirements that uv lists above."),
     (r"Permission denied|os error 13", PreconditionError, "Use your own environment: `uv venv`."),
 )
 
 
 def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
-    """The install command; for torch, with the build that fits the driver if uv supports that."""
+    """The install command. For torch, it selects the build that fits the driver, if uv supports that."""
     torch = (
         [FOR_TORCH] if any(item.requirement.name == "torch" for item in items) and _supports_torch_backend(uv) else []
     )
@@ -57,13 +57,15 @@ def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
 
 
 def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event, None, None]:
-    """Install them. Raises the matching error; retrying is safe, because uv replaces whole packages."""
+    """Install these packages. Raises the error of `install_failure`. A retry is safe, because uv replaces whole packages."""
     uv = find_uv()
     if uv is None:
-        raise packages_error(items, f"Installing them needs uv, which is missing: {UV.get}.")
+        raise packages_error(items, f"Installing them needs uv, which is missing: {UV.how_to_install}.")
     command = install_command(uv, items)
     if FOR_TORCH not in command and any(item.requirement.name == "torch" for item in items):
-        yield Message("warning", f"This uv does not know {FOR_TORCH}: installing the index's default build of torch.")
+        yield Message(
+            "warning", f"This uv does not support {FOR_TORCH}: installing the index's default build of torch."
+        )
     yield Message("info", f"Installing: {visible_line(shlex.join(command))}")
     result = yield from stream_child_as_messages(
         command,
@@ -81,7 +83,7 @@ def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event,
 def install_uv(stop: StopToken) -> Generator[Event, None, str]:
     """Install uv with pip into this environment. Returns the reason for a failure; empty on success."""
     steps = [["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "uv"]]
-    if importlib.util.find_spec("pip") is None:  # environments created by uv have none
+    if importlib.util.find_spec("pip") is None:  # environments created by uv have no pip
         steps.insert(0, ["-m", "ensurepip"])
     for step in steps:
         argv = [sys.executable, *step]
@@ -105,15 +107,15 @@ def install_failure(result: ChildResult, command: str) -> Stage3Error:
     what = "uv could not install the missing packages."
     why = f"uv: {visible_line(result.ending, 800).rstrip('.')}. The full output is in {RUN_LOG}."
     number = errno_in(" ".join(result.tail))
-    if number is not None and number not in PERMISSION_ERRNOS:  # a full disk ends a download, too
+    if number is not None and number not in PERMISSION_ERRNOS:  # a full disk also ends a download
         error = error_of_errno(number, what, why)
-        error.what_to_do += f" `uv cache clean` empties uv's cache. By hand: `{command}`"
+        error.what_to_do += f" `uv cache clean` empties uv's cache. To install by hand: `{command}`"
         return error
     kind, what_to_do = _classify(result)
     return kind(
         what,
         why,
-        f"{what_to_do} Then run the same command again, or try by hand: `{command}`",
+        f"{what_to_do} Then run the same command again, or install by hand: `{command}`",
     )
 
 
@@ -121,10 +123,10 @@ def _classify(result: ChildResult) -> tuple[type[Stage3Error], str]:
     if result.timed_out:
         return NetworkError, "Check the network and the proxy."
     if result.killed_by:
-        return PreconditionError, "It was killed, or memory ran out."
-    said = " ".join(result.tail)
-    for pattern, kind, what_to_do in _WORDS:
-        if re.search(pattern, said, re.IGNORECASE):
+        return PreconditionError, "Check whether memory ran out, or whether something killed it."
+    output = " ".join(result.tail)
+    for pattern, kind, what_to_do in _FAILURES:
+        if re.search(pattern, output, re.IGNORECASE):
             return kind, what_to_do
     return PreconditionError, "Fix what uv reports."
 
@@ -133,12 +135,14 @@ def packages_error(items: Sequence[PackageStatus], why: str) -> PreconditionErro
     names = ", ".join(f"{item.requirement.name} ({item.version or 'missing'})" for item in items)
     uv = find_uv()
     command = shlex.join(install_command(uv or "uv", items))
-    return PreconditionError(f"The run needs other package versions: {names}.", why, f"`{command}`, or add --install.")
+    return PreconditionError(
+        f"The run needs other package versions: {names}.", why, f"Run `{command}`, or add --install."
+    )
 
 
 def _supports_torch_backend(uv: str) -> bool:
     try:
-        answer = run_child([uv, "pip", "install", "--help"], limit_seconds=ASK_SECONDS)
+        result = run_child([uv, "pip", "install", "--help"], limit_seconds=ASK_SECONDS)
     except PreconditionError:
-        return True  # uv is missing, and the one we install will be new enough
-    return any("--torch-backend" in line for line in answer.output)
+        return True  # uv is missing, and the version that we install will be new enough
+    return any("--torch-backend" in line for line in result.output)

@@ -1,4 +1,4 @@
-"""When memory runs out: halve batches, and free unused memory."""
+"""Memory: halve batches when it runs out, free what is unused, and measure the peak."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 
 def halve_on_oom(work: Callable[[Sequence[int]], list[T]], rows: Sequence[int], free: Callable[[], None]) -> list[T]:
-    """`work` on all rows at once, or on halves if memory runs out. Raises the error for a single row.
+    """Call `work` on all rows at once, or on halves if memory runs out. Raises the error if a single row does not fit.
 
-    The error is dropped before the retry: its traceback holds the tensors that filled the memory.
+    The error is dropped before the retry, because its traceback keeps the tensors that filled the memory.
     """
     try:
         return work(rows)
@@ -47,7 +47,7 @@ def halve_on_oom(work: Callable[[Sequence[int]], list[T]], rows: Sequence[int], 
 
 
 class MemoryPeak:
-    """Peak memory since this was created: of the GPU if there is one, else the resident memory of this process.
+    """Peak memory since this object was created: on a GPU, of the device; on the CPU, the resident memory of this process.
 
     A GPU's figure is what torch's allocator handed out, without the CUDA context (about 0.5 GB).
     """
@@ -59,7 +59,7 @@ class MemoryPeak:
 
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            # 5 makes the kernel reset the peak (proc(5)); if that is not allowed, it is the peak of the whole process.
+            # 5 makes the kernel reset the peak (proc(5)). If that is not allowed, the peak is that of the whole process.
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -79,22 +79,23 @@ class MemoryPeak:
 
 @cache
 def freeze_libraries() -> None:
-    """Take the 370,000 objects of torch, transformers and PEFT out of the garbage collector's sight: looking through them takes a
-    quarter of a second each time that memory is freed. Call it while there is no model, because what it sets aside is not
-    collected.
+    """Exclude the 370,000 objects of torch, transformers and PEFT from garbage collection: scanning them takes a quarter of a
+    second each time that memory is freed. Call this before loading a model, because frozen objects are never collected.
     """
     with no_garbage_collection():
         import peft  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
 
         gc.freeze()
-    # Else the end of this process looks through all of it once more, for a second.
+    # Otherwise, the interpreter scans everything once more at exit, which takes a second.
     atexit.register(gc.freeze)
 
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """For imports of large libraries: what they make stays, and looking through it again and again is a fifth of the time."""
+    """Pause garbage collection while large libraries are imported: their objects stay, and scanning them repeatedly takes a fifth
+    of the time.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -105,7 +106,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Free memory that no tensor uses any more."""
+    """Free memory that no tensor uses any longer."""
     import torch
 
     gc.collect()
@@ -114,8 +115,8 @@ def free_memory() -> None:
 
 
 def trim_memory() -> None:
-    """As `free_memory`; what the C library keeps of freed memory for itself goes back to the system, too: others need it now."""
+    """`free_memory`, and also return the freed memory that the C library keeps to the system, for other processes."""
     free_memory()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
     if trim is not None:
         trim(0)

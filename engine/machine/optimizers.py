@@ -1,7 +1,7 @@
-"""The optimizers of --optim, by transformers' names: what they keep, and where they run.
+"""The optimizers of --optim, by transformers' names: the state that they keep, and where they run.
 
-All are AdamW. Those of bitsandbytes keep its two moments in 8 bits (Dettmers et al. 2022), or in pages that CUDA moves to the
-host's memory while the GPU has no room for them.
+All are AdamW. Those of bitsandbytes keep its two moments in 8 bits (Dettmers et al. 2022), or in pages that CUDA moves to host
+memory when the GPU is full.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.machine.device import resolve_device
 
 TORCH_ADAMW: str = Stage3Config.model_fields["optim"].default
 BLOCK = 256
-"""Numbers in 8 bits that share a scale of 4 bytes."""
+"""The number of 8-bit values that share a 4-byte scale."""
 
 
 def uses_bitsandbytes(config: Stage3Config) -> bool:
@@ -22,9 +22,9 @@ def uses_bitsandbytes(config: Stage3Config) -> bool:
 
 
 def moment_bytes(optim: str) -> float:
-    """Bytes that each of the two moments takes for a number of the adapter.
+    """The bytes of each of the two moments, per parameter of the adapter.
 
-    A page counts as if it were on the GPU: a tensor of less than 100,000 numbers, as many of an adapter are, has none.
+    Paged state counts as if it were on the GPU, because tensors of less than 100,000 numbers, common in adapters, are not paged.
     """
     return 1 + 4 / BLOCK if "8bit" in optim else 4
 
@@ -37,7 +37,7 @@ def require_optimizer(config: Stage3Config) -> None:
     if "paged" in config.optim and device.type != "cuda":
         raise PreconditionError(
             f"--optim {config.optim}: the device is {device}.",
-            "A paged optimizer moves its state between the memory of a CUDA GPU and the host's.",
+            "A paged optimizer moves its state between the memory of a CUDA GPU and host memory.",
             f"Use --optim {'adamw_8bit' if '8bit' in config.optim else TORCH_ADAMW}, or --device cuda if there is a GPU.",
         )
     if find_spec("bitsandbytes") is None:

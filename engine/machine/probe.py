@@ -1,5 +1,5 @@
-"""Try in a child process, with a time limit, whether everything can be imported and the device computes: a hanging driver or
-a crashing library must not end the run.
+"""Check in a child process, with a time limit, that all imports work and the device computes: a driver that hangs or a library
+that crashes must not end the run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.security.sanitize import visible_line
 PROBE_SECONDS = 120.0
 PROBE_MARK = "stage3-probe "
 
-# What later stages import. The top modules are lazy, so name the classes.
+# What later stages import. The top-level modules load lazily, so each entry names something in them.
 IMPORTS: tuple[tuple[str, str], ...] = (
     ("torch", "Tensor"),
     ("transformers", "AutoModelForCausalLM"),
@@ -36,7 +36,7 @@ IMPORTS: tuple[tuple[str, str], ...] = (
 
 
 def try_device(device: str, more: Sequence[tuple[str, str]] = (), stop: StopToken | None = None) -> dict[str, Any]:
-    """Import IMPORTS and `more`, and compute, in a child. Returns its report (`probe`), with a `failure` if it crashed or hung."""
+    """Import IMPORTS and `more` and compute, in a child. Returns its report (`probe`), with a `failure` if it crashed or hung."""
     code = f"from {__name__} import report_probe; report_probe()"
     # The package's folder comes first on the path of `python -c`, so the child runs the same code.
     wanted = json.dumps([*IMPORTS, *more])
@@ -52,7 +52,7 @@ def try_device(device: str, more: Sequence[tuple[str, str]] = (), stop: StopToke
 
 
 def probe_error(failure: dict[str, Any]) -> Stage3Error:
-    """Of a failure that the child reports. One of the system (no memory under `ulimit -v`) has its own exit code."""
+    """The error for a failure in the child. A system error (no memory under `ulimit -v`) has its own exit code."""
     number = failure.get("errno")
     if number in MEANINGS:
         return error_of_errno(number, visible_line(str(failure.get("what")), 600))
@@ -64,7 +64,7 @@ def probe_error(failure: dict[str, Any]) -> Stage3Error:
 
 
 def _reported(result: ChildResult) -> dict[str, Any]:
-    """The child's report; empty if it made none."""
+    """The child's report; empty if it printed none."""
     for line in reversed(result.output):
         if line.startswith(PROBE_MARK):
             try:
@@ -79,11 +79,11 @@ def _reported(result: ChildResult) -> dict[str, Any]:
 
 
 def report_probe() -> None:
-    """The child's whole program: try, and print one line of JSON."""
-    gc.disable()  # looking through what imports make is a third of the time
+    """The child's whole program: run the probe, and print one line of JSON."""
+    gc.disable()  # garbage collection during the imports takes a third of the time
     report = probe(sys.argv[1], json.loads(sys.argv[2]))
     print(PROBE_MARK + json.dumps(report), flush=True)
-    gc.freeze()  # the end of a process looks through them, too
+    gc.freeze()  # and so would the collection at exit
 
 
 def probe(device_name: str, imports: Sequence[tuple[str, str]] = IMPORTS) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def probe(device_name: str, imports: Sequence[tuple[str, str]] = IMPORTS) -> dic
 
     imports   (module, a name in it)
 
-    Returns device, name, torch, cuda (None for a build without) and seconds; after a failure, `failure` has where, what,
+    Returns device, name, torch, cuda (None for a build without CUDA) and seconds; after a failure, `failure` has where, what,
     why and what_to_do.
     """
     started = time.monotonic()
@@ -100,8 +100,8 @@ def probe(device_name: str, imports: Sequence[tuple[str, str]] = IMPORTS) -> dic
             getattr(importlib.import_module(module), attribute)
         except Exception as error:  # report whatever a broken package raises
             what = f"Cannot import {module}.{attribute}: {type(error).__name__}: {str(error)[:600]}"
-            todo = f"Reinstall it: `uv pip install --python {sys.executable} --reinstall {module.split('.')[0]}`"
-            failure = {"where": "imports", "what": what, "why": "The run needs it.", "what_to_do": todo}
+            remedy = f"Reinstall it: `uv pip install --python {sys.executable} --reinstall {module.split('.')[0]}`"
+            failure = {"where": "imports", "what": what, "why": "The run needs it.", "what_to_do": remedy}
             return {"failure": {**failure, "errno": errno_of(error)}}
     import torch
 
@@ -111,11 +111,11 @@ def probe(device_name: str, imports: Sequence[tuple[str, str]] = IMPORTS) -> dic
         is_right = _multiply(device)
     except Stage3Error as error:
         return {**found, "failure": {"where": "device", **error.as_dict()}}
-    except Exception as error:  # CUDA's errors are of many classes
-        what = f"{device_name} does not compute: {type(error).__name__}: {str(error)[:600]}"
+    except Exception as error:  # CUDA's errors have many classes
+        what = f"{device_name} cannot compute: {type(error).__name__}: {str(error)[:600]}"
         return {**found, "failure": {"where": "device", "what": what}}
     if not is_right:
-        return {**found, "failure": {"where": "device", "what": f"{device} gets a matrix product wrong."}}
+        return {**found, "failure": {"where": "device", "what": f"{device} computes a wrong matrix product."}}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {**found, "device": str(device), "name": name, "seconds": round(time.monotonic() - started, 2)}
 
@@ -126,10 +126,10 @@ def _multiply(device: Any, size: int = 64) -> bool:
 
     left = [[(3 * row + column) % 5 for column in range(size)] for row in range(size)]
     right = [[(row + 2 * column) % 3 for column in range(size)] for row in range(size)]
-    known = [
+    expected = [
         [sum(a * b for a, b in zip(row, column, strict=True)) for column in zip(*right, strict=True)] for row in left
     ]
     product = torch.tensor(left, dtype=torch.float32, device=device) @ torch.tensor(
         right, dtype=torch.float32, device=device
     )
-    return bool(torch.equal(product.cpu(), torch.tensor(known, dtype=torch.float32)))
+    return bool(torch.equal(product.cpu(), torch.tensor(expected, dtype=torch.float32)))

@@ -1,4 +1,4 @@
-"""The programs that a run uses: path, version, oldest supported version and why, and how to install them."""
+"""The programs that a run uses: their paths and versions, the oldest supported version and why, and how to install them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CLONING = "git clones --repo-url."
 class Program:
     name: str
     find: Callable[[], str | None]
-    """Its path; None if it is missing."""
-    ask: str
+    """Finds its path; returns None if it is missing."""
+    version_option: str
     """The option that prints its version."""
     oldest: tuple[int, ...]
     why_not_older: str
-    get: str
+    how_to_install: str
     """How to install or upgrade it."""
 
 
@@ -49,14 +49,21 @@ class FoundProgram:
         return not self.fault
 
     def as_error(self, why: str) -> PreconditionError:
-        """The error for a run that needs it. `why` says what for."""
-        return PreconditionError(f"{self.program.name}: {self.fault}.", why, f"Install it with {self.program.get}.")
+        """The error for a run that needs the program for `why`."""
+        return PreconditionError(
+            f"{self.program.name}: {self.fault}.", why, f"Install it with {self.program.how_to_install}."
+        )
 
 
 def find_uv() -> str | None:
-    """On PATH, beside this Python, where its installer puts it (often not on PATH over ssh), or in the package uv."""
-    beside = (str(Path(sys.executable).parent), *(str(Path.home() / folder) for folder in (".local/bin", ".cargo/bin")))
-    if found := shutil.which("uv", path=os.pathsep.join((os.environ.get("PATH", os.defpath), *beside))):
+    """The path of uv: on PATH, next to this Python, where its installer puts it (often not on PATH over ssh), or in the package
+    uv.
+    """
+    other_folders = (
+        str(Path(sys.executable).parent),
+        *(str(Path.home() / folder) for folder in (".local/bin", ".cargo/bin")),
+    )
+    if found := shutil.which("uv", path=os.pathsep.join((os.environ.get("PATH", os.defpath), *other_folders))):
         return found
     if importlib.util.find_spec("uv") is None:
         return None
@@ -64,7 +71,7 @@ def find_uv() -> str | None:
 
     try:
         return str(uv.find_uv_bin())
-    except (AttributeError, FileNotFoundError):  # another package of this name, or one without the program
+    except (AttributeError, FileNotFoundError):  # another package of this name, or uv without its program
         return None
 
 
@@ -81,7 +88,7 @@ GIT = Program(
     lambda: shutil.which("git"),
     "--version",
     (2, 15),
-    "it added --no-optional-locks, for looking at a checkout without a lock",
+    "it added --no-optional-locks, which reads a checkout without locking it",
     f"`apt install git`, {PACKAGE_MANAGER}",
 )
 TMUX = Program(
@@ -95,28 +102,28 @@ TMUX = Program(
 
 
 def find_program(program: Program) -> FoundProgram:
-    """Find a program and its version. Without a version, or too old, it is unusable."""
+    """Find a program and its version. It is unusable if it does not print a version or is too old."""
     path = program.find()
     if path is None:
         return FoundProgram(program, fault="missing")
     try:
-        answer = run_child([path, program.ask], limit_seconds=ASK_SECONDS)
+        result = run_child([path, program.version_option], limit_seconds=ASK_SECONDS)
     except PreconditionError as error:
         return FoundProgram(program, path, fault=f"{error.what.rstrip('.')} ({error.why})")
-    match = re.search(r"\d+(\.\w+)+", " ".join(answer.output))
-    if not answer.ok or match is None:
+    match = re.search(r"\d+(\.\w+)+", " ".join(result.output))
+    if not result.ok or match is None:
         return FoundProgram(
-            program, path, fault=f"{visible_line(path)} does not print its version ({visible_line(answer.ending, 200)})"
+            program, path, fault=f"{visible_line(path)} does not print its version ({visible_line(result.ending, 200)})"
         )
     if version_numbers(match[0]) < program.oldest:
         oldest = ".".join(map(str, program.oldest))
-        fault = f"{match[0]} is too old, at least {oldest} is needed ({program.why_not_older})"
+        fault = f"{match[0]} is too old; it must be at least {oldest} ({program.why_not_older})"
         return FoundProgram(program, path, match[0], fault)
     return FoundProgram(program, path, match[0])
 
 
 def require(program: Program, why: str) -> FoundProgram:
-    """The program. Raises PreconditionError if it is unusable; `why` says what it is needed for."""
+    """Find a program that is needed for `why`. Raises PreconditionError if it is unusable."""
     found = find_program(program)
     if not found.ok:
         raise found.as_error(why)
@@ -124,5 +131,5 @@ def require(program: Program, why: str) -> FoundProgram:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """`3.3a` is (3, 3): anything after the number in a part is ignored."""
+    """The numbers in a version. In each part, anything after the number is ignored: `3.3a` is (3, 3)."""
     return tuple(int(match[0]) for part in version.split(".") if (match := re.match(r"\d+", part)))

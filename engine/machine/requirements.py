@@ -18,13 +18,13 @@ from engine.machine.optimizers import uses_bitsandbytes
 
 @dataclass(frozen=True)
 class Extra:
-    """An extra of stage3-tui, and the option that needs it."""
+    """An extra of stage3-tui and the option that needs it."""
 
     name: str
     option: str
     is_requested: Callable[[Stage3Config], bool]
     imports: tuple[str, str]
-    """A module, and a name in it, that the run uses."""
+    """A module and a name in it that the run uses."""
 
 
 EXTRAS = (
@@ -40,7 +40,7 @@ EXTRAS = (
 
 
 def required_extras(config: Stage3Config) -> list[Extra]:
-    """Those that the configuration needs."""
+    """The extras that the configuration needs."""
     return [extra for extra in EXTRAS if extra.is_requested(config)]
 
 
@@ -50,9 +50,9 @@ class PackageStatus:
 
     requirement: Requirement
     version: str | None
-    """None if it is not installed."""
+    """The installed version; None if it is not installed."""
     needed_for: str = ""
-    """The option that needs it; empty if every run does."""
+    """The option that needs it; empty if every run needs it."""
 
     @property
     def ok(self) -> bool:
@@ -60,13 +60,13 @@ class PackageStatus:
 
     @property
     def wanted(self) -> str:
-        """In the form that installers accept: `transformers[serving]>=5.10`."""
+        """The requirement in the form that installers accept: `transformers[serving]>=5.10`."""
         extras = f"[{','.join(sorted(self.requirement.extras))}]" if self.requirement.extras else ""
         return f"{self.requirement.name}{extras}{self.requirement.specifier}"
 
 
 def required(config: Stage3Config) -> list[PackageStatus] | None:
-    """All requirements of this run on this Python; None if stage3-tui itself is not installed, so they are unknown."""
+    """All requirements of this run on this Python; None if they are unknown because stage3-tui itself is not installed."""
     try:
         needed = requirements_of(DISTRIBUTION, "")
     except metadata.PackageNotFoundError:
@@ -87,7 +87,7 @@ def recheck(items: Iterable[PackageStatus]) -> list[PackageStatus]:
 
 
 def requirements_of(distribution: str, extra: str) -> list[Requirement]:
-    """The requirements of a package on this Python, with one of its extras or, for "", none. Skips unreadable lines."""
+    """The requirements of a package on this Python, with one of its extras, or with none for "". Skips unreadable lines."""
     found = []
     for line in metadata.requires(distribution) or ():
         try:
@@ -100,7 +100,7 @@ def requirements_of(distribution: str, extra: str) -> list[Requirement]:
 
 
 def supported_python() -> SpecifierSet | None:
-    """The Python versions that stage3-tui's metadata allows; None if it does not say."""
+    """The Python versions that stage3-tui's metadata allows; None if it does not restrict them."""
     try:
         fields = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -116,7 +116,7 @@ def installed_version(name: str) -> str | None:
 
 
 def fits(requirement: Requirement, version: str) -> bool:
-    """Pre-releases count: whoever installed one wanted it."""
+    """Whether a version meets a requirement. Pre-releases count, because they are only installed on purpose."""
     try:
         return requirement.specifier.contains(version, prereleases=True)
     except InvalidVersion:

@@ -1,4 +1,5 @@
-"""What a run survives: always its terminal; a logout, unless systemd's login manager kills remaining processes, even in tmux.
+"""Whether a run survives a logout. It always survives its terminal, but systemd's login manager may kill it at logout, even in
+tmux.
 
 KillUserProcesses, KillOnlyUsers and KillExcludeUsers: https://www.freedesktop.org/software/systemd/man/logind.conf.html
 """
@@ -15,10 +16,9 @@ from pathlib import Path
 from engine.core.errors import PreconditionError
 from engine.process.children import run_child
 
-"""The field in stage toolchain's result: whether a logout ends the run."""
-ASK_SECONDS = 5.0
+LOGINCTL_SECONDS = 5.0
 CGROUP = Path("/proc/self/cgroup")
-"""Where the kernel lists the control groups of this process."""
+"""The file in which the kernel lists the control groups of this process."""
 
 _SESSION = re.compile(r"/session-[\w.-]+\.scope")
 _USER_MANAGER = re.compile(r"/user@\d+\.service")
@@ -28,21 +28,21 @@ _USER_MANAGER = re.compile(r"/user@\d+\.service")
 class LogoutBehaviour:
     ends_the_run: bool
     detail: str
-    """Why, and how to prevent it."""
+    """The effect of a logout and, if it ends the run, how to prevent that."""
 
 
 def in_multiplexer() -> bool:
-    """Whether tmux or screen holds the terminal, so that a dropped connection ends nothing."""
+    """Whether the terminal belongs to tmux or screen, so that a dropped connection ends nothing."""
     return bool(os.environ.get("TMUX") or os.environ.get("STY"))
 
 
 def logout_behaviour() -> LogoutBehaviour | None:
-    """What a logout does to this process. None outside a login (a scheduler's job, a container), or if unknown."""
+    """The effect of a logout on this process. None outside a login (a scheduler's job, a container), or if unknown."""
     try:
-        belongs = CGROUP.read_text(encoding="utf-8", errors="replace")
+        groups = CGROUP.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    in_session, in_manager = _SESSION.search(belongs), _USER_MANAGER.search(belongs)
+    in_session, in_manager = _SESSION.search(groups), _USER_MANAGER.search(groups)
     loginctl = shutil.which("loginctl")
     if loginctl is None or not (in_session or in_manager):
         return None
@@ -50,8 +50,8 @@ def logout_behaviour() -> LogoutBehaviour | None:
     if "KillUserProcesses" not in manager or "Linger" not in user:
         return None
     if in_session and _kills(manager, user.get("Name", "")):
-        mend = "`loginctl enable-linger`, then start it in `systemd-run --user --scope tmux`"
-        return LogoutBehaviour(True, f"ends this run, even in tmux (KillUserProcesses=yes); to prevent it: {mend}")
+        remedy = "`loginctl enable-linger`, then start it in `systemd-run --user --scope tmux`"
+        return LogoutBehaviour(True, f"ends this run, even in tmux (KillUserProcesses=yes); to prevent it: {remedy}")
     if not in_session and user["Linger"] != "yes":
         return LogoutBehaviour(
             True,
@@ -66,9 +66,9 @@ def _kills(manager: Mapping[str, str], name: str) -> bool:
 
 
 def _properties(loginctl: str, *user: str) -> dict[str, str]:
-    """Properties of a user or, without one, of the login manager itself; empty without a response."""
+    """The properties of a user or, without one, of the login manager itself; empty if loginctl fails."""
     try:
-        answer = run_child([loginctl, "show-user", *user], limit_seconds=ASK_SECONDS)
+        result = run_child([loginctl, "show-user", *user], limit_seconds=LOGINCTL_SECONDS)
     except PreconditionError:
         return {}
-    return dict(line.split("=", 1) for line in answer.output if "=" in line) if answer.ok else {}
+    return dict(line.split("=", 1) for line in result.output if "=" in line) if result.ok else {}

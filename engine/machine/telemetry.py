@@ -1,4 +1,4 @@
-"""GPU and host readings once a second, from a thread isolated from the training: neither's errors affect the other."""
+"""GPU and host readings once a second, in a thread whose errors do not affect the training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_host(report: GpuReport, process: psutil.Process) -> Telemetry:
 
 
 class Sampler:
-    """Calls `emit` with a reading every second until stopped."""
+    """Calls `emit` with a reading every second until it is stopped."""
 
     def __init__(self, emit: Callable[[Telemetry], None]) -> None:
         self._emit = emit
@@ -46,12 +46,12 @@ class Sampler:
 
     def _sample(self) -> None:
         process = psutil.Process()
-        told = ""
+        last_error = ""
         with Gpus() as gpus:
             while not self._done.wait(INTERVAL_SECONDS):
                 try:
                     self._emit(read_host(gpus.read(cancelled=self._done.is_set), process))
-                except Exception as error:  # nothing that happens here is worth a run; the next reading may go well
-                    if told != repr(error):
-                        log.exception("a reading of the machine failed; the run goes on")
-                    told = repr(error)
+                except Exception as error:  # no error here is worth ending a run; the next reading may succeed
+                    if last_error != repr(error):
+                        log.exception("a reading of the machine failed; the run continues")
+                    last_error = repr(error)

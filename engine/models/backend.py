@@ -15,7 +15,7 @@ from engine.run.stop import StopToken
 
 
 class ModelSizes(Protocol):
-    """What is to be known of a model before it is asked, and how much it has written."""
+    """The sizes that a stage needs to plan its batches, and how much the model has generated."""
 
     @property
     def tokens(self) -> int:
@@ -27,12 +27,12 @@ class ModelSizes(Protocol):
         ...
 
     def batch_size(self, longest: int) -> int:
-        """How many conversations to pass at once, if the longest has `longest` tokens including its reply."""
+        """How many conversations to pass at once, if the longest has `longest` tokens, including its reply."""
         ...
 
     @property
     def context_length(self) -> int | None:
-        """Most tokens of conversation and reply together; None if unknown."""
+        """Maximum number of tokens of conversation and reply together; None if unknown."""
         ...
 
 
@@ -50,7 +50,7 @@ class Backend(ModelSizes, Protocol):
         ...
 
     def warnings(self) -> list[str]:
-        """Unusual things about the replies so far, as sentences."""
+        """Anything unusual about the replies so far, as sentences."""
         ...
 
     def clear_cache(self) -> None:
@@ -61,26 +61,26 @@ class Backend(ModelSizes, Protocol):
 def load_backend(
     config: Stage3Config, adapter: Path, stop: StopToken, token: str | None, emit: EventSink = discard_event
 ) -> Backend:
-    """The policy on the server of `--server-url`, or the local base model with the Stage 2 adapter; plus the critic of
-    `--critic-url`, if given.
+    """The policy on the server of `--server-url`, or the local base model with the Stage 2 adapter; with the critic of
+    `--critic-url`, if set.
 
-    emit   receives events about what happens to servers while a reply is awaited
+    emit   receives events about servers while requests are in progress
     """
     critic = critic_server(config)  # first, so that incomplete options are reported before a model is loaded
     policy = _load_policy(config, adapter, stop, token, emit)
-    return policy if critic is None else PolicyAndCritic(policy, _on_server(config, critic, stop, token, emit))
+    return policy if critic is None else PolicyAndCritic(policy, _load_server(config, critic, stop, token, emit))
 
 
 def _load_policy(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None, emit: EventSink) -> Backend:
     server = policy_server(config)
     if server is not None:
-        return _on_server(config, server, stop, token, emit)
+        return _load_server(config, server, stop, token, emit)
     from engine.models.local_backend import load_stage2_backend
 
     return load_stage2_backend(config, adapter, stop, token)
 
 
-def _on_server(
+def _load_server(
     config: Stage3Config, server: ServerRole, stop: StopToken, token: str | None, emit: EventSink
 ) -> Backend:
     from engine.models.server.backend import load_server_backend
@@ -89,7 +89,7 @@ def _on_server(
 
 
 class PolicyAndCritic:
-    """A policy for drafts and a critic for critiques and revisions. As a backend it replies with the policy."""
+    """A policy for drafts and a critic for critiques and revisions. As a backend, it replies with the policy."""
 
     def __init__(self, policy: Backend, critic: Backend) -> None:
         self.policy, self.critic = policy, critic
@@ -121,7 +121,7 @@ class PolicyAndCritic:
 
     @property
     def context_length(self) -> int | None:
-        """The shorter of the two, because draft, critique and revision share one conversation."""
+        """The shorter context of the two, because draft, critique and revision share one conversation."""
         known = [one.context_length for one in (self.policy, self.critic) if one.context_length is not None]
         return min(known, default=None)
 

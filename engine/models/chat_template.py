@@ -1,7 +1,7 @@
 """Render conversations to token ids with the model's own chat template, the same way for generation, judging and training.
 
 The options of a template, and what it writes around a reply, are found by trying it (`engine.models.templates.behaviour`).
-Text that looks like a special token inside a message (`<eos>` in a dataset) stays text: it is split after its first character
+Text inside a message that looks like a special token (`<eos>` in a dataset) stays text: it is split after its first character,
 and the halves are tokenised separately. Conversations without such text are tokenised exactly as by `apply_chat_template`.
 """
 
@@ -28,15 +28,15 @@ def conversation_ids(
     Raises PreconditionError if the template refuses the conversation (for example, an unknown role).
     """
     mark = unused_mark(conversation)
-    text = _text(tokenizer, conversation, mark, add_generation_prompt)
+    text = _render(tokenizer, conversation, mark, add_generation_prompt)
     return encode_marked(tokenizer, text + behaviour_of(tokenizer).opening if add_generation_prompt else text, mark)
 
 
 def reply_ids(
     tokenizer: PreTrainedTokenizerBase, conversation: Sequence[ChatMessage], reply: Sequence[ChatMessage]
 ) -> list[int]:
-    """Token ids of `reply` as the model would generate it after `conversation_ids(conversation, add_generation_prompt=True)`: its
-    text, one end-of-turn token, and any whitespace that the template writes after it.
+    """Token ids of `reply` as the model would generate it after `conversation_ids(conversation, add_generation_prompt=True)`:
+    its text, one end-of-turn token, and any whitespace that the template writes after it.
 
     Raises PreconditionError if the template cannot be used for training.
     """
@@ -44,18 +44,18 @@ def reply_ids(
     if behaviour.fault:
         raise template_fault(tokenizer, behaviour.fault)
     mark = unused_mark([*conversation, *reply])
-    prompt = _text(tokenizer, conversation, mark, add_generation_prompt=True)
-    begun = prompt.removesuffix(behaviour.only_in_prompt) + behaviour.only_with_reply + behaviour.opening
-    whole = _text(tokenizer, [*conversation, *reply], mark, add_generation_prompt=False)
-    if not whole.startswith(begun):
+    prompt = _render(tokenizer, conversation, mark, add_generation_prompt=True)
+    prompt_text = prompt.removesuffix(behaviour.only_in_prompt) + behaviour.only_with_reply + behaviour.opening
+    text = _render(tokenizer, [*conversation, *reply], mark, add_generation_prompt=False)
+    if not text.startswith(prompt_text):
         raise template_fault(tokenizer, "it renders this prompt differently when a reply follows")
-    return _ended(tokenizer, _behind(tokenizer, begun, whole, mark), behaviour)
+    return _ids_up_to_end(tokenizer, _ids_after(tokenizer, prompt_text, text, mark), behaviour)
 
 
 def template_fault(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:
     return PreconditionError(
         f"The chat template of {tokenizer.name_or_path} cannot be used for training: {why}.",
-        "The model would be trained on a different text than it sees when generating.",
+        "The model would be trained on a different text than it is given when it generates.",
         _WITHOUT_THOUGHT
         if OPENS_A_THOUGHT in why
         else "Use the tokenizer that was published with the instruction-tuned model.",
@@ -63,12 +63,12 @@ def template_fault(tokenizer: PreTrainedTokenizerBase, why: str) -> Precondition
 
 
 _WITHOUT_THOUGHT = (
-    "Copy its chat_template.jinja, take out the opening tag of the thought at the end, and give the copy with --chat-template "
+    "Copy its chat_template.jinja, remove the opening tag of the thought at the end, and pass the copy with --chat-template "
     "FILE; or use a model that answers without a thought."
 )
 
 
-def _text(
+def _render(
     tokenizer: PreTrainedTokenizerBase, conversation: Sequence[ChatMessage], mark: str, add_generation_prompt: bool
 ) -> str:
     behaviour = behaviour_of(tokenizer)
@@ -87,21 +87,21 @@ def _text(
         ) from error
 
 
-def _behind(tokenizer: PreTrainedTokenizerBase, begun: str, whole: str, mark: str) -> list[int]:
-    """The ids of `whole` after those of `begun`. If a token would span the boundary, the rest is tokenised separately, because
-    generation starts from the ids of `begun` alone."""
-    before, both = encode_marked(tokenizer, begun, mark), encode_marked(tokenizer, whole, mark)
-    if both[: len(before)] == before:
-        return both[len(before) :]
-    first, *rest = whole[len(begun) :].split(mark)
+def _ids_after(tokenizer: PreTrainedTokenizerBase, prompt_text: str, text: str, mark: str) -> list[int]:
+    """The ids of `text` after those of `prompt_text`. If a token would span the boundary, the rest is tokenised separately, because
+    generation starts from the ids of the prompt alone."""
+    prompt_ids, full_ids = encode_marked(tokenizer, prompt_text, mark), encode_marked(tokenizer, text, mark)
+    if full_ids[: len(prompt_ids)] == prompt_ids:
+        return full_ids[len(prompt_ids) :]
+    first, *rest = text[len(prompt_text) :].split(mark)
     return [
         *encode_continuation(tokenizer, first),
         *(token for part in rest for token in encode_continuation(tokenizer, part)),
     ]
 
 
-def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int], behaviour: Behaviour) -> list[int]:
-    """`ids` up to one end-of-turn token. Whatever the template writes after it (the next turn, a second end) is left out."""
+def _ids_up_to_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], behaviour: Behaviour) -> list[int]:
+    """`ids` up to the first end-of-turn token. Whatever the template writes after it (the next turn, a second end) is dropped."""
     ids = [*ids, *behaviour.appended]
     if behaviour.end not in ids:
         raise template_fault(

@@ -1,5 +1,5 @@
-"""Verify files in the Hub's cache. A blob is named after the hash of its bytes, but the Hub's client only checks the size. Two
-concurrent downloads where locks do nothing (NFS, Lustre), or a bad disk, can leave wrong bytes of the right size.
+"""Verify files in the Hub's cache. A blob is named after the hash of its bytes, but the Hub's client checks only the size. Two
+concurrent downloads on a file system without working locks (NFS, Lustre), or a bad disk, can leave wrong bytes of the right size.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Verified:
 
 
 def verify_base(config: Stage3Config) -> Verified:
-    """Hash every file of the base model's cached snapshot. All zero if there is none, or if the model is a local folder."""
+    """Hash every file of the base model's cached snapshot. Zero files if there is no snapshot, or the model is a local folder."""
     if is_local(config.base_model_id):
         return Verified(0, 0, ())
     snapshot = cached_snapshot(config.base_model_id, "model", config.base_model_revision)
-    # Without symbolic links the snapshot contains the files themselves, whose names are not hashes.
+    # A cache without symbolic links has the files themselves in the snapshot, and their names are not hashes.
     links = (path for path in snapshot.rglob("*") if path.is_symlink()) if snapshot else ()
     blobs = sorted({path.resolve() for path in links})
     damaged = tuple(blob for blob in blobs if not _is_as_named(blob))
@@ -40,7 +40,8 @@ def verify_base(config: Stage3Config) -> Verified:
 
 
 def _is_as_named(blob: Path) -> bool:
-    """64 digits are a SHA-256 of the bytes, 40 are git's SHA-1 of a header and the bytes; other names are not hashes."""
+    """Whether the bytes match the name: 64 digits are a SHA-256 of them, 40 are git's SHA-1 of a header and them. Any other name
+    is not a hash, and passes."""
     if not blob.exists():
         return False
     if len(blob.name) == 64:

@@ -1,13 +1,13 @@
-"""Log-probabilities of labels from last hidden states, without ever holding the (N, V) logits.
+"""Log-probabilities of labels from last hidden states, without ever materialising the (N, V) logits.
 
-The plain way makes logits of all positions, and autograd keeps several tensors of that size: with 2,000 positions and a
-vocabulary of 256,000, each is 2 GB in float32. Here logits exist one tile at a time. Statistics of a softmax can be
+The usual way computes the logits of all positions, and autograd keeps several tensors of that size: with 2,000 positions and a
+vocabulary of 256,000, each takes 2 GB in float32. Here logits exist one tile at a time. The statistics of a softmax can be
 carried from tile to tile (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"), and so can its gradient:
 
     d log p(label) / d h = W[label] - sum over v of p(v) W[v]
 
-is found in the same pass, as attention without its scores is (Dao et al. 2022, FlashAttention), so that the backward pass
-only scales it. A head that is trained itself needs its own gradient as well: then tiles are computed again.
+is computed in the same pass, as FlashAttention (Dao et al. 2022) computes attention without storing the scores, so that the
+backward pass only scales it. If the head itself is trained, it needs its own gradient, and the tiles are computed again.
 
 Letters for shapes: N positions, H hidden size, V vocabulary, n and v the sizes of a tile. Imports torch; import it where it is
 used.
@@ -23,21 +23,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from engine.models.tensors import whole
+from engine.models.tensors import full_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TILE_POSITIONS, TILE_WORDS = 512, 4096
-"""8 MB in float32: a few such tiles stay in a processor's cache (bench/head.py)."""
+TILE_POSITIONS, TILE_TOKENS = 512, 4096
+"""A tile takes 8 MB in float32, so that a few of them fit a processor's cache (bench/head.py)."""
 
-SAME_IN_FLOAT32, SAME_IN_HALF = 1e-3, 0.1
-"""Nats per token: in 16 bits a model rounds its logits, which a tile does not."""
+TOLERANCE_FLOAT32, TOLERANCE_HALF = 1e-3, 0.1
+"""Nats per token. A model in 16 bits rounds its logits, which a tile does not."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """How a model gets logits of hidden states h: softcap · tanh(scale · (W h + b) / softcap)."""
+    """How a model computes logits from hidden states h: softcap · tanh(scale · (W h + b) / softcap)."""
 
     weight: Tensor
     """(V, H)."""
@@ -47,67 +47,68 @@ class Head:
     softcap: float | None = None
 
     @property
-    def trained(self) -> bool:
+    def is_trained(self) -> bool:
         return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
 
-class Figures(NamedTuple):
-    """Per position, each (N,) in float32. Only `logps` has a gradient."""
+class LabelStatistics(NamedTuple):
+    """Statistics per position, each (N,), in float32 except for `is_top1`. Only `logps` has a gradient."""
 
     logps: Tensor
     """Log-probability of the label, in nats."""
     entropy: Tensor
-    """Of the distribution that the label was drawn from, in nats."""
+    """Entropy of the distribution over the vocabulary, in nats."""
     mean_logits: Tensor
     is_top1: Tensor
-    """Bool: whether no word is likelier than the label."""
+    """Bool: whether no token is likelier than the label."""
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
-    """The model's head as it is now (PEFT may have put a trained copy in its place); None if it is not a plain matrix.
+    """The model's current head (PEFT may have replaced it with a trained copy); None if it is not a plain linear layer.
 
-    What the forward does to logits beyond `Head` cannot be seen here: compare with the model's own logits before use.
+    Whether the forward pass changes the logits in other ways than `Head` describes cannot be seen here: check with
+    `reproduces_logits` before use.
     """
-    module = _active(model.get_output_embeddings())
+    module = _active_module(model.get_output_embeddings())
     if type(module) is not nn.Linear:
         return None
-    scale, softcap = _of_logits(model.config)
-    return Head(whole(module.weight), None if module.bias is None else whole(module.bias), scale, softcap)
+    scale, softcap = _logit_scaling(model.config)
+    return Head(full_tensor(module.weight), None if module.bias is None else full_tensor(module.bias), scale, softcap)
 
 
-def explains_logits(model: PreTrainedModel, call: Callable[..., Any] | None = None) -> bool:
-    """Whether `head_of` gives the model's own logits, on a few tokens. A model may do more to them than its head says.
+def reproduces_logits(model: PreTrainedModel, forward: Callable[..., Any] | None = None) -> bool:
+    """Whether `head_of` reproduces the model's own logits, on a few tokens. A model may change them after its head.
 
-    call   what is called for them, by default the model: of one that is spread over processes, what it was wrapped into
+    forward   computes the logits; by default the model. For a sharded model, the module that wraps it
     """
     try:
         head = head_of(model)
-        return head is not None and _difference(model, call or model, head) < (
-            SAME_IN_FLOAT32 if model.dtype == torch.float32 else SAME_IN_HALF
+        return head is not None and _difference(model, forward or model, head) < (
+            TOLERANCE_FLOAT32 if model.dtype == torch.float32 else TOLERANCE_HALF
         )
     except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
         return False
 
 
-def _difference(model: PreTrainedModel, call: Callable[..., Any], head: Head) -> float:
+def _difference(model: PreTrainedModel, forward: Callable[..., Any], head: Head) -> float:
     """Mean difference in nats per token between our log-probabilities and those of the model's logits."""
-    seen: list[Any] = []
-    hook = model.base_model.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
+    hidden_states: list[Any] = []
+    hook = model.base_model.register_forward_hook(lambda _, __, output: hidden_states.append(output.last_hidden_state))
     ids = (torch.arange(1, 9, device=model.device) * 7 % len(head.weight)).unsqueeze(0)
     try:
         with torch.no_grad():
-            logits = call(input_ids=ids, use_cache=False).logits
+            logits = forward(input_ids=ids, use_cache=False).logits
     finally:
         hook.remove()
     labels = ids[0].flip(0)
     theirs = logits[0].float().log_softmax(dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
     with torch.no_grad():
-        ours = label_figures(head, seen[0][0], labels).logps
+        ours = label_statistics(head, hidden_states[0][0], labels).logps
     return float((theirs - ours).abs().mean())
 
 
-def _active(module: Any) -> Any:
-    """The module that computes: PEFT's copy of `modules_to_save`, unless adapters are disabled."""
+def _active_module(module: Any) -> Any:
+    """The module in use: PEFT's copy from `modules_to_save`, unless adapters are disabled."""
     from peft.utils.other import ModulesToSaveWrapper
 
     if not isinstance(module, ModulesToSaveWrapper):
@@ -116,173 +117,186 @@ def _active(module: Any) -> Any:
     return module.modules_to_save[on[0]] if on else module.original_module
 
 
-def _of_logits(config: Any) -> tuple[float, float | None]:
-    """Scale and cap of logits, by the names in transformers' configurations: Gemma 2 caps them; Cohere and Falcon-H1 multiply,
-    Granite and MiniCPM 3 divide them.
+def _logit_scaling(config: Any) -> tuple[float, float | None]:
+    """Scale and softcap of the logits, by their names in transformers' configurations: Gemma 2 caps the logits; Cohere and
+    Falcon-H1 multiply them, Granite and MiniCPM 3 divide them.
     """
     text = config.get_text_config()
 
-    def named(name: str) -> float | None:
+    def number(name: str) -> float | None:
         value = getattr(text, name, None)
         return float(value) if isinstance(value, (int, float)) else None
 
-    factors = map(named, ("logit_scale", "output_multiplier", "lm_head_multiplier"))
+    factors = map(number, ("logit_scale", "output_multiplier", "lm_head_multiplier"))
     scale = next((value for value in factors if value is not None), None)
-    divisor = named("logits_scaling")
+    divisor = number("logits_scaling")
     if scale is None and divisor:
         scale = divisor if text.model_type == "hyperclovax" else 1 / divisor
-    return 1.0 if scale is None else scale, named("final_logit_softcapping")
+    return 1.0 if scale is None else scale, number("final_logit_softcapping")
 
 
-def label_figures(head: Head, hidden: Tensor, labels: Tensor) -> Figures:
-    """The figures of `labels` (N,) after `hidden` (N, H), computed in float32. Exact, with the gradient of all that is trained."""
-    wanted = torch.is_grad_enabled() and (hidden.requires_grad or head.trained)
-    here, there = labels.device, head.weight.device  # of a base on several GPUs the head may be elsewhere
-    figures = LabelFigures.apply(  # type: ignore[no-untyped-call]
-        hidden.to(there), head.weight, head.bias, labels.to(there), head.scale, head.softcap, wanted
+def label_statistics(head: Head, hidden: Tensor, labels: Tensor) -> LabelStatistics:
+    """The statistics of `labels` (N,) after `hidden` (N, H), computed in float32. They are exact, with gradients for `hidden` and,
+    if it is trained, for the head."""
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.is_trained)
+    label_device, head_device = (
+        labels.device,
+        head.weight.device,
+    )  # with a base model on several GPUs, the head may be on another one
+    statistics = LabelStatisticsFunction.apply(  # type: ignore[no-untyped-call]
+        hidden.to(head_device), head.weight, head.bias, labels.to(head_device), head.scale, head.softcap, needs_grad
     )
-    return Figures(*(figure.to(here) for figure in figures))
+    return LabelStatistics(*(figure.to(label_device) for figure in statistics))
 
 
-class LabelFigures(torch.autograd.Function):
+class LabelStatisticsFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,
-        scale: float, softcap: float | None, wanted: bool,
+        scale: float, softcap: float | None, needs_grad: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         head = Head(weight, bias, scale, softcap)
-        once = wanted and not any(ctx.needs_input_grad[1:3])
+        single_pass = needs_grad and not any(ctx.needs_input_grad[1:3])
         with torch.autocast(hidden.device.type, enabled=False):
-            pass_ = _Pass(head, hidden.float(), labels, gradient=once)
-            pass_.read()
-            figures = pass_.figures()
-            ctx.head, ctx.once = (scale, softcap), once
-            if once:
+            pass_ = _Pass(head, hidden.float(), labels, gradient=single_pass)
+            pass_.run()
+            statistics = pass_.statistics()
+            ctx.head, ctx.single_pass = (scale, softcap), single_pass
+            if single_pass:
                 ctx.dtype = hidden.dtype
-                ctx.save_for_backward(pass_.slope_of_hidden())
-            elif wanted:
+                ctx.save_for_backward(pass_.hidden_grad())
+            elif needs_grad:
                 ctx.save_for_backward(hidden, weight, bias, labels, pass_.log_sum)
-        ctx.mark_non_differentiable(*figures[1:])
-        return tuple(figures)
+        ctx.mark_non_differentiable(*statistics[1:])
+        return tuple(statistics)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, slope: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        if ctx.once:
-            (slope_of_hidden,) = ctx.saved_tensors
-            return (slope_of_hidden.mul(slope.unsqueeze(1)).to(ctx.dtype), *(None,) * 6)
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        if ctx.single_pass:
+            (hidden_grad,) = ctx.saved_tensors
+            return (hidden_grad.mul(grad.unsqueeze(1)).to(ctx.dtype), *(None,) * 6)
         hidden, weight, bias, labels, log_sum = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
-            found = _slopes(Head(weight, bias, *ctx.head), hidden, labels, log_sum, slope.float())
+            found = _gradients(Head(weight, bias, *ctx.head), hidden, labels, log_sum, grad.float())
         return (*found, None, None, None, None)
 
 
 class _Pass:
-    """One pass over all tiles: what is known of each position after the words that were read so far."""
+    """One pass over all tiles. Holds the running statistics of each position over the part of the vocabulary processed so far.
+
+    Below, z are the logits of a position, and max is the largest of them so far.
+    """
 
     def __init__(self, head: Head, hidden: Tensor, labels: Tensor, *, gradient: bool) -> None:
         self.head, self.hidden, self.labels = head, hidden, labels
         zeros = hidden.new_zeros(len(hidden))
-        self.highest = torch.full_like(zeros, -torch.inf)
-        self.sum, self.weighted, self.total, self.of_label = zeros, zeros.clone(), zeros.clone(), zeros.clone()
-        """Sums over words of exp(z - highest), of that times z, and of z; z of the label. All (N,)."""
-        self.mean_row = torch.zeros_like(hidden) if gradient else None
-        """(N, H): the sum over words of exp(z - highest) · dz/d(W h) · W[v]."""
+        self.max_logit = torch.full_like(zeros, -torch.inf)
+        self.exp_sum, self.exp_logit_sum, self.logit_sum, self.label_logit = (
+            zeros,
+            zeros.clone(),
+            zeros.clone(),
+            zeros.clone(),
+        )
+        """Sums over the vocabulary of exp(z - max), of exp(z - max) · z, and of z; and the label's z. All (N,)."""
+        self.weighted_rows = torch.zeros_like(hidden) if gradient else None
+        """(N, H): the sum over the vocabulary of exp(z - max) · dz/d(W h) · W[v]."""
 
-    def read(self) -> None:
-        for words in _slices(len(self.head.weight), TILE_WORDS):
-            weight = self.head.weight[words].float()  # (v, H)
+    def run(self) -> None:
+        for vocab_slice in _slices(len(self.head.weight), TILE_TOKENS):
+            weight = self.head.weight[vocab_slice].float()  # (v, H)
             for rows in _slices(len(self.hidden), TILE_POSITIONS):
-                self._fold(rows, words.start, _logits(self.head, self.hidden[rows], weight, words), weight)
+                self._fold(rows, vocab_slice.start, _logits(self.head, self.hidden[rows], weight, vocab_slice), weight)
 
-    def _fold(self, rows: slice, first: int, logits: Tensor, weight: Tensor) -> None:
-        highest = torch.maximum(self.highest[rows], logits.amax(dim=1))
-        shrink = (self.highest[rows] - highest).exp_()
-        shares = (logits - highest.unsqueeze(1)).exp_()  # (n, v)
-        self.highest[rows] = highest
-        self.sum[rows] = self.sum[rows] * shrink + shares.sum(dim=1)
-        self.weighted[rows] = self.weighted[rows] * shrink + torch.linalg.vecdot(shares, logits)
-        self.total[rows] += logits.sum(dim=1)
-        _put_label_logits(self.of_label[rows], logits, self.labels[rows] - first)
-        if self.mean_row is not None:
+    def _fold(self, rows: slice, offset: int, logits: Tensor, weight: Tensor) -> None:
+        """Add one tile of logits, (n, v), whose first token is `offset`; `weight` is its part of the head, (v, H)."""
+        max_logit = torch.maximum(self.max_logit[rows], logits.amax(dim=1))
+        rescale = (self.max_logit[rows] - max_logit).exp_()
+        exp_logits = (logits - max_logit.unsqueeze(1)).exp_()  # (n, v)
+        self.max_logit[rows] = max_logit
+        self.exp_sum[rows] = self.exp_sum[rows] * rescale + exp_logits.sum(dim=1)
+        self.exp_logit_sum[rows] = self.exp_logit_sum[rows] * rescale + torch.linalg.vecdot(exp_logits, logits)
+        self.logit_sum[rows] += logits.sum(dim=1)
+        _store_label_logits(self.label_logit[rows], logits, self.labels[rows] - offset)
+        if self.weighted_rows is not None:
             if self.head.softcap is not None:
-                shares *= _capping(logits, self.head.softcap)
-            self.mean_row[rows].mul_(shrink.unsqueeze(1)).addmm_(shares, weight)
+                exp_logits *= _softcap_grad(logits, self.head.softcap)
+            self.weighted_rows[rows].mul_(rescale.unsqueeze(1)).addmm_(exp_logits, weight)
 
     @property
     def log_sum(self) -> Tensor:
-        return self.highest + self.sum.log()
+        return self.max_logit + self.exp_sum.log()
 
-    def figures(self) -> Figures:
-        return Figures(
-            self.of_label - self.log_sum,
-            self.log_sum - self.weighted / self.sum,
-            self.total / len(self.head.weight),
-            self.of_label >= self.highest,
+    def statistics(self) -> LabelStatistics:
+        return LabelStatistics(
+            self.label_logit - self.log_sum,
+            self.log_sum - self.exp_logit_sum / self.exp_sum,
+            self.logit_sum / len(self.head.weight),
+            self.label_logit >= self.max_logit,
         )
 
-    def slope_of_hidden(self) -> Tensor:
-        """(N, H): d logp / d h."""
-        assert self.mean_row is not None
+    def hidden_grad(self) -> Tensor:
+        """The gradient of the log-probabilities with respect to the hidden states, (N, H)."""
+        assert self.weighted_rows is not None
         own = self.head.weight[self.labels].float()
         if self.head.softcap is not None:
-            own = own * _capping(self.of_label, self.head.softcap).unsqueeze(1)
-        return own.sub_(self.mean_row.div_(self.sum.unsqueeze(1))).mul_(self.head.scale)
+            own = own * _softcap_grad(self.label_logit, self.head.softcap).unsqueeze(1)
+        return own.sub_(self.weighted_rows.div_(self.exp_sum.unsqueeze(1))).mul_(self.head.scale)
 
 
-def _slopes(
-    head: Head, hidden: Tensor, labels: Tensor, log_sum: Tensor, slope: Tensor
+def _gradients(
+    head: Head, hidden: Tensor, labels: Tensor, log_sum: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients for hidden states, weight and bias, from `slope` (N,), that of the log-probabilities."""
-    states = hidden.float()
-    of_hidden = torch.zeros_like(states)
-    of_weight = torch.zeros(head.weight.shape, dtype=torch.float32, device=hidden.device)
-    of_bias = None if head.bias is None else torch.zeros(len(head.bias), device=hidden.device)
-    for words in _slices(len(head.weight), TILE_WORDS):
-        weight = head.weight[words].float()
+    """Gradients of hidden states (N, H), weight (V, H) and bias (V,), from `grad` (N,), the gradient of the log-probabilities."""
+    hidden_float = hidden.float()
+    hidden_grads = torch.zeros_like(hidden_float)
+    weight_grads = torch.zeros(head.weight.shape, dtype=torch.float32, device=hidden.device)
+    bias_grads = None if head.bias is None else torch.zeros(len(head.bias), device=hidden.device)
+    for vocab_slice in _slices(len(head.weight), TILE_TOKENS):
+        weight = head.weight[vocab_slice].float()
         for rows in _slices(len(hidden), TILE_POSITIONS):
-            logits = _logits(head, states[rows], weight, words)
-            here = slope[rows].unsqueeze(1)
-            slopes = (logits - log_sum[rows].unsqueeze(1)).exp_().mul_(-here)  # (n, v), of the logits
-            _add_at_labels(slopes, labels[rows] - words.start, slope[rows])
+            logits = _logits(head, hidden_float[rows], weight, vocab_slice)
+            row_grads = grad[rows].unsqueeze(1)
+            logit_grads = (logits - log_sum[rows].unsqueeze(1)).exp_().mul_(-row_grads)  # (n, v)
+            _add_label_grads(logit_grads, labels[rows] - vocab_slice.start, grad[rows])
             if head.softcap is not None:
-                slopes *= _capping(logits, head.softcap)
-            slopes *= head.scale
-            of_hidden[rows].addmm_(slopes, weight)
-            of_weight[words].addmm_(slopes.T, states[rows])
-            if of_bias is not None:
-                of_bias[words] += slopes.sum(dim=0)
+                logit_grads *= _softcap_grad(logits, head.softcap)
+            logit_grads *= head.scale
+            hidden_grads[rows].addmm_(logit_grads, weight)
+            weight_grads[vocab_slice].addmm_(logit_grads.T, hidden_float[rows])
+            if bias_grads is not None:
+                bias_grads[vocab_slice] += logit_grads.sum(dim=0)
     return (
-        of_hidden.to(hidden.dtype),
-        of_weight.to(head.weight.dtype),
-        None if of_bias is None or head.bias is None else of_bias.to(head.bias.dtype),
+        hidden_grads.to(hidden.dtype),
+        weight_grads.to(head.weight.dtype),
+        None if bias_grads is None or head.bias is None else bias_grads.to(head.bias.dtype),
     )
 
 
-def _logits(head: Head, hidden: Tensor, weight: Tensor, words: slice) -> Tensor:
-    """One tile, (n, v), in float32."""
+def _logits(head: Head, hidden: Tensor, weight: Tensor, vocab_slice: slice) -> Tensor:
+    """One tile of logits, (n, v), in float32."""
     logits = hidden @ weight.T
     if head.bias is not None:
-        logits += head.bias[words].float()
+        logits += head.bias[vocab_slice].float()
     if head.softcap is not None:
         return logits.mul_(head.scale / head.softcap).tanh_().mul_(head.softcap)
     return logits if head.scale == 1.0 else logits.mul_(head.scale)
 
 
-def _capping(logits: Tensor, softcap: float) -> Tensor:
-    """The slope of the cap where it gave these logits: 1 - tanh²."""
+def _softcap_grad(logits: Tensor, softcap: float) -> Tensor:
+    """The derivative of the softcap, from the logits that it returned: 1 - tanh²."""
     return 1 - (logits / softcap).square_()
 
 
-def _put_label_logits(into: Tensor, logits: Tensor, columns: Tensor) -> None:
-    """Where a label is a word of this tile, its logit."""
+def _store_label_logits(into: Tensor, logits: Tensor, columns: Tensor) -> None:
+    """Store the logits of the labels that are in this tile; `columns` are the labels' columns, which may lie outside of it."""
     within = (columns >= 0) & (columns < logits.shape[1])
     into[within] = logits[within, columns[within]]
 
 
-def _add_at_labels(slopes: Tensor, columns: Tensor, slope: Tensor) -> None:
-    within = (columns >= 0) & (columns < slopes.shape[1])
-    slopes[within, columns[within]] += slope[within]
+def _add_label_grads(logit_grads: Tensor, columns: Tensor, grad: Tensor) -> None:
+    within = (columns >= 0) & (columns < logit_grads.shape[1])
+    logit_grads[within, columns[within]] += grad[within]
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given replies, in forward passes without decoding. A prefix that several rows share is read once."""
+"""Log-probabilities of given replies, in forward passes without decoding. A prefix that several rows share is computed once."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Row = tuple[Sequence[int], Sequence[int]]
 
 
 class Likelihood(NamedTuple):
-    """Of a reply after its prompt, in nats, summed over its tokens."""
+    """The likelihood of a reply after its prompt, in nats, summed over its tokens."""
 
     logp: float
     entropy: float
-    """What −logp would be on average, had the model drawn these tokens itself."""
+    """The average of −logp if the model had sampled these tokens itself."""
 
 
 def reply_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[Likelihood]:
-    """How likely each reply is after its prompt, in the order of `rows`.
+    """The likelihood of each reply after its prompt, in the order of `rows`.
 
     Batches rows of similar length, and halves a batch if memory runs out.
     """
@@ -39,40 +39,40 @@ def reply_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> 
     vocabulary = int(model.config.get_text_config().vocab_size)
     prefixes = _shared_prefixes(model, rows)
     lengths = [len(prompt) - prefix.length + len(reply) for (prompt, reply), prefix in zip(rows, prefixes, strict=True)]
-    found: dict[int, Likelihood] = {}
+    likelihoods: dict[int, Likelihood] = {}
     for group in group_by_length(lengths, TOKENS_PER_FORWARD.get(model.device.type, max(lengths))):
         step = max(1, LOGITS_PER_FORWARD // (vocabulary * max(len(rows[row][1]) for row in group)))
         for start in range(0, len(group), step):
             batch = group[start : start + step]
-            read = halve_on_oom(
+            values = halve_on_oom(
                 lambda part: _likelihoods(model, [rows[row] for row in part], [prefixes[row] for row in part], pad),
                 batch,
                 free_memory,
             )
-            found.update(zip(batch, read, strict=True))
-    return [found[row] for row in range(len(rows))]
+            likelihoods.update(zip(batch, values, strict=True))
+    return [likelihoods[row] for row in range(len(rows))]
 
 
 def _shared_prefixes(model: PreTrainedModel, rows: Sequence[Row]) -> list[PrefixMatch]:
-    """Of each row the prefix that is read already: all of a prompt that occurs twice but its last token, or what the other
-    prompts have in common (the template's system message).
+    """The cached prefix of each row: a prompt that occurs twice, except for its last token; for the other prompts, what they have
+    in common (the template's system message).
     """
     import torch
 
     from engine.models.generation.kv_cache import attends_to_all
-    from engine.models.generation.prefill import read_rows
+    from engine.models.generation.prefill import prefill_rows
 
     counts = Counter(tuple(prompt) for prompt, _ in rows)
-    alone = [prompt for prompt, count in counts.items() if count == 1]
-    wanted = [prompt[:-1] for prompt, count in counts.items() if count > 1]
-    if len(alone) > 1:
-        wanted.append(tuple(common_prefix(alone))[: min(map(len, alone)) - 1])
-    wanted = [ids for ids in wanted if len(ids) >= MIN_PREFIX_TOKENS]
-    if not wanted or not attends_to_all(model, max(sum(map(len, row)) for row in rows)):
+    unique = [prompt for prompt, count in counts.items() if count == 1]
+    shared = [prompt[:-1] for prompt, count in counts.items() if count > 1]
+    if len(unique) > 1:
+        shared.append(tuple(common_prefix(unique))[: min(map(len, unique)) - 1])
+    shared = [ids for ids in shared if len(ids) >= MIN_PREFIX_TOKENS]
+    if not shared or not attends_to_all(model, max(sum(map(len, row)) for row in rows)):
         return [PrefixMatch()] * len(rows)
     cache = PrefixCache()
     with torch.inference_mode():
-        cache.keep([read_rows(model, [ids], [PrefixMatch()], pad=0).prefix(0) for ids in wanted])
+        cache.keep_rows([prefill_rows(model, [ids], [PrefixMatch()], pad=0).prefix(0) for ids in shared])
     return [cache.longest(prompt) for prompt, _ in rows]
 
 
@@ -85,14 +85,14 @@ def _likelihoods(
 
     replies = [reply for _, reply in rows]
     longest = max(map(len, replies))
-    read = [[*prompt, *reply[:-1]] for prompt, reply in rows]  # nothing is asked after a reply's last token
+    inputs = [[*prompt, *reply[:-1]] for prompt, reply in rows]  # the logits after a reply's last token are not needed
     with torch.inference_mode():
-        logits = _logits_before(model, read, prefixes, pad, longest)  # (R, L, V), L the longest reply
+        logits = _logits_before(model, inputs, prefixes, pad, longest)  # (R, L, V), L the longest reply
         targets = left_padded(replies, pad, model.device)  # (R, L)
-        everything = torch.log_softmax(logits.float(), dim=-1)
-        entropies = -(everything.exp() * everything).sum(dim=-1)  # (R, L)
-        logps = everything.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (R, L)
-        # Replies are right-aligned; columns to the left of a shorter one belong to its prompt.
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        entropies = -(log_probs.exp() * log_probs).sum(dim=-1)  # (R, L)
+        logps = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (R, L)
+        # Replies are aligned on the right; the columns to the left of a shorter one belong to its prompt.
         of_reply = left_padded([[1] * len(reply) for reply in replies], 0, model.device)
         sums = ((values * of_reply).sum(dim=-1).tolist() for values in (logps, entropies))
         return [Likelihood(*both) for both in zip(*sums, strict=True)]
@@ -101,11 +101,11 @@ def _likelihoods(
 def _logits_before(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], prefixes: Sequence[PrefixMatch], pad: int, keep: int
 ) -> Tensor:
-    """The logits after the last `keep` tokens of each row, (R, keep, V). Any model can read rows that have no prefix."""
-    from engine.models.generation.prefill import left_padded, positions_of, read_rows
+    """The logits after the last `keep` tokens of each row, (R, keep, V). Without prefixes, this works for any model."""
+    from engine.models.generation.prefill import left_padded, positions_of, prefill_rows
 
     if any(prefix.length for prefix in prefixes):
-        return read_rows(model, rows, prefixes, pad, keep).logits
+        return prefill_rows(model, rows, prefixes, pad, keep).logits
     mask = left_padded([[1] * len(row) for row in rows], 0, model.device)
     ids = left_padded(rows, pad, model.device)
     logits: Tensor = model(

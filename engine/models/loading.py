@@ -1,6 +1,6 @@
 """Load the base model, the tokenizer and the adapter: safetensors only, no remote code, a resolved revision.
 
-torch and transformers are imported inside the functions, so that nothing pays for them before a stage needs them.
+torch and transformers are imported inside the functions, so that nothing loads them before a stage needs them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.machine.memory import freeze_libraries
 from engine.models.placement import gpus_of_base, require_on_gpus
 from engine.models.templates.option import default_template, missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, own_template, writes_date
-from engine.models.templates.trial import require_an_end
+from engine.models.templates.termination import require_termination
 from engine.run.folder import Run
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ POLICY_ADAPTER = "default"
 
 
 def resolve_dtype(config: Stage3Config) -> torch.dtype:
-    """The number format to compute in: as given, or as chosen by this run's preflight (`engine.models.number_format`); before
-    preflight, bfloat16 if the GPU supports it, else float32.
+    """The number format to compute in: that of --dtype, or the choice of this run's preflight (`engine.models.number_format`).
+    Before preflight it is bfloat16 if the GPU supports it, else float32.
     """
     import torch
 
@@ -54,7 +54,7 @@ def dtype_name(dtype: torch.dtype | str) -> str:
 
 def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with left padding and the template of --chat-template or its own. Raises PreconditionError if
-    there is no chat template or no default among several, ConfigError if it cannot be read."""
+    there is no chat template, or no default among several, and ConfigError if the file of --chat-template cannot be read."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.base_model_id, **hub_arguments(config, token))
@@ -67,7 +67,7 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
             "Conversations are rendered with a chat template, the same for generation and training.",
             missing_template_advice(config),
         )
-    require_an_end(own_template(tokenizer), config.base_model_id)
+    require_termination(own_template(tokenizer), config.base_model_id)
     if writes_date(tokenizer):
         fix_date(tokenizer, run_date(config))
     tokenizer.padding_side = "left"
@@ -77,7 +77,7 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
 
 
 def run_date(config: Stage3Config) -> date:
-    """The date recorded by this run's preflight; before that, today."""
+    """The date that this run's preflight recorded; before preflight, today."""
     recorded = Run(config.output_dir).result("preflight").get("date")
     return date.fromisoformat(recorded) if recorded else date.today()
 
@@ -87,9 +87,9 @@ def load_base(
 ) -> PreTrainedModel:
     """The base model in the resolved dtype, in eval mode; in 4 bits with --load-in-4bit.
 
-    device   by default that of --device, or several GPUs if one has no room (`engine.models.placement`)
+    device   by default that of --device, or several GPUs if one is too small (`engine.models.placement`)
 
-    Raises PreconditionError if 4 bits are not possible, or no GPUs have room.
+    Raises PreconditionError if 4-bit weights are not possible, or the GPUs are too small.
     """
     freeze_libraries()
     from transformers import AutoModelForCausalLM
@@ -107,7 +107,7 @@ def load_base(
 
 
 def gpus_for_base(config: Stage3Config, token: str | None = None) -> int:
-    """How many GPUs of this machine hold the base model in one process. More than one only with `--sharding fsdp`."""
+    """How many GPUs of this machine hold the base model in one process; more than one only with `--sharding fsdp`."""
     if config.sharding != "fsdp":
         return 1  # without importing torch
     return gpus_of_base(config, dtype_name(resolve_dtype(config)), hub_arguments(config, token))
@@ -133,8 +133,8 @@ def quantization_arguments(config: Stage3Config, dtype: torch.dtype) -> dict[str
     if dtype_name(dtype) == "float32":
         raise PreconditionError(
             "--load-in-4bit computes in 16 bits, but the number format is float32.",
-            "Either --dtype float32 was given, or the GPU has no bfloat16 and float16 was found to overflow.",
-            "Give --dtype float16 (or bfloat16), or omit --load-in-4bit.",
+            "Either --dtype float32 is set, or the GPU has no bfloat16 and float16 was found to overflow.",
+            "Use --dtype float16 (or bfloat16), or omit --load-in-4bit.",
         )
     from transformers import BitsAndBytesConfig
 
@@ -143,8 +143,8 @@ def quantization_arguments(config: Stage3Config, dtype: torch.dtype) -> dict[str
 
 
 def restore_adapter(policy: PeftModel, copy: str) -> None:
-    """Copy the tensors of the adapter `copy` to the policy's adapter, in their format. With 4-bit weights TRL rounds the policy's
-    adapter to bfloat16, so it would differ from the reference before the first step.
+    """Copy the tensors of the adapter `copy` back to the policy's adapter, in their number format. With 4-bit weights TRL rounds
+    the policy's adapter to bfloat16, so it would differ from the reference before the first step.
     """
     with_copy = dict(policy.named_parameters())
     for name, parameter in with_copy.items():

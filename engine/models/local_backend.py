@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class LocalBackend:
     """Generates replies with a model in memory. `tokens` counts generated tokens.
 
-    The prefixes of a call are cached until the next one, so a conversation that continues one of them is not read again.
+    The prefixes of a call are cached until the next one, so a conversation that continues one of them is not prefilled again.
     """
 
     def __init__(
@@ -32,33 +32,33 @@ class LocalBackend:
         self.tokenizer = tokenizer
         self.tokens = 0
         self.processes = 1
-        """Those that generate side by side on this machine."""
-        self._asked_for = batch_size
-        self._fits: int | None = None
-        """The batch size that fits, once a larger one ran out of memory."""
-        self._memory = PrefixCache()
+        """Number of processes that generate at the same time on this machine."""
+        self._requested_size = batch_size
+        self._fitting_size: int | None = None
+        """The batch size that fits, once a larger one has run out of memory."""
+        self._prefix_cache = PrefixCache()
         self._stop = stop
 
     def reply(
         self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
     ) -> list[Reply]:
-        def work(rows: Sequence[int]) -> list[Reply]:
-            self._under_way = len(rows)
+        def generate_rows(rows: Sequence[int]) -> list[Reply]:
+            self._current_rows = len(rows)
             return generate(
                 self.model,
                 self.tokenizer,
                 [conversations[row] for row in rows],
                 settings,
                 seeds=[seeds[row] for row in rows],
-                memory=self._memory,
+                prefix_cache=self._prefix_cache,
                 should_stop=lambda: self._stop.requested,
             )
 
         replies: list[Reply] = []
         while len(replies) < len(conversations):
-            step = self._fits or len(conversations)
+            step = self._fitting_size or len(conversations)
             rows = range(len(conversations))[len(replies) : len(replies) + step]
-            replies += halve_on_oom(work, rows, self._free_memory_for)
+            replies += halve_on_oom(generate_rows, rows, self._free_memory_for)
         self._stop.raise_if_requested()
         self.tokens += sum(reply.tokens for reply in replies)
         return replies
@@ -67,7 +67,7 @@ class LocalBackend:
         return prompt_length(self.tokenizer, conversation)
 
     def batch_size(self, longest: int) -> int:
-        return self._asked_for or fitting_batch_size(self.model, longest, self.processes)
+        return self._requested_size or fitting_batch_size(self.model, longest, self.processes)
 
     def check(self, settings: SamplingSettings) -> list[str]:
         return []
@@ -77,24 +77,24 @@ class LocalBackend:
 
     @property
     def context_length(self) -> int | None:
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(most) if most else None
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(limit) if limit else None
 
     def clear_cache(self) -> None:
-        """Drop cached prefixes, for measurements or to free memory."""
-        self._memory.forget()
+        """Drop the cached prefixes, for a measurement or to free memory."""
+        self._prefix_cache.clear()
 
     def _free_memory_for(self) -> None:
-        self._fits = max(self._under_way // 2, 1)
+        self._fitting_size = max(self._current_rows // 2, 1)
         self.clear_cache()
         free_memory()
 
 
 def load_stage2_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> LocalBackend:
-    """The Stage 2 policy, for generation only, so the adapter may be merged into it.
+    """The Stage 2 policy for generation only, so that its adapter may be merged.
 
-    It is merged in float32. In 16 bits merging would round the weights (by up to 5e-4, measured), and the policy that drafts
-    would differ from the one that trains.
+    It is merged in float32 only. In 16 bits, merging would round the weights (by up to 5e-4, measured), and the policy that
+    drafts would differ from the one that trains.
     """
     import torch
 

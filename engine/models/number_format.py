@@ -1,6 +1,6 @@
 """Choose the number format by testing it.
 
-float16 ends at 65,504. Gemma's hidden states exceed that, which turns every answer into NaN (unsloth#4014).
+The largest float16 is 65,504. Gemma's hidden states exceed it, which turns all logits into NaN (unsloth#4014).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 PROBE_SCALE = 1024.0
-"""float16 training scales the loss up so that small gradients survive; it starts at 65,536 and backs off on overflow."""
+"""float16 training scales the loss up so that small gradients do not underflow; it starts at 65,536 and backs off on overflow."""
 
 
 def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str, str]:
-    """(value of --dtype, reason).
+    """Returns the value for --dtype and the reason for it.
 
-    overflow   tries float16 on the real adapter and real prompts; returns what overflowed, or an empty string
+    overflow   tries float16 with the run's adapter and prompts; returns what overflowed, or an empty string
     """
     if config.dtype != "auto":
         return config.dtype, f"--dtype {config.dtype}"
     device = resolve_device(config)
     if device.type != "cuda":
-        return "float32", "on the CPU; --dtype bfloat16 takes half the time where the processor computes in it"
+        return "float32", "on the CPU; --dtype bfloat16 takes half the time if the processor supports it"
     if gpu_has_bfloat16(device):
         return "bfloat16", "the GPU supports it"
     found = overflow()
@@ -40,8 +40,8 @@ def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str
 
 
 def overflow_in_float16(policy: PeftModel, texts: Sequence[Sequence[int]]) -> str:
-    """Run a forward and backward pass over `texts` (token ids) with the policy loaded in float16. Returns what is not finite, in a
-    few words; empty if everything is.
+    """Run a forward and a backward pass over each of `texts` (token ids) with the policy in float16. Returns what is not finite, in
+    a few words; empty if everything is.
     """
     import torch
 

@@ -25,18 +25,19 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor of which this process has a part (FSDP2): all processes ask for it together. Any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor, gathered from all ranks if it is sharded (FSDP2); then every rank must call this. Others are returned
+    unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def adapter_tensors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
     """The adapter's tensors by the names used in its file (`base_model.model.….lora_A.weight`)."""
-    return {name: whole(tensor) for name, tensor in adapter_parts(model, adapter_name).items()}
+    return {name: full_tensor(tensor) for name, tensor in local_adapter_tensors(model, adapter_name).items()}
 
 
-def adapter_parts(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
-    """As `adapter_tensors`, but of a model that is spread over processes what this one has. They share the model's memory."""
+def local_adapter_tensors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
+    """As `adapter_tensors`, but of a sharded model only this rank's shards. The tensors share the model's memory."""
     from peft import get_peft_model_state_dict
 
     # With save_embedding_layers="auto" PEFT would request the base model's configuration from the Hub.

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 RULE = (
-    "Trials that ended and are not worse than Stage 2; of them the highest mean change of the judge's score, without a "
-    "judge the highest held-out accuracy, then the highest margin; the earlier of two that are equal."
+    "Among the trials that finished and are not worse than Stage 2: the highest mean change of the judge's score or, "
+    "without a judge, the highest held-out accuracy; then the highest margin; then the earlier trial."
 )
 
 
@@ -28,13 +28,13 @@ Trial = TypeVar("Trial", bound=FinishedTrial)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """By RULE; None if no trial may be picked."""
-    ended = [each for each in trials if each.outcome == "done" and each.verdict not in ("worse", "")]
+    """The best trial by RULE; None if no trial may be picked."""
+    eligible = [each for each in trials if each.outcome == "done" and each.verdict not in ("worse", "")]
 
-    def merit(each: Trial) -> tuple[float, ...]:
+    def rank(each: Trial) -> tuple[float, ...]:
         return tuple(_value(each.figures.get(key)) for key in ("score_change", "reward_accuracy", "margin"))
 
-    return max(ended, key=merit, default=None)
+    return max(eligible, key=rank, default=None)
 
 
 def _value(figure: Any) -> float:

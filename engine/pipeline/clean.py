@@ -1,6 +1,6 @@
 """What `clean` may remove from a run folder: nothing that goes into the archive or that the next start needs.
 
-Looking needs no lock; the caller that removes holds the run, and looks again.
+Listing needs no lock. A caller that removes files holds the run's lock, and lists them again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CleanupItem:
     kind: Kind
     bytes: int
     why: str
-    """What it is; of one that is kept, what needs it."""
+    """What it is or, if it is kept, what needs it."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,7 +43,7 @@ class CleanupItem:
 class Cleanup:
     removable: tuple[CleanupItem, ...]
     kept: tuple[CleanupItem, ...]
-    """What one may think that it could go, and what needs it."""
+    """What looks removable but is still needed."""
 
     @property
     def bytes(self) -> int:
@@ -55,7 +55,7 @@ class Cleanup:
 
 
 def find_removable(run: Run) -> Cleanup:
-    """Of the run and of its trials."""
+    """What can be removed from the run and its trials, and what must stay."""
     trials = trials_of(run)
     found = [*_caches(run, trials)]
     for one in (run, *trials):
@@ -65,7 +65,7 @@ def find_removable(run: Run) -> Cleanup:
 
 
 def remove(run: Run, items: Iterable[CleanupItem]) -> None:
-    """Remove these. The caller has acquired the run, and its trials. Raises OSError."""
+    """Remove these items. The caller has acquired the run and its trials. Raises OSError."""
     for item in items:
         path = run / item.path
         if path.is_dir():
@@ -100,19 +100,19 @@ def _superseded(run: Run, one: Run) -> Iterator[tuple[CleanupItem, bool]]:
 
 
 def _needed_of_superseded(run: Run, folder: Path) -> str:
-    """What needs it; empty for nothing."""
+    """What needs the folder; empty if nothing does."""
     has_pairs, has_checkpoints = ((folder / name).exists() for name in (layout.PAIRS_JSONL, layout.CHECKPOINTS_DIR))
     if has_pairs and is_reusable(folder) and not _has_ended(run, "pairs"):
-        return "stage pairs has not ended, and takes records from it"
+        return "stage pairs has not finished, and reuses records from it"
     if has_checkpoints and not _has_ended(run, "training"):
-        return "stage training has not ended, and may go on from a checkpoint in it"
+        return "stage training has not finished, and may resume from a checkpoint in it"
     if (folder / layout.EDITS_JSONL).is_file() and _lost_decisions(folder):
-        return "a person's decisions are in it that no pair of today has"
+        return "it holds decisions that were not carried over to the current pairs"
     return ""
 
 
 def _lost_decisions(folder: Path) -> bool:
-    """Whether decisions were not carried over to the set that followed; also if nobody has looked yet."""
+    """Whether some decisions were not carried over to the next set; True if that was never checked."""
     carried = read_json_or_none(folder / CARRIED, dict[str, Any])
     return carried is None or bool(carried.get("not_carried", True))
 
@@ -121,25 +121,25 @@ def _lost_decisions(folder: Path) -> bool:
 
 
 def _checkpoints(run: Run, one: Run) -> Iterator[tuple[CleanupItem, bool]]:
-    """During training all are kept, since the newest may turn out damaged; afterwards the newest valid one, so that a new
-    evaluation needs no training.
+    """All are kept during training, since the newest may turn out damaged; afterwards only the newest valid one, so that
+    a new evaluation needs no training.
     """
     folder = one / layout.CHECKPOINTS_DIR
     for path in sorted([*folder.glob("broken-checkpoint-*"), *folder.glob(".checkpoint-*.part")]):
-        yield _item(run, path, "checkpoints", "not whole: no start goes on from it"), True
+        yield _item(run, path, "checkpoints", "incomplete: no start resumes from it"), True
     checkpoints = by_step(folder)
-    newest = next((path for path in reversed(checkpoints) if _is_whole(path)), None)
-    under_way = not _has_ended(one, "training")
+    newest = next((path for path in reversed(checkpoints) if _is_valid(path)), None)
+    unfinished = not _has_ended(one, "training")
     for path in checkpoints:
-        if under_way or newest is None:
-            yield _item(run, path, "checkpoints", "stage training has not ended"), False
+        if unfinished or newest is None:
+            yield _item(run, path, "checkpoints", "stage training has not finished"), False
         elif path == newest:
-            yield _item(run, path, "checkpoints", "with the newest another evaluation trains nothing"), False
+            yield _item(run, path, "checkpoints", "the newest: with it, another evaluation needs no training"), False
         else:
-            yield _item(run, path, "checkpoints", "training has ended, and there is a newer one"), True
+            yield _item(run, path, "checkpoints", "training has finished, and there is a newer one"), True
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_valid(checkpoint: Path) -> bool:
     manifest = read_json_or_none(checkpoint / MANIFEST, CheckpointManifest)
     return manifest is not None and not checkpoint_error(checkpoint, manifest.fingerprint)
 
@@ -147,18 +147,18 @@ def _is_whole(checkpoint: Path) -> bool:
 # -- caches ------------------------------------------------------------------------------------------------------------
 
 CACHES = {
-    layout.REFERENCE_LOGPS: "log-probabilities of the reference: another training on these pairs computes them again",
-    layout.ANSWERS: "answers of the evaluation: another evaluation makes them again",
-    layout.EXAMS: "a judge's exam: another scoring examines it again",
+    layout.REFERENCE_LOGPS: "log-probabilities of the reference: another training on these pairs would compute them again",
+    layout.ANSWERS: "answers of the evaluation: another evaluation would generate them again",
+    layout.EXAMS: "results of the judge's exam: another scoring would repeat it",
 }
 
 
 def _caches(run: Run, trials: list[Run]) -> Iterator[tuple[CleanupItem, bool]]:
-    under_way = not _has_ended(run, "training") or not all(_has_ended(trial, "training") for trial in trials)
+    unfinished = not _has_ended(run, "training") or not all(_has_ended(trial, "training") for trial in trials)
     for name, why in CACHES.items():
         path = run / layout.CACHE_DIR / name
         if path.is_file():
             yield (
-                _item(run, path, "caches", "stage training has not ended, and reads it" if under_way else why),
-                not under_way,
+                _item(run, path, "caches", "stage training has not finished, and uses it" if unfinished else why),
+                not unfinished,
             )

@@ -1,6 +1,6 @@
 """Runs side by side: the options that differ, figures with their intervals, curves, and answers to the same prompts.
 
-Reads what each run has written (`run.json`, `metrics.json`, `evaluation/report.json`) and compares nothing that is not there.
+Reads what each run has written (`run.json`, `metrics.json`, `evaluation/report.json`) and compares what is there.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class PromptAnswers:
 
     prompt: str
     stage2: str
-    """Of the first run with an answer; the other runs' Stage 2 answers, if they differ, are in `other_stage2`."""
+    """The Stage 2 answer of the first run that has one; those of other runs, if different, are in `other_stage2`."""
     stage3: tuple[str, ...]
     other_stage2: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """All lists are in the order of the runs."""
+    """Runs side by side; all tuples are in the order of the runs."""
 
     folders: tuple[Path, ...]
     options: Mapping[str, tuple[Any, ...]]
@@ -49,10 +49,10 @@ class RunComparison:
     verdicts: tuple[str, ...]
     figures: Mapping[str, tuple[Figure, ...]]
     losses: tuple[tuple[float, ...], ...]
-    """Of each optimizer step."""
+    """The loss of each optimizer step."""
     margins: tuple[tuple[float, ...], ...]
     answers: tuple[PromptAnswers, ...]
-    """Prompts that at least two of the runs answered, in the first one's order."""
+    """For each prompt that at least two runs answered, in the first run's order."""
     notes: tuple[str, ...] = ()
     """Why the figures may not be comparable."""
 
@@ -179,7 +179,7 @@ def _answered(prompt: str, samples: Sequence[Mapping[str, Any]]) -> PromptAnswer
     return PromptAnswers(prompt, before[0] if before else "", after, tuple(before[1:]))
 
 
-# -- what speaks against it --------------------------------------------------------------------------------------------
+# -- caveats -----------------------------------------------------------------------------------------------------------
 
 
 def _notes(runs: Sequence[_Run]) -> list[str]:
@@ -187,14 +187,14 @@ def _notes(runs: Sequence[_Run]) -> list[str]:
     evaluated = [one.report for one in runs if one.report]
     notes = []
     if len({None if each is None else each.train_sha256 for each in quality}) > 1:
-        notes.append("They were not trained on the same pairs.")
+        notes.append("The runs were not trained on the same pairs.")
     held_out = {
         (None if q is None else q.eval_sha256, one.report.get("part")) for q, one in zip(quality, runs, strict=True)
     }
     if len(held_out) > 1:
-        notes.append("They were not evaluated on the same held-out pairs: a difference may be one of the pairs.")
+        notes.append("They were not evaluated on the same held-out pairs: a difference may come from the pairs.")
     if len({report.get("judge") for report in evaluated}) > 1:
-        notes.append("Not the same judge compared their answers.")
+        notes.append("Their answers were compared by different judges.")
     if len({json.dumps(report.get("decoding")) for report in evaluated}) > 1:
-        notes.append("Their answers were not cut at the same length (--max-new-tokens).")
+        notes.append("Their answers had different length limits (--max-new-tokens).")
     return notes

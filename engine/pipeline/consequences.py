@@ -1,4 +1,4 @@
-"""What a change of one option would do again, and what stays: from the stages that it names and what is done already."""
+"""What changing one option would do again, and what it would keep, given the stages that are already done."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ class Consequence:
     again: tuple[str, ...] = ()
     """Done again; "evaluation" is the second half of stage training."""
     possibly_again: tuple[str, ...] = ()
-    """Done again if the result of those is another one."""
+    """Done again only if the results of those in `again` change."""
     kept: tuple[str, ...] = ()
     """Long stages that are kept."""
     seconds: float = 0.0
-    """That those in `again` took the last time; of an evaluation alone nobody knows."""
+    """How long those in `again` took last time; the time of an evaluation alone is unknown."""
 
 
 LONG = ("pairs", "quality", "training")
 
 
 def consequence_of(changes: Sequence[str], done: Mapping[str, float | None]) -> Consequence:
-    """Of an option that says `changes`, where the stages in `done` are done; each with the seconds that it took."""
+    """What changing an option does.
+
+    changes   the stages that the option affects
+    done      the stages that are done, each with the seconds that it took
+    """
     again = [name for name in STAGES if name in changes and name in done and not STAGE[name].every_time]
     follow: list[str] = []
     for name in STAGES:

@@ -15,7 +15,7 @@ from engine.run.folder import Run
 
 
 def examine(config: Stage3Config) -> Iterator[Check | Stage3Error]:
-    """Disk and token, then stages toolchain and dependencies. An error that would end a run ends only its part here."""
+    """Check disk and token, then run stages toolchain and dependencies. An error ends only its part, not the others."""
     quiet_libraries()
     from engine.stages import dependencies, toolchain
 
@@ -51,6 +51,6 @@ def token_check() -> Check:
     except Stage3Error as error:
         return Check(name, "failed", f"{error.what} {error.what_to_do}")
     if found is None:
-        return Check(name, "skipped", "none found; a run of only local models needs none")
+        return Check(name, "skipped", "none found; a run that uses only local files needs none")
     others = "".join(f"; another is in {place}" for place in hub.other_sources(found))
     return Check(name, "ok", f"{found.source} (stage credentials checks what it may read){others}")

@@ -1,4 +1,4 @@
-"""Decide which stages are still valid and which are done again, each only by what its own result depends on.
+"""Decide which stages are still valid and which must be done again, each only by what its own result depends on.
 
 A stage depends on its own options, on the results of the stages that it names (by hash, not by time), and on what else it
 reads. The options (`engine.core.config`), the stage table (`engine.core.stage_table`) and the stage modules declare this.
@@ -74,9 +74,9 @@ class Change:
     def __str__(self) -> str:
         if any(_is_opaque(value) for value in (self.before, self.now)):
             return f"{self.name} changed"
-        if self.before is None and " " in self.name:  # no option, and nothing to say of it before
+        if self.before is None and " " in self.name:  # not an option, and it had no value before
             return f"{self.name} is {_short(self.now)}"
-        return f"{self.name}: {_short(self.before)} became {_short(self.now)}"
+        return f"{self.name} changed from {_short(self.before)} to {_short(self.now)}"
 
 
 def changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
@@ -102,7 +102,7 @@ def outputs_to_set_aside(name: str, changed: list[Change]) -> tuple[str, ...]:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Whether it means nothing to a person: a hash, or a list of them."""
+    """Whether it would mean nothing to a person: a hash, or a list of them."""
     return isinstance(value, (dict, list)) or (isinstance(value, str) and _HASH.fullmatch(value) is not None)
 
 

@@ -1,7 +1,7 @@
-"""What a run is made of, before it starts: each ingredient with its value and whether it is there, what the run will cost, and
+"""What a run needs before it starts: each ingredient with its value and whether it is available, what the run will cost, and
 what is missing.
 
-Looks at this machine alone, and loads nothing. The Hub is asked only through `ask_hub`, and only about names in the options.
+Reads only this machine, and loads no model. Only `ask_hub` contacts the Hub, and only about names in the options.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from engine.run.folder import Run
 from engine.security.secrets import Secret
 
 Status = Literal["ready", "fetch", "gated", "missing", "decide", "open"]
-"""`ready`: it is there. `fetch`: the Hub has it. `gated`: the Hub has it, and this account may not read it. `missing`: it is not
-there. `decide`: a person has to decide. `open`: a later stage finds out.
+"""`ready`: it is here. `fetch`: the Hub has it. `gated`: the Hub has it, but this account may not read it. `missing`: it was
+not found. `decide`: a person has to decide. `open`: a later stage finds out.
 """
 BLOCKING: tuple[Status, ...] = ("missing", "gated")
 Access = Mapping[str, str]
-"""What the Hub said about a repository, by its name: "yes", or why not."""
+"""Whether the account may read each repository: YES, or why not."""
 YES = "yes"
 
 
@@ -46,26 +46,26 @@ YES = "yes"
 class Ingredient:
     title: str
     option: str
-    """The option that a person changes first to change it."""
+    """The main option that sets it."""
     value: str
     status: Status = "open"
     details: str = ""
     remedy: str = ""
-    """What to do about one that hinders."""
+    """What to do if it blocks the start."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What is known of them so far."""
+    """The costs of the run, as far as they are known."""
 
     replies: str
     """How much has to be generated."""
     disk: Mapping[str, int] = field(default_factory=dict)
-    """Bytes by what they are for, downloads among them."""
+    """Bytes by purpose, including downloads."""
     free_bytes: int = 0
-    """On the run folder's disk."""
+    """Free space on the run folder's disk."""
     weights_bytes: int | None = None
-    """Of the base model: memory is more than this. None if nobody knows."""
+    """Size of the base model's weights, less than the memory that it needs; None if unknown."""
     forecast: Forecast | None = None
     """Preflight's."""
 
@@ -83,7 +83,7 @@ class StartOverview:
 def start_overview(
     config: Stage3Config, run: Run, *, token: Secret | None = None, access: Access | None = None
 ) -> StartOverview:
-    """All of it. Reads files, and so is not for a screen's thread."""
+    """The ingredients and costs of a run. Reads files, so do not call it on the screen's thread."""
     needs = {need.what: need for need in hub_requirements(config, run)}
     disk = {name: size for need in disk_needs(config, run) for name, size in need.parts.items()}
     hub = _Hub(needs, disk, dict(access or {}), has_token=_has_token(token))
@@ -101,7 +101,7 @@ def start_overview(
 
 
 def values_of(config: Stage3Config) -> tuple[Ingredient, ...]:
-    """The same without a look at anything: what can be shown at once."""
+    """The ingredients with their values only: nothing is read, so they can be shown at once."""
     return (
         Ingredient("Base model", "base_model_id", config.base_model_id),
         Ingredient("Adapter", "adapter_path", config.adapter_path),
@@ -115,17 +115,17 @@ def values_of(config: Stage3Config) -> tuple[Ingredient, ...]:
 
 
 def ask_hub(config: Stage3Config, run: Run, token: Secret | None) -> dict[str, str]:
-    """Whether this account may read what the run needs of the Hub: YES, or why not. Empty if the Hub gives no answer."""
-    said = {}
+    """Whether this account may read what the run needs from the Hub: YES, or why not. Empty if the Hub does not respond."""
+    access = {}
     for need in hub_requirements(config, run):
         try:
             check_access(need.repo_id, need.repo_type, token)
-            said[need.repo_id] = YES
+            access[need.repo_id] = YES
         except AccessError as error:
-            said[need.repo_id] = error.what
+            access[need.repo_id] = error.what
         except Stage3Error:
-            continue  # no network, or no such name: stage credentials says so
-    return said
+            continue  # no network, or no such name: stage credentials reports it
+    return access
 
 
 # -- the ingredients ---------------------------------------------------------------------------------------------------
@@ -141,19 +141,19 @@ class _Hub:
     has_token: bool
 
     def status(self, what: str) -> tuple[Status, str, str]:
-        """Of one of them: how it stands, in words, and what to do."""
+        """The status of one of them, its details, and what to do."""
         need = self.needs[what]
         if _is_cached(need):
             return "ready", "in the cache", ""
         size = f"about {format_size(self.disk.get(what, 0))} to fetch"
-        said = self.access.get(need.repo_id)
-        if said is not None and said != YES:
+        access = self.access.get(need.repo_id)
+        if access is not None and access != YES:
             how = (
                 "with your account"
                 if self.has_token
-                else "with an account, and give its token in stage credentials (3)"
+                else "with an account, and enter its token in stage credentials (3)"
             )
-            return "gated", f"gated; {size}", f"Ask for access on its page {how}."
+            return "gated", f"gated; {size}", f"Request access on its page {how}."
         return "fetch", size, ""
 
 
@@ -171,7 +171,7 @@ def _base_model(config: Stage3Config, hub: _Hub) -> Ingredient:
         return Ingredient(title, option, name, *hub.status("base model"))
     if (local_path(name) / "config.json").is_file():
         return Ingredient(title, option, name, "ready", "found here")
-    return Ingredient(title, option, name, "missing", "not there", "Give a folder with config.json, or a Hub id.")
+    return Ingredient(title, option, name, "missing", "not found", "Choose a folder with config.json, or a Hub id.")
 
 
 def _adapter(config: Stage3Config, run: Run, hub: _Hub) -> Ingredient:
@@ -184,7 +184,9 @@ def _adapter(config: Stage3Config, run: Run, hub: _Hub) -> Ingredient:
         return Ingredient(title, option, name, "ready", "found here")
     if config.repo_url is not None and not workspace and not Path(name).is_absolute() and not looks_like_hub_id(name):
         return Ingredient(title, option, name, "open", "expected in the clone")
-    return Ingredient(title, option, name, "missing", "not there", "Give the folder or Hub id of the Stage 2 adapter.")
+    return Ingredient(
+        title, option, name, "missing", "not found", "Choose the folder or Hub id of the Stage 2 adapter."
+    )
 
 
 def _prompts(config: Stage3Config, hub: _Hub) -> Ingredient:
@@ -194,17 +196,17 @@ def _prompts(config: Stage3Config, hub: _Hub) -> Ingredient:
         return Ingredient(title, option, value, *hub.status("dataset"))
     if local_path(str(config.pairs or config.dataset)).exists():
         return _with_split(config, Ingredient(title, option, value, "ready", "found here"))
-    return Ingredient(title, option, value, "missing", "not there", "Give a file or folder, or a dataset's Hub id.")
+    return Ingredient(title, option, value, "missing", "not found", "Choose a file or folder, or a dataset's Hub id.")
 
 
 def _with_split(config: Stage3Config, found: Ingredient) -> Ingredient:
-    """A dataset that is there may lack the split that was asked for."""
+    """A local dataset may lack the requested split."""
     if config.pairs is not None:
         return found
     try:
         require_local_split(config)
     except (ConfigError, OSError) as error:
-        remedy = error.what_to_do if isinstance(error, ConfigError) else "Give a file or folder that can be read."
+        remedy = error.what_to_do if isinstance(error, ConfigError) else "Choose a readable file or folder."
         return replace(found, status="missing", details=f"no split {config.split}", remedy=remedy)
     return found
 
@@ -240,15 +242,15 @@ def _method_value(config: Stage3Config) -> str:
 def _judge(config: Stage3Config, hub: _Hub) -> Ingredient:
     match config.judge:
         case "none":
-            state: tuple[Any, ...] = ("decide", "people decide about a sample", "")
+            state: tuple[Any, ...] = ("decide", "people review a sample", "")
         case "server" if not (config.judge_url or config.server_url):
-            state = ("missing", "needs a server", "Give --judge-url, or choose another judge.")
+            state = ("missing", "needs a server", "Set --judge-url, or choose another judge.")
         case "reward-model" if "reward model" in hub.needs:
             state = hub.status("reward model")
         case "auto":
             state = ("open", "the first that passes its exam", "")
         case _:
-            state = ("open", "examined before it counts", "")
+            state = ("open", "must pass its exam", "")
     return Ingredient("Judge", "judge", config.judge, *state)
 
 
@@ -272,7 +274,7 @@ def _push(config: Stage3Config) -> Ingredient:
     if config.push_to_hub is None:
         return Ingredient("Push", "push_to_hub", "nowhere", "ready", "")
     seen = "public" if config.push_public else "private"
-    return Ingredient("Push", "push_to_hub", config.push_to_hub, "open", f"{seen}; the token must write")
+    return Ingredient("Push", "push_to_hub", config.push_to_hub, "open", f"{seen}; needs write access")
 
 
 # -- the costs ---------------------------------------------------------------------------------------------------------
@@ -299,12 +301,12 @@ def _weights(config: Stage3Config) -> int | None:
 
 
 def free_bytes(folder: Path) -> int:
-    """On the disk of a folder that need not be there yet."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if os.access(place, os.F_OK))).free
 
 
 def _has_token(given: Secret | None) -> bool:
-    """Whether a token is in sight, without reading it or asking anybody."""
+    """Whether there is a token, without reading it or contacting the Hub."""
     from huggingface_hub import constants
 
     return (

@@ -1,8 +1,8 @@
 """Run the ten stages in order: reuse what is still valid, do again what is not, and do the rest.
 
 A generator of events. Resume is by evidence (`engine.pipeline.graph`): a finished stage whose result would be the same is
-reused. If an input changed, the stage is done again into new files, and later stages only if a result that they use came
-out different.
+reused. If an input changed, the stage is done again into new files, and later stages only if a result that they use has
+changed.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
         restart = _restart_for(context, name, error)
         if restart is None:
             return (yield from _fail(context, name, error))
-        log.info("stage %s goes on in another process", name, exc_info=error)
+        log.info("stage %s continues in another process", name, exc_info=error)
         yield Message("warning", str(restart), name)
         raise restart from error  # the stage stays "running" for the process that continues it
     yield StageFinished(name, end.outcome, end.summary, facts=end.facts)
@@ -122,9 +122,9 @@ def _fail(context: Context, name: str, error: BaseException) -> Generator[Event,
         error = _stopped(context) or error
     known = as_stage3_error(error)
     if known is None:
-        log.error("stage %s broke", name, exc_info=error)
+        log.error("stage %s crashed", name, exc_info=error)
         known = Stage3Error(
-            f"Stage {name} broke: {type(error).__name__}: {error}",
+            f"Stage {name} crashed: {type(error).__name__}: {error}",
             "This is a bug in stage3-tui, or an unsupported version of a library.",
             f"The traceback is in {context.run / RUN_LOG}; please report it.",
         )

@@ -1,4 +1,4 @@
-"""What a command would do, without doing it: which stages are reused, which are done again and why, and how long it takes.
+"""What a run would do, without doing it: which stages are reused, which are done again and why, and how long it takes.
 
 Reads the run folder and writes nothing. It decides as the pipeline does (`engine.pipeline.graph`), from what an earlier
 start recorded; if a stage's inputs will be made again, it names what the decision depends on.
@@ -14,7 +14,7 @@ from engine.core.errors import Stage3Error
 from engine.core.stage_table import STAGE, STAGES
 from engine.dpo.planning.forecast import Forecast, Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
-from engine.dpo.planning.processes import processes_here
+from engine.dpo.planning.process_count import local_processes
 from engine.dpo.planning.workload import Workload
 from engine.hub.run_requirements import at_recorded_commits
 from engine.pairs.generation.cost import expected_prompts
@@ -23,6 +23,12 @@ from engine.pipeline.graph import changes, evidence_of, load_stage
 from engine.run.context import Context
 
 REDONE = "--from"
+UNFINISHED = {
+    "running": "it was interrupted",
+    "stopped": "it stopped",
+    "failed": "it failed",
+    "refused": "it was refused",
+}
 Action = Literal["every time", "reused", "new", "goes on", "again", "open", "unknown"]
 
 
@@ -30,10 +36,15 @@ Action = Literal["every time", "reused", "new", "goes on", "again", "open", "unk
 class PlannedStage:
     name: str
     action: Action
-    """`open`: reused if the stages before it give the same results. `unknown`: cannot be decided without running."""
+    """`open`: reused if the stages before it give the same results. `unknown`: depends on what running it finds."""
     why: str = ""
     seconds: float | None = None
     """From preflight's forecast, else from the last time it ran; None if unknown."""
+
+    @property
+    def action_text(self) -> str:
+        """The action as people read it."""
+        return "continues" if self.action == "goes on" else self.action
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,7 +67,7 @@ def planned_stages(context: Context, *, until: str = STAGES[-1], redo_from: str 
 def _plan_stage(context: Context, name: str, redone: bool, open_results: Mapping[str, str]) -> PlannedStage:
     recorded = context.run.stage(name)
     if STAGE[name].every_time:
-        return PlannedStage(name, "every time", "a look at this machine")
+        return PlannedStage(name, "every time", "checks this machine")
     if redone and recorded:
         return PlannedStage(name, "again", REDONE)
     try:
@@ -73,9 +84,9 @@ def _plan_stage(context: Context, name: str, redone: bool, open_results: Mapping
     if own:
         return PlannedStage(name, "again", "; ".join(map(str, own)))
     if recorded.get("status") not in ("done", "skipped"):
-        return PlannedStage(name, "goes on", f"it {recorded.get('status')}")
+        return PlannedStage(name, "goes on", UNFINISHED.get(str(recorded.get("status")), "it did not finish"))
     if awaited:
-        return PlannedStage(name, "open", f"reused if {_listed(awaited)} come out the same")
+        return PlannedStage(name, "open", f"reused if unchanged: {_listed(awaited)}")
     return PlannedStage(name, "reused", str(recorded.get("summary", "")))
 
 
@@ -112,8 +123,8 @@ def _with_forecast(context: Context, stage: PlannedStage) -> PlannedStage:
         return replace(stage, seconds=0.0)
     if stage.name == "pairs":
         return _pairs_counted(context, stage)
-    if stage.name == "training" and (whole := run_forecast(context, _pairs_in_the_run(context))):
-        return replace(stage, seconds=whole.seconds_training + whole.seconds_evaluation)
+    if stage.name == "training" and (expected := run_forecast(context, _pairs_in_the_run(context))):
+        return replace(stage, seconds=expected.seconds_training + expected.seconds_evaluation)
     last = context.run.stage(stage.name).get("seconds")
     return replace(stage, seconds=last if isinstance(last, (int, float)) else None)
 
@@ -123,17 +134,17 @@ def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
     from engine.pairs.generation.inventory import take_inventory
 
     if context.config.pairs is not None:
-        told = f"imports {context.config.pairs.name}; nothing is generated"
-        return replace(stage, why="; ".join(part for part in (stage.why, told) if part), seconds=0.0)
+        imported = f"imports {context.config.pairs.name}; nothing is generated"
+        return replace(stage, why="; ".join(part for part in (stage.why, imported) if part), seconds=0.0)
     try:
         found = take_inventory(context.config, context.run, context.token_text, from_scratch=stage.why == REDONE)
     except (Stage3Error, OSError):
-        return stage  # the prompts or the adapter are not readable yet
-    told = ", ".join(part for part in (stage.why if stage.action == "again" else "", found.summary) if part)
+        return stage  # the prompts or the adapter cannot be read yet
+    why = ", ".join(part for part in (stage.why if stage.action == "again" else "", found.summary) if part)
     if not found.missing:
-        return replace(stage, why=told, seconds=0.0)
-    whole = run_forecast(context, found.missing)
-    return replace(stage, why=told, seconds=None if whole is None else whole.seconds_pairs)
+        return replace(stage, why=why, seconds=0.0)
+    expected = run_forecast(context, found.missing)
+    return replace(stage, why=why, seconds=None if expected is None else expected.seconds_pairs)
 
 
 def _pairs_in_the_run(context: Context) -> int:
@@ -154,7 +165,7 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
     except TypeError:
         return None
     plan = TrainingPlan.from_dict(preflight.plan) or plan_as_configured(config, preflight.dtype)
-    here = processes_here(config, plan.processes)
+    here = local_processes(config, plan.processes)
     return forecast(
         measured,
         Workload.of(config, pairs, measured.usable_share, _split(context)),

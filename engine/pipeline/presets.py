@@ -1,4 +1,4 @@
-"""Sets of options to begin with: the demo's, the notebook's, and those of the last other run."""
+"""Sets of options to start from: the demo's, the notebook's, and those of the last other run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.run.listing import run_folders
 KEPT = ("output_dir", "theme", "mouse", "ascii")
 """Options that no preset changes: where the run is, and how it is shown."""
 DEPTH = 2
-"""Folders below the one beside the run folder in which other runs are looked for."""
+"""How many levels below the run folder's parent are searched for other runs."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Preset:
 
 
 def presets(config: Stage3Config) -> tuple[Preset, ...]:
-    """Those there are; each leaves the run folder and the display as they are."""
+    """The available presets; each leaves the run folder and the display as they are."""
     demo, notebook = _with(config, demo_defaults()), _with(config, {})
     found = [
         Preset("d", "the demo", "Embedded model, prompts and judge; offline, a minute.", demo),
         Preset("n", "the notebook's settings", "Every option at its default.", notebook),
     ]
     last = _last_run(config)
-    with suppress(ConfigError):  # of another version, whose values do not hold any more
+    with suppress(ConfigError):  # another version's options, no longer valid
         if last is not None:
             found.append(Preset("l", "my last run", f"The options of {last[0].name}.", _with(config, last[1])))
     return tuple(found)

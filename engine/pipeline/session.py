@@ -45,7 +45,7 @@ class Session:
     """Owns the journal of a run while this process works on it. The caller has acquired the run."""
 
     _sampler: Sampler
-    """Of the newest drive."""
+    """The sampler of the newest `drive`."""
 
     def __init__(self, context: Context, listener: Listener) -> None:
         self.context = context
@@ -93,8 +93,8 @@ class Session:
         self._journal.close()
 
     def _run_to_the_end(self, pipeline: Pipeline) -> ExitCode:
-        """A run folder that is gone, and a journal that cannot be written, are a failure of the stage that works: it is recorded
-        as every other is, as far as that can be.
+        """A missing run folder or a journal that cannot be written is a failure of the running stage, and is recorded like any
+        other, as far as possible.
         """
         failure: OSError | Stage3Error | None = None
         step = partial(next, pipeline)
@@ -108,7 +108,7 @@ class Session:
                 self._record(event)
             except (OSError, Stage3Error) as error:
                 if failure is not None or isinstance(event, FINAL_EVENTS):
-                    self._listener(self._journal.unwritten(redacted(event)))  # whoever watches is told all the same
+                    self._listener(self._journal.unwritten(redacted(event)))  # the listener still gets it
                 else:
                     failure, step = error, partial(pipeline.throw, error)
 
@@ -118,7 +118,7 @@ class Session:
         """
         self._stall.note_event(event)
         if isinstance(event, RunFinished):
-            self._sampler.stop()  # the last event is the last
+            self._sampler.stop()  # nothing may follow the last event
         if not isinstance(event, FINAL_EVENTS):
             self.context.run.require_in_place()
             self.context.run.refuse_new_links()
@@ -135,7 +135,7 @@ class Session:
                 self._check_stop_request()
                 self._stall.check()
             except (OSError, Stage3Error):  # the pipeline reports a full disk
-                log.exception("a look at the run folder failed")
+                log.exception("checking the run folder failed")
 
     def _check_stop_request(self) -> None:
         folder = self.context.run.folder

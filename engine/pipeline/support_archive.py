@@ -50,13 +50,13 @@ class SupportArchive:
     members: tuple[tuple[str, int, str], ...]
     """Name, bytes, and description."""
     taken: Mapping[str, int]
-    """What was removed, and how often."""
+    """How often each kind of text was removed."""
     missing: tuple[str, ...]
     """Files of the run that are missing or unreadable."""
 
 
 ABOUT = {
-    "about.txt": "what this is, and what was taken out",
+    "about.txt": "what this is, and what was removed",
     "versions.json": "program, Python, packages, system",
     "machine.json": "what doctor found: driver, GPU, disk, tools",
     "run.json": "options, and how each stage ended",
@@ -79,7 +79,9 @@ def write_support_archive(
     Raises ConfigError if `path` exists, DiskError if it cannot be written, UnsafeError if a secret were in it.
     """
     if path.exists() or path.is_symlink():
-        raise ConfigError(f"{path} exists.", "A support archive replaces no file.", "Give another --bundle FILE.")
+        raise ConfigError(
+            f"{path} already exists.", "A support archive never overwrites a file.", "Use another --bundle FILE."
+        )
     found, missing = _read(run_folder)
     found["versions.json"], found["machine.json"] = _versions(), _machine(run_folder, findings)
     recorded = found.get("run.json", {}).get("config", {})
@@ -105,7 +107,7 @@ def _write(path: Path, files: Mapping[str, bytes]) -> None:
         part.chmod(0o600)
         part.rename(path)
     except OSError as error:
-        raise DiskError(f"{path} cannot be written.", str(error), "Give another --bundle FILE.") from error
+        raise DiskError(f"Cannot write {path}.", str(error), "Use another --bundle FILE.") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -117,9 +119,9 @@ def _encoded(name: str, value: Any) -> bytes:
 
 
 def _about(taken: Mapping[str, int], missing: Sequence[str]) -> str:
-    lines = ["A support archive of stage3-tui. Made on request; nothing was sent anywhere.", "", "Taken out:"]
+    lines = ["A support archive of stage3-tui. Made on request; nothing was sent anywhere.", "", "Removed:"]
     lines += [f"  {number:>6}  {kind}" for kind, number in sorted(taken.items())] or ["  nothing"]
-    lines += ["", "Not there:", *(f"  {name}" for name in missing)] if missing else []
+    lines += ["", "Missing:", *(f"  {name}" for name in missing)] if missing else []
     return "\n".join(lines) + "\n"
 
 
@@ -156,7 +158,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _json_of(path: Path) -> dict[str, Any] | str:
-    """An object, or a word why there is none."""
+    """The object, or why it could not be read, in a word or two."""
     try:
         return read_json(path, dict[str, Any], max_bytes=LARGEST_JSON)
     except FileNotFoundError:
@@ -209,10 +211,10 @@ def _versions() -> dict[str, Any]:
 def _packages() -> list[str]:
     """The direct requirements of this package; none if it runs from source without metadata."""
     try:
-        asked = requires(DISTRIBUTION) or []
+        lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         return []
-    return sorted({re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in asked}, key=str.lower)
+    return sorted({re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines}, key=str.lower)
 
 
 def _version(package: str) -> str | None:
@@ -229,8 +231,8 @@ def _names_of_gpus(findings: Sequence[Check | Stage3Error]) -> list[str]:
 
 
 def _machine(run_folder: Path, findings: Sequence[Check | Stage3Error]) -> dict[str, Any]:
-    there = next(place for place in (run_folder, *run_folder.parents) if place.exists())
-    disk = shutil.disk_usage(there)
+    existing = next(folder for folder in (run_folder, *run_folder.parents) if folder.exists())
+    disk = shutil.disk_usage(existing)
     variables = {
         name: "set" if "TOKEN" in name else value for name, value in os.environ.items() if name.startswith(VARIABLES)
     }

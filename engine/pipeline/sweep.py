@@ -129,6 +129,7 @@ def _run_trial(
 
 
 def _forwarded_event(trial: Trial, event: Event) -> Generator[Event, None, None]:
+    """The event of the sweep for an event of the trial, if there is one."""
     if isinstance(event, TrainStep):
         yield TrialStep(trial.name, event.step, event.total_steps, event.loss, event.margin, event.accuracy)
     elif isinstance(event, Message) and event.level in ("warning", "error"):
@@ -151,7 +152,7 @@ def _outcome_of(own: Context, trial: Trial, seconds: float | None) -> TrialOutco
 
 def _figures_of(own: Context) -> dict[str, Any]:
     report = read_json_or_none(own.run / layout.EVALUATION_REPORT, EvaluationReport)
-    return {} if report is None else dict(report.figures)  # None: it did not come to an evaluation
+    return {} if report is None else dict(report.figures)  # None: the trial was not evaluated
 
 
 def write_report(context: Context, outcomes: Sequence[TrialOutcome], picked: str | None = None) -> None:

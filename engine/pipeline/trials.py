@@ -52,7 +52,7 @@ def trials_of_toml(path: Path) -> list[Trial]:
     grid, listed = data.get("grid", {}), data.get("trial", [])
     if not isinstance(grid, dict) or not isinstance(listed, list) or not (grid or listed):
         raise ConfigError(
-            f"The sweep {path} names no trials.",
+            f"The sweep {path} contains no trials.",
             "It has neither a table `grid` nor tables `trial`.",
             "For example: [grid] beta = [0.05, 0.1], or [[trial]] beta = 0.1.",
         )
@@ -75,9 +75,7 @@ def checked(config: Stage3Config, trials: Sequence[Trial]) -> list[Trial]:
         changed, refused = with_changes(config, trial.options)
         if changed is None:
             name, why = next(iter(refused.items()))
-            raise ConfigError(
-                f"{name} = {trial.options[name]!r} is not a value for a trial.", why, "Give another value."
-            )
+            raise ConfigError(f"Invalid value for {name}: {trial.options[name]!r}.", why, "Use another value.")
         found.append(Trial(trial.name, {name: getattr(changed, name) for name in trial.options}))
     return found
 
@@ -93,10 +91,10 @@ def _named(combinations: list[dict[str, Any]]) -> list[Trial]:
 
 def _name(options: Mapping[str, Any]) -> str:
     """The differing options as a folder name: `beta-0.1_learning-rate-5e-06`."""
-    whole = "_".join(f"{name.replace('_', '-')}-{_value(value)}" for name, value in options.items())
-    if len(whole) <= MAX_NAME_CHARACTERS:
-        return whole
-    return f"{whole[: MAX_NAME_CHARACTERS - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    name = "_".join(f"{option.replace('_', '-')}-{_value(value)}" for option, value in options.items())
+    if len(name) <= MAX_NAME_CHARACTERS:
+        return name
+    return f"{name[: MAX_NAME_CHARACTERS - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _value(value: Any) -> str:
@@ -129,7 +127,7 @@ def share_inputs(context: Context, trial: Context) -> None:
     """Copy the files and records that the trial builds on into its (acquired) run. Raises OSError."""
     for name in SHARED_FILES:
         (trial.run / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(context.run / name, trial.run / name)  # a hard link would keep the run from being packed
+        shutil.copy2(context.run / name, trial.run / name)  # a hard link would prevent packing the run
     for stage in STAGES[: STAGES.index("training")]:
         trial.run.manifest["stages"][stage] = context.run.stage(stage)
     trial.run.save()

@@ -12,7 +12,7 @@ from engine.core.events import Event, Message
 from engine.dpo.planning import forecast as formula
 from engine.dpo.planning.forecast import Machine, Shape
 from engine.dpo.planning.plan import TrainingPlan, choose_plan
-from engine.dpo.planning.processes import number_of_processes
+from engine.dpo.planning.process_count import number_of_processes
 from engine.machine.memory import free_memory
 from engine.models.loading import gpus_for_base
 from engine.preflight.trial import Rehearsal, TrialRun, train_and_resume
@@ -54,9 +54,9 @@ class PlanInputs:
             context=self.machine.context,
             quantization_arguments=quantization_arguments,
             slack=self.machine.slack,
-            head=formula.head_way(self.config.head, self.machine.device_type),
+            head=formula.head_method(self.config.head, self.machine.device_type),
             device_type=self.machine.device_type,
-            spread_over=plan.processes if self.config.sharding == "fsdp" else 1,
+            shards=plan.processes if self.config.sharding == "fsdp" else 1,
             optim=self.config.optim,
         )
 

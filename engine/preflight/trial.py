@@ -67,7 +67,7 @@ class Rehearsal:
 
     def train(self, rows: list[Row], plan: TrainingPlan) -> Generator[Event, None, Trained]:
         """Raises as `train_as_planned` does."""
-        from engine.dpo.training.processes import train_as_planned
+        from engine.dpo.training.distributed import train_as_planned
 
         write_atomically(self.scratch / layout.TRAIN_JSONL, (dumps(row).encode() + b"\n" for row in rows))
         try:

@@ -1,7 +1,7 @@
-"""Child processes: git, uv, the dependency probe. No shell, no terminal, no tokens, a time limit, and no orphans.
+"""Child processes, such as git, uv and the dependency probe: no shell, no terminal, no tokens, a time limit, and no orphans.
 
 A child leads its own session, so it can neither prompt on the terminal nor outlive its time limit. Descendants that left the
-session are found by a mark in their environment. Output is foreign text: it is split into lines, sanitised and bounded.
+session are found by a mark in their environment. Output is untrusted: it is split into lines, sanitised and bounded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 
 DRAIN_SECONDS = 1.0
-"""How long a grandchild may keep the pipes open after the child has ended."""
+"""How long a grandchild may keep the pipes open after the child has exited."""
 POLL_SECONDS = 0.1
 JOB_SIGNAL_SECONDS = 1.0
-"""After a child ended by a signal that all processes of a job get: how long this one may wait for its own."""
+"""How long to wait for this process's own signal after one that goes to all processes of a job has ended a child."""
 ENDING_CHARACTERS = 240
 
 log = logging.getLogger(__name__)
@@ -44,19 +44,19 @@ _ALLOWED = re.compile(
     r"|NCCL_.*|GLOO_.*|OMP_.*|MKL_.*|OPENBLAS_NUM_THREADS|VIRTUAL_ENV|CONDA_PREFIX|PYTHONPATH|PYTHONUSERBASE|PYTORCH_.*",
     re.IGNORECASE,
 )
-_OF_INSTALLERS = re.compile(r"UV_.*|PIP_.*")
+_INSTALLER = re.compile(r"UV_.*|PIP_.*")
 _ANY = re.compile(r"(?s).*")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ChildResult:
-    """How a child ended."""
+    """The output of a child, and how it ended."""
 
     code: int
-    """The exit status; -N after signal N."""
+    """The exit status, or -N after signal N."""
     output: tuple[str, ...]
-    """Lines of standard output, at most MAX_LINES."""
+    """The lines of standard output, at most MAX_LINES."""
     tail: tuple[str, ...]
     """The last lines of standard output and standard error."""
     seconds: float
@@ -68,7 +68,7 @@ class ChildResult:
 
     @property
     def ending(self) -> str:
-        """A few words for an error: exit code, signal or timeout, and the last lines of output, shortened."""
+        """A short description for an error: exit code, signal or timeout, and the last lines of output, shortened."""
         if self.timed_out:
             how = f"timed out after {self.seconds:.0f} s"
         else:
@@ -78,7 +78,7 @@ class ChildResult:
 
     @property
     def killed_by(self) -> str:
-        """The signal's name; empty if it exited or timed out."""
+        """The name of the signal that ended it; empty if it exited or timed out."""
         return signal.Signals(-self.code).name if self.code < 0 and not self.timed_out else ""
 
 
@@ -95,10 +95,10 @@ def environment_without_secrets() -> dict[str, str]:
 
 
 def installer_settings() -> dict[str, str]:
-    """The variables of uv and pip (index, cache), for them only, without secrets. An index that needs a password is therefore
-    not reachable.
+    """The variables that only uv and pip get (index, cache), without secrets. An index that needs a password is therefore
+    unreachable.
     """
-    return _inherited(_OF_INSTALLERS)
+    return _inherited(_INSTALLER)
 
 
 def _inherited(allowed: re.Pattern[str]) -> dict[str, str]:
@@ -112,10 +112,10 @@ def run_child(
     cwd: Path | None = None,
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
-    given: BinaryIO | None = None,
+    stdin: BinaryIO | None = None,
 ) -> ChildResult:
     """Run a child until it ends or times out. Parameters and errors are those of `stream_child`."""
-    return drain(stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop, given=given))
+    return drain(stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop, stdin=stdin))
 
 
 def stream_child_as_messages(
@@ -128,7 +128,10 @@ def stream_child_as_messages(
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
 ) -> Generator[Message, None, ChildResult]:
-    """Run a child and pass its output, line by line, to the log and on as messages. Raises as `stream_child`."""
+    """Run a child, and log and yield its output line by line. Raises the errors of `stream_child`.
+
+    prefix   the program's name, which precedes each line
+    """
     lines = stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop)
     while True:
         try:
@@ -147,33 +150,35 @@ def stream_child(
     cwd: Path | None = None,
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
-    given: BinaryIO | None = None,
+    stdin: BinaryIO | None = None,
 ) -> Generator[str, None, ChildResult]:
-    """Yield the output of a child line by line, and return how it ended.
+    """Yield the output of a child line by line, and return its result.
 
-    given   an open file that becomes its standard input; else it has none
+    stdin   an open file that becomes the child's standard input; empty by default
 
-    Raises PreconditionError if it cannot be started, and Stopped if `stop` was requested. In that case, after a timeout and when
-    the generator is closed, the child and its descendants are killed first.
+    Raises PreconditionError if the child cannot be started, and Stopped if `stop` was requested. In that case, after a timeout,
+    and when the generator is closed, the child and its descendants are killed first.
     """
     started = time.monotonic()
-    child, mark = start_child(argv, cwd, extra, stdin=subprocess.DEVNULL if given is None else given)
+    child, mark = start_child(argv, cwd, extra, stdin=subprocess.DEVNULL if stdin is None else stdin)
     try:
-        heard = OutputTail()
-        timed_out = yield from _read_output(child, heard, started + limit_seconds, stop)
+        kept = OutputTail()
+        timed_out = yield from _read_output(child, kept, started + limit_seconds, stop)
     finally:
         code = end_child(child, mark)
     if stop is not None:
         if -code in JOB_SIGNALS and not timed_out:
             stop.wait(JOB_SIGNAL_SECONDS)
         stop.raise_if_requested()
-    return ChildResult(code, tuple(heard.output), tuple(heard.tail), time.monotonic() - started, timed_out)
+    return ChildResult(code, tuple(kept.output), tuple(kept.tail), time.monotonic() - started, timed_out)
 
 
 def start_child(
     argv: Sequence[str], cwd: Path | None, extra: Mapping[str, str] | None, *, stdin: int | BinaryIO
 ) -> tuple[subprocess.Popen[bytes], str]:
-    """A child in a session of its own, and the mark that `end_child` finds its descendants by. Raises PreconditionError."""
+    """Start a child in its own session. Returns it with the mark by which `end_child` finds its descendants. Raises
+    PreconditionError.
+    """
     mark = uuid.uuid4().hex
     try:
         child = subprocess.Popen(
@@ -187,7 +192,10 @@ def start_child(
             umask=_umask() | 0o022,  # files that a child creates are never writable by others
         )
         return child, mark
-    except (OSError, ValueError) as error:  # missing, not executable, no such folder, a NUL in an argument
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a missing or non-executable program, a missing folder, a NUL in an argument
         raise PreconditionError(
             f"Cannot start {visible_line(argv[0], 200)}.",
             visible_line(str(error), 400),
@@ -196,24 +204,24 @@ def start_child(
 
 
 def _umask() -> int:
-    """Read from the kernel, because `os.umask` can only be read by setting it, for all threads."""
+    """The umask as the kernel reports it: `os.umask` can read it only by setting it for all threads."""
     found = re.search(rb"^Umask:\s*(\d+)", Path("/proc/self/status").read_bytes(), re.MULTILINE)
     return int(found[1], 8) if found else 0o022
 
 
 def _read_output(
-    child: subprocess.Popen[bytes], heard: OutputTail, deadline: float, stop: StopToken | None
+    child: subprocess.Popen[bytes], kept: OutputTail, deadline: float, stop: StopToken | None
 ) -> Generator[str, None, bool]:
     """Yield lines until the child ends. Returns whether it timed out."""
     assert child.stdout is not None and child.stderr is not None
-    lines = {child.stdout: LineSplitter(), child.stderr: LineSplitter()}
-    open_pipes, timed_out = set(lines), False
+    splitters = {child.stdout: LineSplitter(), child.stderr: LineSplitter()}
+    open_pipes, timed_out = set(splitters), False
     exited_at: float | None = None
     process = os.pidfd_open(child.pid)  # becomes readable when the child ends
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(process, selectors.EVENT_READ)
-            for pipe in lines:
+            for pipe in splitters:
                 selector.register(pipe, selectors.EVENT_READ)
             while exited_at is None or (open_pipes and time.monotonic() < exited_at + DRAIN_SECONDS):
                 if (timed_out := time.monotonic() > deadline) or (stop is not None and stop.requested):
@@ -228,11 +236,11 @@ def _read_output(
                     if not data:
                         selector.unregister(pipe)
                         open_pipes.discard(pipe)
-                    for line in lines[pipe].feed(data):
-                        yield from heard.note(line, is_output=pipe is child.stdout)
+                    for line in splitters[pipe].feed(data):
+                        yield from kept.note(line, is_output=pipe is child.stdout)
     finally:
         os.close(process)
-    for pipe, cutter in lines.items():
-        for line in cutter.end():
-            yield from heard.note(line, is_output=pipe is child.stdout)
+    for pipe, splitter in splitters.items():
+        for line in splitter.end():
+            yield from kept.note(line, is_output=pipe is child.stdout)
     return timed_out

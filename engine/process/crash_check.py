@@ -50,7 +50,7 @@ def check_in_child(
         return
     code = f"from {__name__} import begin; begin({library!r}); from {module} import crash_check; crash_check()"
     result = run_child(
-        [sys.executable, "-c", code], limit_seconds=CHECK_SECONDS, cwd=_ROOT, extra=_ONE_THREAD, given=file, stop=stop
+        [sys.executable, "-c", code], limit_seconds=CHECK_SECONDS, cwd=_ROOT, extra=_ONE_THREAD, stdin=file, stop=stop
     )
     if READY not in result.output:  # the library or this machine is at fault, not the file
         log.warning("%s was not checked in a child process: %s", visible_line(name, 200), result.ending)

@@ -30,7 +30,7 @@ LOCATE_MODELS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 
 
 def model_process_environment() -> dict[str, str]:
-    """Variables for a child that loads the run's models, beside those that every child gets: they are cached by now, so it works
+    """The additional variables for a child that loads the run's models. The models are cached by then, so the child works
     offline and gets no token.
     """
     kept = {name: os.environ[name] for name in (*LOCATE_MODELS, FAILPOINTS) if name in os.environ}
@@ -38,7 +38,7 @@ def model_process_environment() -> dict[str, str]:
 
 
 def quiet_libraries() -> None:
-    """Set variables that libraries read; call before importing any of them."""
+    """Set the variables that libraries read. Call this before importing any of them."""
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
 
@@ -53,7 +53,7 @@ def prepare_process(config: Stage3Config) -> None:
 
 
 def disable_core_dumps() -> None:
-    """Disable core dumps of this process and its children: they would contain the token, and tens of gigabytes of weights."""
+    """Disable core dumps of this process and its children, which would contain the token and tens of gigabytes of weights."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
@@ -71,7 +71,7 @@ class QuietLogger(logging.Logger):
 
     @propagate.setter
     def propagate(self, value: bool) -> None:
-        """Records always reach the run's log."""
+        """Ignored, so that records always reach the run's log."""
 
     def addHandler(self, hdlr: logging.Handler) -> None:
         if getattr(hdlr, "stream", None) not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
@@ -82,7 +82,7 @@ def log_to_file(path: Path) -> logging.Handler:
     """Write the log of this process, and of libraries imported from now on, to `path` instead of the terminal, with tokens
     redacted."""
     redact_this_process()
-    logging.raiseExceptions = False  # a line that cannot be written (a full disk) is lost, and nobody's traceback
+    logging.raiseExceptions = False  # a line that cannot be written (a full disk) is lost without a traceback
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

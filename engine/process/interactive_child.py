@@ -1,7 +1,7 @@
-"""A child that tells lines on its standard output and is told words on its standard input, until it ends.
+"""A child that exchanges lines with this process through its standard input and output.
 
-If this process ends in any way, the kernel closes the pipe: the child reads the end of its input, and knows. A signal that all
-processes of a job get does not end it (`job_signals`).
+However this process ends, the kernel closes the pipe, and the child reads the end of its input. A signal that goes to all
+processes of a job does not end the child (`job_signals`).
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from engine.process.kill import end_child
 from engine.process.output import LineSplitter, OutputTail
 
 MAX_LINE_BYTES = 1 << 20
-"""Bytes of a line that the child tells; what is longer is no line of ours."""
+"""Longer lines of the child are cut, because none of our messages is that long."""
 
 log = logging.getLogger(__name__)
 
 
 class InteractiveChild:
-    """What was heard from the child, and how it ended."""
+    """A running child: its input, its output, and how it ended."""
 
     def __init__(self, child: subprocess.Popen[bytes], note: Callable[[str], None]) -> None:
         self._child, self._note = child, note
         self.stderr = OutputTail()
         """The lines of its standard error, sanitised."""
         self.code: int | None = None
-        """Its exit status, -N after signal N; None until the conversation has ended."""
+        """The exit status, or -N after signal N; None until the child has ended."""
 
     @property
     def pid(self) -> int:
         return self._child.pid
 
-    def send(self, word: str) -> None:
+    def send(self, line: str) -> None:
         assert self._child.stdin is not None
         try:
-            self._child.stdin.write(f"{word}\n".encode())
+            self._child.stdin.write(f"{line}\n".encode())
             self._child.stdin.flush()
         except BrokenPipeError:
-            log.info("the child does not listen any more: %s", word)
+            log.info("the child no longer reads its input: %s", line)
 
     @property
     def outputs(self) -> list[IO[bytes]]:
-        """What to wait for, with `select`, beside other children's."""
+        """The pipes to wait for with `select`, together with those of other children."""
         assert self._child.stdout is not None and self._child.stderr is not None
         return [self._child.stdout, self._child.stderr]
 
     def lines(self, poll_seconds: float = POLL_SECONDS) -> Iterator[bytes | None]:
-        """The lines of its standard output until it has ended; None after each time that none has come for `poll_seconds`."""
+        """The lines of its standard output until it ends, and None after each poll of up to `poll_seconds`."""
         child, rest, splitter = self._child, b"", LineSplitter()
         assert child.stdout is not None and child.stderr is not None
         process, exited_at = os.pidfd_open(child.pid), None
@@ -74,9 +74,9 @@ class InteractiveChild:
                         if not data:
                             selector.unregister(key.fileobj)
                         elif key.fileobj is child.stdout:
-                            *whole, rest = (rest + data).split(b"\n")
+                            *complete, rest = (rest + data).split(b"\n")
                             rest = rest[:MAX_LINE_BYTES]
-                            yield from whole
+                            yield from complete
                         else:
                             self._log_stderr(splitter.feed(data))
                     yield None
@@ -94,11 +94,11 @@ class InteractiveChild:
 def interactive_child(
     argv: Sequence[str], *, cwd: Path, extra: Mapping[str, str], log_file: Path
 ) -> Iterator[InteractiveChild]:
-    """Start a child and talk with it. At the end its input ends, and then it and its descendants are ended.
+    """Start a child and exchange lines with it. On exit, its input is closed, and then it and its descendants are ended.
 
-    Raises PreconditionError if it cannot start.
+    log_file   receives the lines of its standard error
 
-    log_file   for the lines of its standard error
+    Raises PreconditionError if it cannot be started.
     """
     with log_file.open("w", encoding="utf-8", errors="backslashreplace") as file:
 
@@ -106,11 +106,11 @@ def interactive_child(
             print(line, file=file, flush=True)
 
         with job_signals_blocked():
-            child, mark = start_child(argv, cwd, extra, stdin=subprocess.PIPE)
-        talk = InteractiveChild(child, note)
+            process, mark = start_child(argv, cwd, extra, stdin=subprocess.PIPE)
+        child = InteractiveChild(process, note)
         try:
-            yield talk
+            yield child
         finally:
-            with suppress(BrokenPipeError):  # a word that it did not hear any more
-                cast("IO[bytes]", child.stdin).close()
-            talk.code = end_child(child, mark)
+            with suppress(BrokenPipeError):  # the child did not read its last line
+                cast("IO[bytes]", process.stdin).close()
+            child.code = end_child(process, mark)

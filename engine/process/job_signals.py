@@ -1,6 +1,7 @@
-"""Signals that all processes of a job get at once, from Slurm, a container or a session that ends.
+"""Signals that go to all processes of a job at once, from Slurm, a container or a session that ends.
 
-The run hears them, and tells its children when to stop: a child that ended by itself would take away what the run saves.
+Only the run itself reacts to them, and then stops its children: a child that ended on its own would lose what the run is
+about to save.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def job_signals_blocked() -> Iterator[None]:
-    """A child that is started here, and what it starts, never gets these signals, unless it asks for them.
+    """Block these signals for children started in this context, and for their descendants, unless they unblock them.
 
-    A handler of the child's own could not do that: there is none until its libraries are imported, and they set others.
+    A handler in the child would not be enough: it is installed only after the imports, and libraries replace it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
     try:
@@ -31,13 +32,13 @@ def job_signals_blocked() -> Iterator[None]:
 
 
 def obey_parent_signals_only() -> None:
-    """Of these signals let only those of the parent process end this one. Call it before there is a second thread."""
+    """Let these signals end this process only if its parent sends them. Call this before starting a second thread."""
     signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-    Thread(target=_wait_for_the_parent, name="signals", daemon=True).start()
+    Thread(target=_wait_for_parent_signal, name="signals", daemon=True).start()
 
 
-def _wait_for_the_parent() -> None:
-    while (heard := signal.sigwaitinfo(JOB_SIGNALS)).si_pid != os.getppid():
-        log.info("%s is for the process that started the job; this one goes on", signal.Signals(heard.si_signo).name)
+def _wait_for_parent_signal() -> None:
+    while (received := signal.sigwaitinfo(JOB_SIGNALS)).si_pid != os.getppid():
+        log.info("ignored %s, which did not come from the parent process", signal.Signals(received.si_signo).name)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, JOB_SIGNALS)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 
 GRACE_SECONDS = 5.0
-"""Between TERM and KILL."""
+"""Seconds between SIGTERM and SIGKILL."""
 POLL_SECONDS = 0.025
 MARK = "CHILD_OF_STAGE3"
-"""A variable with a unique value per child, inherited by grandchildren whatever their session. (Not prefixed with STAGE3_, which
-would make it an option.)"""
+"""An environment variable with a unique value per child, which descendants inherit even in another session. (It does not begin
+with STAGE3_, which would make it an option.)"""
 
 
 def end_child(child: subprocess.Popen[bytes], mark: str) -> int:
-    """End everything the child started: SIGTERM to its group, then SIGKILL to the rest and to processes that left the group.
-    Returns the exit status.
+    """End a child and everything that it started: SIGTERM to its group, then SIGKILL to the rest and to processes that left the
+    group. Returns the exit status.
     """
     deadline = time.monotonic() + GRACE_SECONDS
     if not has_exited(child):
@@ -35,7 +35,7 @@ def end_child(child: subprocess.Popen[bytes], mark: str) -> int:
 
 
 def _kill_marked(mark: bytes) -> None:
-    """Send SIGKILL to every process with `mark` in its environment until none is left, as one may start another meanwhile."""
+    """Send SIGKILL to every process with `mark` in its environment, until none is left: one may start another meanwhile."""
     deadline = time.monotonic() + GRACE_SECONDS
     while (found := [pid for pid in _pids() if mark in _environment_of(pid)]) and time.monotonic() < deadline:
         for pid in found:
@@ -44,7 +44,7 @@ def _kill_marked(mark: bytes) -> None:
             except OSError:  # it has ended
                 continue
             try:
-                if mark in _environment_of(pid):  # still the same process, now that its descriptor is held
+                if mark in _environment_of(pid):  # the pid was not reused before its descriptor was opened
                     signal.pidfd_send_signal(process, signal.SIGKILL)
             except ProcessLookupError:
                 continue
@@ -66,12 +66,12 @@ def _environment_of(pid: int) -> list[bytes]:
 
 
 def has_exited(child: subprocess.Popen[bytes]) -> bool:
-    """Checks without reaping: as long as it is a zombie, its group id cannot be reused."""
+    """Whether the child has exited. It is not reaped, because the group id of a zombie cannot be reused."""
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def describe_exit(code: int | None) -> str:
-    """For a sentence: "ended by SIGKILL, …"."""
+    """How a process ended, as the rest of a sentence: "ended by SIGKILL, …"."""
     if code is None or code >= 0:
         return f"with exit code {code}"
     name = signal.Signals(-code).name

@@ -22,7 +22,7 @@ class OutputTail:
         self.count = 0
 
     def note(self, line: str, *, is_output: bool) -> Iterator[str]:
-        """Keep a line, and pass it on unless there were too many."""
+        """Keep a line, and yield it unless there were too many."""
         self.tail.append(line)
         self.count += 1
         if is_output and len(self.output) < MAX_LINES:
@@ -34,21 +34,21 @@ class OutputTail:
 
 
 class LineSplitter:
-    """Splits bytes into sanitised lines, also at carriage returns, with which progress bars redraw."""
+    """Splits bytes into sanitised lines, also at the carriage returns of progress bars."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[str]:
-        *whole, self._rest = re.split(rb"[\r\n]", self._rest + data)
+        *complete, self._rest = re.split(rb"[\r\n]", self._rest + data)
         self._rest = self._rest[: 4 * MAX_LINE_CHARACTERS]  # a gigabyte without a newline must not be kept
-        for line in whole:
-            yield from self._shown(line)
+        for line in complete:
+            yield from self._sanitised(line)
 
     def end(self) -> Iterator[str]:
         rest, self._rest = self._rest, b""
-        yield from self._shown(rest)
+        yield from self._sanitised(rest)
 
-    def _shown(self, line: bytes) -> Iterator[str]:
+    def _sanitised(self, line: bytes) -> Iterator[str]:
         if text := visible_line(line.decode("utf-8", errors="replace"), MAX_LINE_CHARACTERS):
             yield text

@@ -1,4 +1,4 @@
-"""Notice processes that somebody has stopped: SIGSTOP, a debugger, Ctrl+Z."""
+"""Detect suspended processes: stopped by SIGSTOP, a debugger or Ctrl+Z."""
 
 from __future__ import annotations
 
@@ -7,41 +7,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SUSPENDED_SECONDS, LOOK_SECONDS = 5.0, 1.0
+SUSPENDED_SECONDS, POLL_SECONDS = 5.0, 1.0
 
 
 @dataclass
 class SuspendedProcesses:
-    """Of processes that `look` is given again and again, by a number of the caller's."""
+    """Tracks which of the processes passed to `poll` are suspended. The caller numbers the processes."""
 
     _since: dict[int, float] = field(default_factory=dict)
-    _told: set[int] = field(default_factory=set)
-    _looked: float = 0.0
+    _reported: set[int] = field(default_factory=set)
+    _polled: float = 0.0
 
-    def look(self, pids: Mapping[int, int]) -> list[tuple[int, float]]:
-        """The numbers of those that were found stopped, with the seconds since; with 0 those that go on again."""
+    def poll(self, pids: Mapping[int, int]) -> list[tuple[int, float]]:
+        """What changed since the last poll: the number of each process, with the seconds since it was suspended, or 0 if it
+        continues.
+
+        pids   pid by the caller's number
+        """
         now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
+        if now - self._polled < POLL_SECONDS:
             return []
-        self._looked = now
+        self._polled = now
         return [change for number, pid in pids.items() if (change := self._change(number, is_suspended(pid), now))]
 
-    def end(self) -> list[tuple[int, float]]:
-        """All came to their end: those that were told of as stopped went on, perhaps between two looks."""
-        over, self._told = sorted(self._told), set()
-        return [(number, 0.0) for number in over]
+    def finish(self) -> list[tuple[int, float]]:
+        """The last changes, once all processes have ended: those reported as suspended continued, perhaps between two polls."""
+        resumed, self._reported = sorted(self._reported), set()
+        return [(number, 0.0) for number in resumed]
 
-    def _change(self, number: int, stopped: bool, now: float) -> tuple[int, float] | None:
-        if not stopped:
+    def _change(self, number: int, suspended: bool, now: float) -> tuple[int, float] | None:
+        if not suspended:
             self._since.pop(number, None)
-            if number not in self._told:
+            if number not in self._reported:
                 return None
-            self._told.discard(number)
+            self._reported.discard(number)
             return number, 0.0
         seconds = now - self._since.setdefault(number, now)
-        if seconds < SUSPENDED_SECONDS or number in self._told:
+        if seconds < SUSPENDED_SECONDS or number in self._reported:
             return None
-        self._told.add(number)
+        self._reported.add(number)
         return number, seconds
 
 

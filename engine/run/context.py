@@ -1,4 +1,4 @@
-"""State shared by all stages of a run. What they call gets the values that it needs, not this."""
+"""State shared by all stages of a run. Functions that stages call take the values they need, not the whole context."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Context:
     """The Hugging Face token, in memory only; set by the command or wizard, checked by stage credentials."""
 
     emit: EventSink = discard_event
-    """Reports what happens while the stage waits and cannot yield: a server that is left out. Set by the session."""
+    """Emits events while the stage waits and cannot yield, for example when a server is left out. Set by the session."""
 
     @property
     def token_text(self) -> str | None:

@@ -24,10 +24,10 @@ LARGEST_PID = 1 << 22
 
 
 class Run:
-    """A run folder. Reading needs no lock; whoever writes holds it (`acquire`)."""
+    """A run folder. Reading needs no lock; writing does (`acquire`)."""
 
     def __init__(self, folder: Path, *, shared_cache: Path | None = None) -> None:
-        """shared_cache   folder of the keyed caches, if not in the run folder: a trial uses its sweep's"""
+        """shared_cache   folder of the keyed caches, if not in the run folder: a trial uses that of its sweep"""
         self.folder = folder.expanduser().resolve()
         self.shared_cache = shared_cache
         self._lock = RunLock(self.folder)
@@ -50,8 +50,8 @@ class Run:
     # -- the manifest ------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read, UnsafeError for
-        one that is no regular file.
+        """Read `run.json`; a folder without one is a new run. Raises DamagedState if it cannot be read, UnsafeError if it is not
+        a regular file.
         """
         path = self / layout.RUN_JSON
         try:
@@ -85,24 +85,24 @@ class Run:
 
     @property
     def results(self) -> Results:
-        """The same, typed."""
+        """The results of all finished stages, typed."""
         return Results(self.manifest["stages"])
 
     def set_aside(self, *relative: str, why: str, reusable: bool = True) -> Path | None:
-        """Move outdated files of the run into `superseded/N/`, which is returned; None if none of them exist.
+        """Move outdated files of the run into `superseded/N/`. Returns that folder, or None if none of the files exist.
 
-        why        the reason, written beside them for people and for `stage3-tui clean`
+        why        the reason, recorded with them for users and for `stage3-tui clean`
         reusable   whether the next set may reuse records from them
         """
-        there = [name for name in relative if (self / name).exists()]
-        if not there:
+        existing = [name for name in relative if (self / name).exists()]
+        if not existing:
             return None
         number = 1
         while (folder := self / layout.SUPERSEDED_DIR / str(number)).exists():
             number += 1
         folder.mkdir(parents=True)
-        write_json(folder / layout.SUPERSEDED_NOTE, {"why": why, "reusable": reusable, "files": there})
-        for name in there:
+        write_json(folder / layout.SUPERSEDED_NOTE, {"why": why, "reusable": reusable, "files": existing})
+        for name in existing:
             if not (self / name).exists():
                 continue  # moved along with its parent folder
             target = folder / name
@@ -117,14 +117,14 @@ class Run:
         """Lock the run for this process, until `release` or until it exits. Also tightens the umask, so that other users
         cannot change the run's files.
 
-        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError for a name too long
-        for the archive beside it, DiskError if the folder cannot be written.
+        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError if the folder's name
+        is too long for the archive next to it, DiskError if the folder cannot be written.
         """
         restrict_umask()
         self._refuse_long_name()
         self._refuse_unsafe_files()
         try:
-            # Private whatever the umask: it holds prompts and answers.
+            # Private regardless of the umask, because it holds prompts and answers.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.take()
         except OSError as error:
@@ -132,43 +132,43 @@ class Run:
         self.reload()
 
     def require_in_place(self) -> None:
-        """Raises DamagedState if the locked folder is no longer at its path: writing there would leave half a run. Does
-        nothing before `acquire`.
+        """Raises DamagedState if the locked folder is no longer at its path, because writing there would leave a partial run.
+        Does nothing before `acquire`.
         """
         if not self._lock.is_held or self._lock.is_in_place():
             return
         raise DamagedState(
             f"The run folder {self.folder} is gone.",
-            "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
+            "It was moved, deleted or replaced while this process was using it. Nothing more was written.",
             "Move it back and run the same command again, or start a new run with another --output-dir.",
         )
 
     def _refuse_long_name(self) -> None:
-        """What is written beside the folder, hours from now, is named after it."""
+        """Refuse a name that would fail hours from now, when files named after the folder are written next to it."""
         if not self.folder.name:
             raise ConfigError(
-                "The run folder would be /.", "The archive is written beside it.", "Give another --output-dir."
+                "The run folder would be /.", "The archive is written next to it.", "Use another --output-dir."
             )
-        longest = f".{self.archive.name}.sha256.{LARGEST_PID}.part"  # of engine.storage.files.write_atomically
-        there = next(place for place in self.folder.parents if place.is_dir())
-        too_many = len(os.fsencode(longest)) - os.pathconf(there, "PC_NAME_MAX")
-        if too_many > 0:
-            room = len(os.fsencode(self.folder.name)) - too_many
+        longest = f".{self.archive.name}.sha256.{LARGEST_PID}.part"  # from engine.storage.files.write_atomically
+        parent = next(folder for folder in self.folder.parents if folder.is_dir())
+        excess = len(os.fsencode(longest)) - os.pathconf(parent, "PC_NAME_MAX")
+        if excess > 0:
+            allowed = len(os.fsencode(self.folder.name)) - excess
             raise ConfigError(
                 f"The name of the run folder is too long: {visible_line(self.folder.name, 80)}",
-                "The archive beside it is named after it, and would have no room for its ending.",
-                f"Give an --output-dir whose name has {room} bytes at most.",
+                "The archive next to it is named after it, and its name would exceed the limit of the file system.",
+                f"Use an --output-dir whose name has at most {allowed} bytes.",
             )
 
     def refuse_new_links(self) -> None:
-        """Raises UnsafeError if one of the run's own folders is a link by now: what is written there would land elsewhere."""
+        """Raises UnsafeError if one of the run's own folders has become a link, so that files would be written elsewhere."""
         for name in layout.FOLDERS:
             if (self / name).is_symlink():
                 _refuse_unsafe_file(self / name, self.folder)
 
     def _refuse_unsafe_files(self) -> None:
-        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most, and is
-        a file or a folder, each where a run has one.
+        """Refuse links that lead out of the run folder, special files, and a file in the place of a folder or the reverse. The
+        run folder itself may be a link, because its path was resolved once.
         """
         for folder, folders, files in os.walk(self.folder):
             for path in (Path(folder, name) for name in (*folders, *files)):
@@ -179,7 +179,7 @@ class Run:
             _refuse_kind(self / name, is_folder=True)
 
     def release(self, *, for_restart: bool = False) -> None:
-        """Release the run. Use `for_restart` if this process is about to replace itself and continue the run."""
+        """Release the run; with `for_restart`, this process is about to replace itself (exec) and continue the run."""
         self._lock.release(for_restart=for_restart)
 
     def owner(self) -> Owner | None:
@@ -194,8 +194,8 @@ def _refuse_unsafe_file(path: Path, run_folder: Path) -> None:
     elif not _leads_into(path, run_folder):
         raise UnsafeError(
             f"{visible_line(str(path))} is a link that leads out of the run folder.",
-            "What the run writes there would land elsewhere.",
-            "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
+            "The run would write its files elsewhere.",
+            "Remove the link. To keep a run on another disk, set --output-dir to a folder there.",
         )
 
 
@@ -203,11 +203,11 @@ def _refuse_kind(path: Path, *, is_folder: bool) -> None:
     """Raises DamagedState for a folder in the place of a file, or a file in that of a folder."""
     if not path.exists() or path.is_dir() is is_folder:
         return
-    there, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
+    actual, expected = ("a file", "a folder") if is_folder else ("a folder", "a file")
     raise DamagedState(
-        f"{visible_line(str(path))} is {there}.",
-        f"A run has {wanted} of this name: something else put it there.",
-        "Look at what it is, move it out of the run folder, and run the same command again.",
+        f"{visible_line(str(path))} is {actual}.",
+        f"In a run folder, this name belongs to {expected}: another program created it.",
+        "Check what it is, move it out of the run folder, and run the same command again.",
     )
 
 
@@ -219,5 +219,5 @@ def _leads_into(link: Path, folder: Path) -> bool:
 
 
 def _unusable(path: Path, error: OSError) -> Stage3Error:
-    what = f"{visible_line(str(path))} cannot be used."
-    return system_error(error, what) or DiskError(what, f"{error.strerror or error}.", "Give another --output-dir.")
+    what = f"Cannot use {visible_line(str(path))}."
+    return system_error(error, what) or DiskError(what, f"{error.strerror or error}.", "Use another --output-dir.")

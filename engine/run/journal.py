@@ -15,9 +15,9 @@ from engine.core.failpoints import failpoint
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 MAX_EVENTS = 1 << 53
-"""A larger number is no count of events: other programs read it as another one."""
+"""Larger integers lose precision in programs that read JSON numbers as floats, and no run has so many events."""
 MAX_TIME = 4e10
-"""Seconds since the epoch: the year 3237. What comes later is no time that a clock shows."""
+"""Seconds since the epoch: the year 3237. A later time is damage."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Entry:
 
     seq: int
     time: float
-    """Seconds since the epoch, by `engine.core.clock` of the process that worked."""
+    """Seconds since the epoch, by `engine.core.clock` in the process that emitted the event."""
     event: Event
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Journal:
     """Append events; `seq` continues from what an earlier process wrote."""
 
     def __init__(self, path: Path) -> None:
-        # What it tells is told to the end, also into a folder that was moved away: a session asks whether it is in place.
+        # Events are written even if the folder was moved; the session checks whether the file is still in place.
         self._appender = JsonlAppender(path, acknowledges=False)
         self._lock = Lock()
         self._next = max((entry.seq for entry in read_entries(path)), default=-1) + 1
@@ -58,11 +58,11 @@ class Journal:
         return entry
 
     def require_in_place(self) -> None:
-        """Raises as `JsonlAppender.require_in_place`."""
+        """Raises the errors of `JsonlAppender.require_in_place`."""
         self._appender.require_in_place()
 
     def unwritten(self, event: Event) -> Entry:
-        """The entry of an event that the disk does not take."""
+        """The entry of an event that cannot be written to disk."""
         with self._lock:
             entry = self._entry(event)
             self._next += 1
@@ -76,8 +76,8 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[Entry | None]:
-    """The events in a journal, oldest first; None for a line that is damaged, or of another version. Raises UnsafeError if
-    it is not a regular file, DamagedState for a folder, OSError.
+    """The events in a journal, oldest first; None for a line that is damaged or from another version. Raises UnsafeError if it
+    is not a regular file, DamagedState if it is a folder, and OSError.
     """
     try:
         yield from (entry_from_dict(record) for _, record in read_jsonl(path))
@@ -86,18 +86,18 @@ def read_journal(path: Path) -> Iterator[Entry | None]:
     except IsADirectoryError:
         raise DamagedState(
             f"{path} is a folder.",
-            "It is where a run tells what it does: something else put the folder there.",
-            "Look at what it is, move it away, and run the same command again.",
+            "A run keeps its journal in this place: another program created the folder.",
+            "Check what it is, move it away, and run the same command again.",
         ) from None
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
-    """`read_journal` without what is passed over."""
+    """`read_journal` without the lines that it cannot read."""
     yield from (entry for entry in read_journal(path) if entry is not None)
 
 
 def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
-    """The entry of one line; None if the line is damaged, or not what this version writes."""
+    """The entry in one line; None if the line is damaged or from another version."""
     if isinstance(record, BadLine):
         return None
     seq, when = record.get("seq"), record.get("time")
@@ -113,7 +113,7 @@ def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinities as text: JSON has no such numbers, and the event that reports them must not be lost."""
+    """Replace NaN and infinities by text: JSON cannot represent them, and an event that reports them must not be lost."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What processes that were killed left in a run: files written aside, which never got their name."""
+"""Remove what killed processes left in a run: temporary files that were never renamed to their final names."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from engine.storage.files import PART_NAME
 
 
 def remove_leftovers(run: Run) -> None:
-    """Remove what `write_atomically` left in the run folder, and beside it under the archive's name. For the run's owner alone.
+    """Remove what `write_atomically` left in the run folder, and next to it under the archive's name. Only the run's owner may
+    call this.
 
-    What a process that lives is writing (a request to stop) is left to it.
+    Files that a live process is writing, such as a stop request, are kept.
     """
-    for path in _written_aside(run):
+    for path in _temporary_files(run):
         found = PART_NAME.fullmatch(path.name)
         if found is not None and path.is_file() and not psutil.pid_exists(int(found["pid"])):
             path.unlink(missing_ok=True)
 
 
-def _written_aside(run: Run) -> Iterator[Path]:
+def _temporary_files(run: Run) -> Iterator[Path]:
     yield from run.folder.rglob(".*.part")
-    of_the_archive = re.compile(re.escape(f".{run.archive.name}") + r".*\.part")
-    yield from (path for path in run.folder.parent.glob(".*.part") if of_the_archive.fullmatch(path.name))
+    archive_part = re.compile(re.escape(f".{run.archive.name}") + r".*\.part")
+    yield from (path for path in run.folder.parent.glob(".*.part") if archive_part.fullmatch(path.name))

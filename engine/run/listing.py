@@ -1,4 +1,4 @@
-"""List the runs below a folder: the model, the current stage and the outcome of each. Reads only; takes no lock."""
+"""List the runs below a folder: the model, the current stage and the outcome of each. Only reads, without the lock."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ENDED = ("done", "skipped")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run, as a list shows it."""
+    """One row in a list of runs."""
 
     folder: Path
     state: State
-    """`interrupted`: its process died. `unfinished`: all requested stages are done, others are left."""
+    """`interrupted`: its process died. `unfinished`: all requested stages are done, but not all stages."""
     stage: str = ""
     """The current stage, or the one that ended the run; empty once all are done."""
     when: float | None = None
@@ -39,13 +39,13 @@ class RunFacts:
     """Usable pairs; while stage pairs runs, the records so far. None before the first."""
     verdict: str = ""
     bytes: int = 0
-    """Including trials and the archive."""
+    """Size on disk, including trials and the archive."""
     trials: tuple[RunFacts, ...] = ()
 
     @property
     def state_in_words(self) -> str:
         if self.trials and self.stage == "training" and self.state == "unfinished":
-            return "none is picked"
+            return "no trial picked"
         if self.trials and self.state == "running" and not self.stage:
             return "running, trials"
         if self.state == "unfinished":
@@ -62,7 +62,7 @@ def runs_below(folder: Path, depth: int = MAX_DEPTH) -> list[RunFacts]:
 
 
 def run_folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
-    """Run folders, none inside another. Unreadable folders are skipped."""
+    """Run folders, without those inside another run. Unreadable folders are skipped."""
     if is_run(folder):
         yield folder
     elif depth:
@@ -71,7 +71,7 @@ def run_folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is a run folder. Other programs write files named `run.json`, too."""
+    """Whether `folder` is a run folder. Other programs also write files named `run.json`."""
     try:
         manifest = read_json_or_none(folder / layout.RUN_JSON, dict[str, Any])
     except UnsafeError:
@@ -121,7 +121,7 @@ def _stages_of(run: Run) -> tuple[str, ...]:
 
 
 def _last_activity(run: Run, state: State) -> float | None:
-    """Prefers the recorded times: the files of a copied folder are as new as the copy."""
+    """The time of the last activity, preferably as recorded: the files in a copied folder are as new as the copy."""
     ended = [
         stage["started"] + (stage.get("seconds") or 0.0)
         for stage in run.manifest["stages"].values()
@@ -151,7 +151,7 @@ def _pairs(run: Run) -> int | None:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """Subfolders sorted by name, without links and hidden ones."""
+    """Subfolders sorted by name, without links and hidden folders."""
     try:
         with os.scandir(folder) as entries:
             found = [

@@ -1,4 +1,4 @@
-"""The lock on a run folder: flock, plus a record of the owner, for people and for file systems on which flock does nothing."""
+"""The lock on a run folder: flock, plus a record of the owner, for users and for file systems where flock has no effect."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class RunLock:
 
     @property
     def is_held(self) -> bool:
-        """By this object."""
+        """Whether this object holds the lock."""
         return self._file is not None
 
     def owner(self) -> Owner | None:
-        """The live process that holds the run; None if there is none."""
+        """The live process that holds the run; None if no process does."""
         owner = read_owner(self._path)
         return owner if owner is not None and owner.is_alive(self._folder) else None
 
     def take(self) -> None:
         """Lock until `release` or the end of the process. Raises RunLocked with the owner, and OSError.
 
-        Removes a stop request for an earlier owner before recording this process: later requests are for this process.
+        A stop request for an earlier owner is removed before this process is recorded: later requests are for this process.
         """
         self._path.parent.mkdir(exist_ok=True)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -51,8 +51,8 @@ class RunLock:
         self._file = file
 
     def release(self, *, for_restart: bool = False) -> None:
-        """Release the lock. With `for_restart` the record stays: this process is about to replace itself (exec) and lock the run
-        again, and a stop request that arrives in between is for it.
+        """Release the lock. With `for_restart` the record stays, because this process is about to replace itself (exec) and lock
+        the run again: a stop request that arrives in between is meant for it.
         """
         if self._file is None:
             return
@@ -77,7 +77,7 @@ class RunLock:
             raise self._locked_error() from None
         owner = self.owner()
         if owner is not None and not owner.hands_over_to_this_process:
-            # flock succeeded although the owner is alive: on this file system flock does nothing.
+            # flock succeeded although the owner is alive: it has no effect on this file system.
             raise self._locked_error()
 
     def _record_owner(self, file: int) -> None:
@@ -94,12 +94,12 @@ class RunLock:
     def _locked_error(self) -> RunLocked:
         folder = visible_line(str(self._folder))
         owner = self.owner()
-        if owner is None and (left := processes_holding(self._path)):
-            numbers = " ".join(map(str, left))
+        if owner is None and (children := processes_holding(self._path)):
+            pids = " ".join(map(str, children))
             return RunLocked(
-                f"The run {folder} is locked by children of an ended process: {numbers}.",
+                f"The run {folder} is locked by the children of an ended process: {pids}.",
                 "They still have its lock file open.",
-                f"Wait until they end, or end them: `kill {numbers}`.",
+                f"Wait until they end, or end them: `kill {pids}`.",
             )
         who = str(owner) if owner is not None else "a process that is not visible from here"
         return RunLocked(
@@ -110,7 +110,7 @@ class RunLock:
 
 
 def processes_holding(path: Path) -> list[int]:
-    """The processes that have a file open, as far as this user can see."""
+    """The other processes that have a file open, as far as this user can see."""
     found = []
     for pid in (name for name in os.listdir("/proc") if name.isdecimal()):  # noqa: PTH208
         try:

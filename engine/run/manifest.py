@@ -1,4 +1,4 @@
-"""`run.json` as it is read back: the types of what every command looks at, whoever wrote the file last."""
+"""Read `run.json`, and check the types of the fields that every command uses, whoever wrote the file last."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.storage.documents import read_json
 
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 16 << 20
-"""Bytes; a run writes some ten thousand."""
-_WHOLE_OR_NOT = "It tells what the run has done, and is written whole or not at all: something else changed it."
+"""A run writes about ten thousand bytes."""
+_WRITTEN_ATOMICALLY = "It records what the run has done, and is written atomically: another program changed it."
 
 
 class _Stage(BaseModel):
@@ -45,16 +45,16 @@ def new_manifest() -> dict[str, Any]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest in a file, as it stands there. Raises DamagedState, UnsafeError and OSError as `read_json` does."""
-    aside = f"Move {visible_line(str(path.parent))} aside to start anew, or put the file back from a copy."
+    """The manifest in a file, unchanged. Raises DamagedState, UnsafeError and OSError as `read_json` does."""
+    remedy = f"Move {visible_line(str(path.parent))} aside to start over, or restore the file from a copy."
     found: dict[str, Any] = read_json(
-        path, dict[str, Any], max_bytes=MAX_MANIFEST_BYTES, why=_WHOLE_OR_NOT, what_to_do=aside
+        path, dict[str, Any], max_bytes=MAX_MANIFEST_BYTES, why=_WRITTEN_ATOMICALLY, what_to_do=remedy
     )
     if found.get("schema", SCHEMA) != SCHEMA:
         raise DamagedState(
             f"{visible_line(str(path))} has schema {visible_line(repr(found['schema']), 40)}; this version reads {SCHEMA}.",
             "Another version of stage3-tui made this run.",
-            "Use that version, or give another --output-dir.",
+            "Use that version, or another --output-dir.",
         )
     try:
         if "schema" not in found:
@@ -64,12 +64,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
             if name in RESULTS and stage.get("result"):
                 _refuse_other_types(name, stage["result"])
     except ValueError as error:
-        raise DamagedState(f"{visible_line(str(path))} cannot be read.", f"{error}. {_WHOLE_OR_NOT}", aside) from None
+        raise DamagedState(
+            f"Cannot read {visible_line(str(path))}.", f"{error}. {_WRITTEN_ATOMICALLY}", remedy
+        ) from None
     return found
 
 
 def _refuse_other_types(stage: str, result: dict[str, Any]) -> None:
-    """Raises ValueError. A field that is missing is another version's."""
+    """Raises ValueError for a field of a wrong type. A missing field is allowed: another version wrote the result."""
     try:
         validated(RESULTS[stage], result, partial=True)
     except ValueError as error:

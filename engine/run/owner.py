@@ -1,6 +1,6 @@
 """The process that works on a run, as recorded in the lock.
 
-A pid is not enough: pids are reused, and a copy of the folder has the same record. So the record also holds the boot id, the
+A pid is not enough: pids are reused, and a copy of the folder has the same record. So the record also has the boot id, the
 start of the process in clock ticks since boot (independent of the wall clock), and the folder's inode, which no copy shares.
 """
 
@@ -18,13 +18,12 @@ from engine.core.reading import open_file
 from engine.security.sanitize import visible_line
 
 MAX_RECORD_BYTES = 4096
-"""Bytes."""
 MAX_FIELD_CHARACTERS = 200
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STATE, _START = 0, 19
 """Fields of /proc/PID/stat, counted from the one after the program's name (proc(5))."""
-_ENDED = frozenset({"Z", "X", "x"})
+_DEAD_STATES = frozenset({"Z", "X", "x"})
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Owner:
     start_ticks: int
     folder_inode: int
     goes_on: bool = False
-    """It has released the run, and is about to replace itself (exec) and lock it again."""
+    """Whether it has released the run because it is about to replace itself (exec) and lock the run again."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -47,20 +46,20 @@ class Owner:
         return asdict(self)
 
     def is_alive(self, folder: Path) -> bool:
-        """Whether this process is running, and works in `folder`. False for another host, which cannot be checked."""
+        """Whether this process is running and owns `folder`. False for another host, which cannot be checked."""
         if self.host != socket.gethostname() or self.boot_id != boot_id() or self.folder_inode != _inode_of(folder):
             return False
         return self.start_ticks == start_ticks_of(self.pid)
 
     @property
     def is_this_process(self) -> bool:
-        """True also before and after this process replaces itself (exec)."""
+        """Stays True when this process replaces itself (exec)."""
         return self._is(os.getpid())
 
     @property
     def hands_over_to_this_process(self) -> bool:
-        """Whether it released the run to go on with it here: this process as it was before exec, or the parent that replaced
-        itself by the supervisor of this process (the wizard works in a child).
+        """Whether it released the run so that this process can continue it: it is this process before exec, or the parent, which
+        replaced itself by the supervisor of this process (the wizard runs in a child).
         """
         return self.is_this_process or (self.goes_on and self._is(os.getppid()))
 
@@ -69,7 +68,7 @@ class Owner:
 
 
 def this_process(folder: Path) -> Owner:
-    """This process at work in `folder`."""
+    """This process as the owner of `folder`."""
     pid = os.getpid()
     return Owner(
         pid=pid,
@@ -82,7 +81,7 @@ def this_process(folder: Path) -> Owner:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """What a lock file says; None if it names nobody. The file may be anybody's: its texts are made visible. Raises
+    """The owner recorded in a lock file; None if it records none. The file is untrusted, so its texts are sanitized. Raises
     UnsafeError if it is not a regular file.
     """
     try:
@@ -119,8 +118,8 @@ def start_ticks_of(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_bytes().decode("ascii", errors="replace")
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # the program's name may contain blanks and brackets
-    return None if fields[_STATE] in _ENDED else int(fields[_START])
+    fields = stat.rpartition(")")[2].split()  # the program's name may contain spaces and parentheses
+    return None if fields[_STATE] in _DEAD_STATES else int(fields[_START])
 
 
 def _inode_of(folder: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""Reports that a run reads back, as far as anything but a person reads them; the rest of each stays as it is."""
+"""The fields of reports that the program itself reads back. All other fields of a report are kept unchanged."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-_AS_IT_IS = ConfigDict(extra="allow")
+_KEEP_UNKNOWN_FIELDS = ConfigDict(extra="allow")
 
 
 class Gate(BaseModel):
-    model_config = _AS_IT_IS
+    model_config = _KEEP_UNKNOWN_FIELDS
 
     figures: list[dict[str, Any]] = []
 
@@ -18,7 +18,7 @@ class Gate(BaseModel):
 class PairsReport(BaseModel):
     """`pairs/report.json`."""
 
-    model_config = _AS_IT_IS
+    model_config = _KEEP_UNKNOWN_FIELDS
 
     gate: Gate = Gate()
 
@@ -26,13 +26,13 @@ class PairsReport(BaseModel):
 class EvaluationReport(BaseModel):
     """`evaluation/report.json`."""
 
-    model_config = _AS_IT_IS
+    model_config = _KEEP_UNKNOWN_FIELDS
 
     figures: dict[str, float | int | None]
 
 
 class SweptTrial(BaseModel):
-    model_config = _AS_IT_IS
+    model_config = _KEEP_UNKNOWN_FIELDS
 
     name: str
     options: dict[str, Any]
@@ -44,7 +44,7 @@ class SweptTrial(BaseModel):
 class SweepReport(BaseModel):
     """`trials/sweep.json`."""
 
-    model_config = _AS_IT_IS
+    model_config = _KEEP_UNKNOWN_FIELDS
 
     trials: list[SweptTrial]
     picked: str | None = None

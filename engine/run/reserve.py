@@ -1,7 +1,7 @@
-"""Disk space in reserve, so that a run can record and report that the disk is full.
+"""Reserved disk space, so that a run can still record and report that the disk is full.
 
-While a process works on a run, its folder holds an unused file of 256 KiB. When the disk is full, the file is removed, which
-frees space for `run.json`, the journal and the log.
+While a process works on a run, the run folder contains an unused file of 256 KiB. When the disk is full, the file is removed
+to make room for `run.json`, the journal and the log.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def create_reserve(path: Path) -> None:
         if error.errno in MEANINGS:
             path.unlink()
             raise
-        log.info("no disk space in reserve: %s", error)  # not supported by the file system
+        log.info("cannot reserve disk space: %s", error)  # the file system does not support it
     finally:
         os.close(file)
 
 
 def remove_reserve(path: Path) -> None:
-    """Remove the reserve. If that fails it stays, which does no harm."""
+    """Remove the reserve. If that fails, it stays, which is harmless."""
     with suppress(OSError):
         path.unlink()

@@ -1,4 +1,4 @@
-"""What each stage leaves for later stages, as stored in `run.json`."""
+"""The result that each stage records in `run.json` for later stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 @dataclass(frozen=True)
 class StageResult:
-    """Base of all results. Reading one drops unknown fields (a newer version wrote them)."""
+    """Base class of all results. Unknown fields are dropped on reading (a newer version wrote them)."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -19,7 +19,7 @@ Result = TypeVar("Result", bound=StageResult)
 
 
 def read_result(cls: type[Result], record: Mapping[str, Any]) -> Result | None:
-    """The result in a record of `run.json`; None if the stage left none or an incomplete one."""
+    """The result in a record of `run.json`; None if there is none or if it is incomplete."""
     if not record:
         return None
     known = {f.name for f in fields(cls)}
@@ -44,7 +44,7 @@ class WorkspaceResult(StageResult):
 
 @dataclass(frozen=True)
 class ToolchainResult(StageResult):
-    """Versions; None for what is missing."""
+    """The versions of the tools; None for a missing one."""
 
     python: str
     uv: str | None
@@ -65,13 +65,13 @@ class CredentialsResult(StageResult):
     offline: bool = False
     reads: tuple[str, ...] = ()
     commits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By what is read (base_model, adapter, …): `repo`, `commit`, and the `revisions` that resolved to it."""
+    """For each thing that is read (base_model, adapter, …): `repo`, `commit`, and the `revisions` that resolved to it."""
 
 
 @dataclass(frozen=True)
 class DependenciesResult(StageResult):
     environment: Mapping[str, Any]
-    """What the probe depends on, and what the run was computed with."""
+    """The versions and settings that the probe depends on, and that the run was computed with."""
     probe: Mapping[str, Any]
 
 
@@ -82,7 +82,7 @@ class AdapterResult(StageResult):
     tensors_sha256: str
     base_model_id: str = ""
     base_model_commit: str | None = None
-    """None for a local folder."""
+    """The commit on the Hub; None for a local folder."""
     folder: str = ""
     adapter_id: str | None = None
     adapter_revision: str | None = None
@@ -106,15 +106,15 @@ class AdapterResult(StageResult):
 @dataclass(frozen=True)
 class PreflightResult(StageResult):
     dtype: str
-    """The number format that was chosen: bfloat16, float16, float32."""
+    """The chosen number format: bfloat16, float16 or float32."""
     forecast: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
-    """Bytes at the training's peak, by term of the formula."""
+    """Bytes at the peak of training, by term of the forecast's formula."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     date: str = ""
-    """The date of the run's first preflight; chat templates write it as today's date throughout the run."""
+    """The date of the run's first preflight, which chat templates use as today's date throughout the run."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class QualityResult(StageResult):
     left_out: Mapping[str, int] = field(default_factory=dict)
     accepted_for: str | None = None
     edits_bytes: int | None = None
-    """Of `pairs/edits.jsonl`, as far as the stage read it: later decisions count for the next run. None in older runs."""
+    """How many bytes of `pairs/edits.jsonl` the stage read: later decisions count for the next run. None in older runs."""
     judge: Mapping[str, Any] | None = None
 
 
@@ -182,7 +182,7 @@ RESULTS: Mapping[str, type[StageResult]] = {
     "training": TrainingResult,
     "packaging": PackagingResult,
 }
-"""By stage."""
+"""The class of each stage's result."""
 
 
 class Results:

@@ -1,7 +1,7 @@
-"""What a screen shows, as a pure fold of events: `state = state.apply(event, time)`.
+"""The state that screens show, as a pure fold of events: `state = state.apply(event, time)`.
 
-The wizard, `attach`, `status` and the printer of `--auto` all show this one fold, so a second terminal sees what the
-first one sees.
+The wizard, `attach`, `status` and the printer of `--auto` all show this one fold, so a second terminal shows the same as the
+first.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class StageState:
     checks: tuple[Check, ...] = ()
     progress: Progress | None = None
     failure: StageFinished | None = None
-    """What failed, why, and what to do, if the stage failed or refused."""
+    """The event with the error, if the stage failed, refused or stopped."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The result of the finished stage, as plain data."""
 
     def elapsed(self, now: float) -> float | None:
-        """Seconds of work, never negative; None before the start."""
+        """Seconds since the stage started, or its duration once finished. Never negative; None before the start."""
         if self.started is None:
             return None
         return max(0.0, (self.finished if self.finished is not None else now) - self.started)
@@ -94,10 +94,10 @@ class RunState:
     newest_pairs: tuple[PairMade | PairFailed, ...] = ()
     pairs_made: int = 0
     pair_failures: Mapping[str, int] = field(default_factory=dict)
-    """Prompts that gave no pair, by reason."""
+    """Number of prompts without a pair, by reason."""
     train_steps: tuple[TrainStep, ...] = ()
     first_step_seen: tuple[int, float] | None = None
-    """The first optimizer step of the current process, and its time: the rate is measured from there."""
+    """The first optimizer step of the current process, and its time. The rate is measured from there."""
     checkpoints: tuple[CheckpointSaved, ...] = ()
     evaluation: EvalDone | None = None
     trials: Mapping[str, TrialState] = field(default_factory=dict)
@@ -109,31 +109,31 @@ class RunState:
     """The newest readings, oldest first."""
     peak_gpu_bytes: Mapping[int, int] = field(default_factory=dict)
     peak_rss_bytes: int = 0
-    """Peak of the process that did the work."""
+    """Peak resident memory of the process that runs the stages."""
     servers: Mapping[str, Servers] = field(default_factory=dict)
-    """The newest reading of the servers that the running stage asks, by role."""
+    """The newest reading of the servers that the running stage uses, by role."""
     messages: tuple[tuple[float, Message], ...] = ()
     stalled_since: float | None = None
-    """Time of the running stage's last event, if that is suspiciously long ago."""
+    """Time of the running stage's last event, if the stage has stalled."""
     finished: RunFinished | None = None
     skipped_lines: int = 0
-    """Lines of the journal that are damaged, or of another version."""
+    """Number of journal lines that are damaged or from another version."""
     latest: str = ""
-    """The stage that started or ended last, not counting reused ones; empty before the first."""
+    """The stage that started or ended last, except for reused ones; empty before the first."""
 
     @property
     def current(self) -> StageState | None:
-        """The stage that is running, if one is."""
+        """The running stage; None if no stage is running."""
         return next((stage for stage in self.stages.values() if stage.status == "running"), None)
 
     @property
     def next_stage(self) -> str | None:
-        """The first stage that is neither done nor skipped; None if there is none left."""
+        """The first stage that is neither done nor skipped; None if all are."""
         undone = (stage.name for stage in self.stages.values() if stage.status not in ("done", "skipped"))
         return next(undone, None)
 
     def expected_seconds(self, name: str, now: float) -> float | None:
-        """Total duration of a stage: from its own progress while it runs, else from preflight's forecast; None if unknown."""
+        """Expected total duration of a stage: from its progress while it runs, else from preflight's forecast; None if unknown."""
         stage = self.stages[name]
         elapsed, progress = stage.elapsed(now), stage.progress
         if stage.status == "running" and elapsed is not None and progress is not None and progress.seconds_left:
@@ -237,7 +237,7 @@ class RunState:
     def _(self, event: TrialStep, time: float) -> RunState:
         trial = self.trials.get(event.trial)
         if trial is None:
-            return self  # the line of its start is damaged, or from another version
+            return self  # the line with its start is damaged or from another version
         kept = tuple(step for step in trial.steps if step.step < event.step)
         return self._with_trial(replace(trial, steps=(*kept, event)))
 
@@ -299,7 +299,7 @@ class RunState:
 
 
 def fold(entries: Iterable[Entry | None], state: RunState | None = None) -> RunState:
-    """The state after these lines of a journal (`engine.run.journal.read_journal`); what is passed over is counted."""
+    """The state after these lines of a journal (`engine.run.journal.read_journal`). Unreadable lines are counted."""
     state = state or RunState()
     for entry in entries:
         state = fold_line(state, entry)
@@ -307,12 +307,12 @@ def fold(entries: Iterable[Entry | None], state: RunState | None = None) -> RunS
 
 
 def fold_line(state: RunState, entry: Entry | None) -> RunState:
-    """The state after one line of a journal, whoever wrote it."""
+    """The state after one line of a journal. Never raises, even if the line is malformed."""
     try:
         if entry is not None:
             return state.apply_entry(entry)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        log.warning("an event of the journal is passed over: %r", error)
+        log.warning("skipped an event of the journal: %r", error)
     return replace(state, skipped_lines=state.skipped_lines + 1)
 
 

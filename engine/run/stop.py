@@ -1,4 +1,4 @@
-"""A flag that asks a run to save and stop; workers check it between steps."""
+"""A flag that requests a run to save and stop; stages check it between steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StopToken:
         self._exit_code = ExitCode.TERMINATED
 
     def request(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """Request a stop; later requests change nothing."""
+        """Request a stop. Later requests have no effect."""
         if not self._event.is_set():
             self._reason, self._exit_code = reason, exit_code
             self._event.set()
@@ -24,7 +24,7 @@ class StopToken:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but wake up at once if a stop is requested. Returns whether one is."""
+        """Sleep, but wake up as soon as a stop is requested. Returns whether one is."""
         return self._event.wait(seconds)
 
     def raise_if_requested(self) -> None:

@@ -1,4 +1,4 @@
-"""The file by which another process asks a run to save and stop (`stage3-tui stop`, `attach`)."""
+"""The file with which another process requests a run to save and stop (`stage3-tui stop`, `attach`)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def create(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove the request. Anything but a file (a folder of that name) is not a request, and stays."""
+    """Remove the request. Anything other than a file, such as a folder of that name, is not a request and stays."""
     if exists(folder):
         (folder / layout.STOP_REQUEST).unlink(missing_ok=True)

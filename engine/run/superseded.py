@@ -1,4 +1,4 @@
-"""Files that a run set aside, in `superseded/1`, `superseded/2`, …: nothing is deleted, and valid records may be reused."""
+"""The files that a run has set aside, in `superseded/1`, `superseded/2`, … Nothing is deleted, and valid records may be reused."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from engine.storage.documents import read_json_or_none
 
 
 def superseded_folders(run_folder: Path) -> list[Path]:
-    """Newest first."""
+    """The folders of files that were set aside, newest first."""
     numbered = [path for path in (run_folder / layout.SUPERSEDED_DIR).glob("*") if path.name.isdecimal()]
     return sorted(numbered, key=lambda path: int(path.name), reverse=True)
 
 
 def is_reusable(folder: Path) -> bool:
-    """Whether its records may be reused: only if its note says so (after `--from` it doesn't)."""
+    """Whether the records of a superseded folder may be reused, according to its note. After `--from` they may not."""
     return note_of(folder).get("reusable") is True
 
 
 def note_of(folder: Path) -> dict[str, Any]:
-    """What was written beside the files when they were set aside; empty where nothing readable was."""
+    """The note written when the files were set aside; empty if there is no readable one."""
     note: dict[str, Any] | None = read_json_or_none(folder / layout.SUPERSEDED_NOTE, dict[str, Any])
     return note or {}

@@ -1,7 +1,7 @@
-"""Mask tokens in every text that leaves this process, by their value and by the pattern of Hub tokens.
+"""Mask tokens in all text that leaves this process, by their values and by the pattern of Hub tokens.
 
-Every `Secret` registers its value here. The log, the events, `run.json` and error messages go through `redact`, so a token
-that a library puts into an exception's message reaches no file.
+Every `Secret` registers its value here. The log, the events, `run.json` and error messages go through `redact`, so that a
+token in the message of a library's exception is never written to a file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.security.sanitize import visible
 
 MASK = "***"
 SHORTEST = 8
-"""Shorter values are not masked: they would match inside ordinary words."""
+"""Shorter values are not masked, because they would match inside ordinary words."""
 
-# Only letters and digits follow `hf_` in a user token; `hf_hub_download_to_cache_dir` is a function.
+# In a user token, only letters and digits follow `hf_`; `hf_hub_download_to_cache_dir` is a function.
 _LOOKS_LIKE_A_TOKEN = re.compile(r"hf_(?:oauth_[\w.-]{20,}|[A-Za-z0-9]{20,})")
 _BEGINS_A_RECORD = re.compile(r"\d{4}-\d\d-\d\d")
 _known: set[str] = set()
@@ -31,7 +31,7 @@ Value = TypeVar("Value")
 
 
 def register_secret(value: str) -> None:
-    """Mask `value` from now on, whatever it looks like."""
+    """Mask `value` from now on, even if it does not look like a token."""
     if len(value) >= SHORTEST:
         _known.add(value)
 
@@ -44,7 +44,7 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Value) -> Value:
-    """A copy of plain data, or a dataclass of plain data, with every string in it redacted."""
+    """A copy of plain data, or of a dataclass with plain data, in which every string is redacted."""
     return _redacted(value)  # type: ignore[no-any-return]
 
 
@@ -55,7 +55,9 @@ def _redacted(value: Any) -> Any:
         return {_redacted(key): _redacted(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         items = [_redacted(item) for item in value]
-        return value._make(items) if hasattr(value, "_make") else type(value)(items)  # a named tuple takes them apart
+        return (
+            value._make(items) if hasattr(value, "_make") else type(value)(items)
+        )  # a named tuple takes its items as separate arguments
     if is_dataclass(value) and not isinstance(value, type):
         return _redacted_fields(value)
     return value
@@ -68,15 +70,15 @@ def _redacted_fields(value: Any) -> Any:
 
 
 class RedactedRecord(logging.LogRecord):
-    """A log record without tokens, whichever handler writes it: libraries have their own handlers."""
+    """A log record without tokens, whichever handler writes it: libraries may install their own handlers."""
 
     def getMessage(self) -> str:
         return redact(super().getMessage())
 
 
 class LogFormatter(logging.Formatter):
-    """Redacts the traceback, too, which a record holds apart from its message. Makes control characters visible, and indents
-    message lines that look like the start of another record.
+    """Also redacts the traceback, which a record stores separately from its message. Makes control characters visible, and
+    indents lines that look like the start of another record.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -85,7 +87,7 @@ class LogFormatter(logging.Formatter):
 
 
 def redact_this_process() -> None:
-    """From now on, mask tokens in log records and in tracebacks of uncaught exceptions: both `Secret`s and those in
+    """From now on, mask tokens in log records and in tracebacks of uncaught exceptions: the values of `Secret`s and those in
     environment variables.
     """
     for name, value in os.environ.items():

@@ -1,7 +1,7 @@
 """Sanitize untrusted text before it reaches a terminal, a log or a title.
 
-Model output, dataset text, file names, output of child processes, error messages: characters that could control a
-terminal are made visible, the rest is kept. The screens' part: never parse untrusted text as markup.
+Untrusted text is model output, dataset text, file names, output of child processes and error messages. Characters that could
+control a terminal are made visible, and the rest is kept. Screens must also never parse untrusted text as markup.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def visible(text: str) -> str:
 
 
 def visible_line(text: str, limit: int | None = None) -> str:
-    """The same on one line: whitespace becomes single spaces. Longer than `limit` characters, it is cut and ends in "…"."""
+    """The same on one line: whitespace becomes single spaces. Text longer than `limit` characters is cut and ends in "…"."""
     line = _UNSAFE.sub(_escaped, re.sub(r"\s+", " ", text).strip())
     if limit is not None and len(line) > limit:
         return f"{line[: max(limit - 1, 0)]}…"
@@ -28,7 +28,7 @@ def visible_line(text: str, limit: int | None = None) -> str:
 
 
 def lone_surrogate(text: str) -> str:
-    """The first lone surrogate in a text, spelt out: JSON has it, and no file or tokenizer takes it. Empty for none."""
+    """The first lone surrogate in a text, escaped; empty if there is none. JSON allows it, but no file or tokenizer does."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -7,9 +7,9 @@ from typing import NoReturn
 from engine.security.redaction import register_secret
 
 SERVER_TOKEN_VARIABLE = "STAGE3_SERVER_TOKEN"
-"""Holds the token of `--server-url`. Despite the prefix it is not an option: options are written to disk."""
+"""The variable with the token for `--server-url`. Despite its prefix it is not an option, because options are written to disk."""
 CRITIC_TOKEN_VARIABLE, JUDGE_TOKEN_VARIABLE = "STAGE3_CRITIC_TOKEN", "STAGE3_JUDGE_TOKEN"
-"""The same for `--critic-url` and `--judge-url`, unless `--critic-api-key-env` or `--judge-api-key-env` names another."""
+"""The same for `--critic-url` and `--judge-url`, unless `--critic-api-key-env` or `--judge-api-key-env` names another variable."""
 TOKEN_VARIABLES = frozenset({SERVER_TOKEN_VARIABLE, CRITIC_TOKEN_VARIABLE, JUDGE_TOKEN_VARIABLE})
 
 
@@ -25,7 +25,7 @@ class Secret:
         register_secret(value)
 
     def reveal(self) -> str:
-        """The value itself. Each call is a place where the token may leak: keep them few."""
+        """The value itself. Each call is a place where the token may leak, so keep calls rare."""
         return self._value
 
     def __repr__(self) -> str:

@@ -29,7 +29,7 @@ from engine.models.adapters.weights import (
 )
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.tensors import hash_tensors
-from engine.models.tokenizer_look import look_at_tokenizer
+from engine.models.tokenizer_probe import probe_tokenizer
 from engine.run.results import AdapterResult
 from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageEnd, StageRun
@@ -67,7 +67,7 @@ def run(context: Context) -> StageRun:
 def _check_without_base(
     context: Context, source: AdapterSource
 ) -> Generator[Event, None, tuple[AdapterSettings, Expected, Weights]]:
-    """All that needs no weight of the base: the folder, the configuration, names and shapes, the adapter's own numbers."""
+    """Run the checks that need no base weights: folder, configuration, tensor names and shapes, the adapter's own numbers."""
     config, folder = context.config, source.folder
     for name in (yield from _checked("folder", lambda: refuse_pickles(folder))):
         yield Check(visible_line(name, 80), "warning", "a trainer's pickle; never opened")
@@ -135,7 +135,7 @@ def _token_count(context: Context) -> int:
 
 def _inspect_tokenizer(context: Context) -> None:
     model, revision = context.config.base_model_id, context.config.base_model_revision
-    look_at_tokenizer(model, revision, context.token_text, "--base-model-id", context.stop)
+    probe_tokenizer(model, revision, context.token_text, "--base-model-id", context.stop)
 
 
 def _result(
@@ -169,7 +169,7 @@ def _result(
 
 
 def _checked(line: str, work: Callable[[], T]) -> Generator[Event, None, T]:
-    """The result of `work`. If it raises, the failed line of the table shows it."""
+    """Return the result of `work`. If it raises, report the check `line` as failed first."""
     try:
         return work()
     except Stage3Error as error:

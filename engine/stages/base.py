@@ -7,10 +7,10 @@ A stage is a module of this package with
 and, if its result depends on more than its options and the results of earlier stages (`engine.core.stage_table`),
 
     def evidence(context) -> dict | None       what else its result depends on, as plain data; None: never reused
-    READ_AS: dict[str, Callable[[config], …]]  options that count by something else: a file by its content, a batch as a whole
+    READ_AS: dict[str, Callable[[config], …]]  options compared by something other than their value: a file by its hash
 
 `run` yields events, checks `context.stop` wherever everything is on disk, and raises a Stage3Error if it cannot continue.
-The caller does logging, journal, resume and drawing, and puts the stage's name on its events.
+The caller handles logging, the journal, resuming and drawing, and stamps the events with the stage's name.
 """
 
 from __future__ import annotations

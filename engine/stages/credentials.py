@@ -64,7 +64,7 @@ def run(context: Context) -> StageRun:
 
 
 def _local_rows(context: Context) -> Iterator[Event]:
-    """Read what is on this machine now, and not after a model was loaded. Raises ConfigError, DataError."""
+    """Read local rows now rather than after a model has been loaded. Raises ConfigError, DataError."""
     config = context.config
     place = str(config.pairs or config.dataset)
     if config.pairs is None and not (is_local(place) and has_rows(local_path(place))):
@@ -85,7 +85,7 @@ def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: Foun
         yield Check("scope", "ok" if account.scope.reads_gated else "warning", visible_line(str(account.scope), 400))
     commits = yield from _check_access(needs, found.secret, account.scope)
     target = _repository_to_push_to(context)
-    if target is not None:  # now, and not after hours of training
+    if target is not None:  # now rather than after hours of training
         with Repository(target, found.secret, context.stop) as repository:
             yield from check_target(repository, found.source, public=context.config.push_public)
     context.token = found.secret
@@ -190,6 +190,7 @@ def _repository_to_push_to(context: Context) -> str | None:
 
 
 def _needs_account(needs: tuple[HubRequirement, ...]) -> bool:
+    """Whether the Hub refuses anonymous access to any of these."""
     try:
         for need in needs:
             hub.check_access(need.repo_id, need.repo_type, None)

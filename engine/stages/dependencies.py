@@ -1,4 +1,4 @@
-"""Stage 4: check installed packages against what the run needs, and try whether the device computes.
+"""Stage 4: check installed packages against what the run needs, and check that the device can compute.
 
 It installs nothing without --install.
 """
@@ -49,7 +49,7 @@ def run(context: Context) -> StageRun:
 
 
 def _check_requirements(context: Context) -> Generator[Event, None, bool]:
-    """Compare, and install if --install is given. Returns whether the requirements could be read."""
+    """Check the packages, and with --install, install missing ones. Returns whether the requirements could be read."""
     table = required(context.config)
     if table is None:
         detail = f"{DISTRIBUTION} is not installed, so its requirements are unknown. `uv pip install -e .` installs it"
@@ -87,9 +87,9 @@ def _check_conflicts() -> Generator[Event, None, None]:
 
 
 def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:
-    """Import and compute in a child. Returns what it found: device, name, torch, cuda, seconds."""
+    """Import and compute in a child process. Returns what it found: device, name, torch, cuda, seconds."""
     config = context.config
-    yield Message("info", f"Trying the imports and a computation on the device (up to {PROBE_SECONDS:.0f} s).")
+    yield Message("info", f"Testing the imports and a computation on the device (up to {PROBE_SECONDS:.0f} s).")
     more = [extra.imports for extra in required_extras(config)]
     found = try_device(config.device, more, context.stop)
     failure = found.get("failure") or {}
@@ -108,7 +108,7 @@ def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:
 
 
 def _driver_check(device: str, build: TorchBuild, driver: str | None) -> Check:
-    """torch's build against the driver. Only warns: the probe tries whether the device computes."""
+    """Compare torch's build with the driver. This only warns: the probe decides whether the device can compute."""
     fault = driver_fault(build, driver, device)
     detail = fault or f"{build}; {f'driver {driver}' if driver else 'no NVIDIA driver'}"
     return Check("torch and driver", "warning" if fault else "ok", visible_line(detail))

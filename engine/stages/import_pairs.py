@@ -1,7 +1,7 @@
 """Stage 7 with `--pairs`: pairs from elsewhere become the run's records. Nothing is generated.
 
-A record is kept by what made it, here as everywhere: an imported one by its texts. The same file again gives the same
-`pairs.jsonl`, byte for byte, and then no later stage is done again.
+A record is identified by what made it, an imported one by its texts. Importing the same file again writes the same
+`pairs.jsonl`, byte for byte, so no later stage is done again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMPORTED = "imported"
 
 
 def import_pairs(context: Context, source: Path) -> StageRun:
-    """Import, then take over what people decided beside the source. Raises as `read_imported_pairs`, and DiskError."""
+    """Import the pairs, then the decisions stored beside the source. Raises as `read_imported_pairs`, and DiskError."""
     origin, bad, target = hash_of_files(source), BadRows("pair"), context.run / layout.PAIRS_JSONL
     yield Message("info", f"The pairs come from {source.name}; nothing is generated.")
     part = target.with_name(f".{target.name}.part")
@@ -44,7 +44,7 @@ def import_pairs(context: Context, source: Path) -> StageRun:
         yield from _replace_set(context, part, target)
     finally:
         part.unlink(missing_ok=True)
-    yield from _adopt_decisions(context, source)
+    yield from _import_decisions(context, source)
     imported = {"name": source.name, "sha256": origin, "rows": bad.rows, "bad_rows": bad.count}
     return StageEnd(
         f"{total:,} pairs imported from {source.name}" + (f", {bad.count:,} rows left out" if bad.count else ""),
@@ -76,18 +76,18 @@ def record_of(pair: Pair) -> PairRecord:
 
 
 def _replace_set(context: Context, part: Path, target: Path) -> Iterator[Event]:
-    """The new set under its name; another one that stands there is set aside, with the decisions about it."""
+    """Move the new set into place. A different set that is there is set aside, with the decisions about it."""
     if target.exists() and sha256_of_file(target) != sha256_of_file(part):
-        why = "other pairs are imported"
+        why = "different pairs were imported"
         folder = context.run.set_aside(layout.PAIRS_JSONL, layout.EDITS_JSONL, why=why)
         yield StageStale("pairs", why)
-        yield Message("info", f"The set that was there is now in {folder}.")
+        yield Message("info", f"The previous set is now in {folder}.")
     part.replace(target)
     sync_folder(target.parent)
 
 
-def _adopt_decisions(context: Context, source: Path) -> Iterator[Event]:
-    """What people decided beside the source stands in front of what they decided in this run."""
+def _import_decisions(context: Context, source: Path) -> Iterator[Event]:
+    """Put the decisions stored beside the source before those made in this run."""
     path = context.run / layout.EDITS_JSONL
     own = list(edit_lines(path))
     known = {dumps(edit) for edit in own}
@@ -99,4 +99,4 @@ def _adopt_decisions(context: Context, source: Path) -> Iterator[Event]:
     if not new:
         return
     write_atomically(path, "".join(dumps(edit) + "\n" for edit in [*new, *own]).encode("ascii"))
-    yield Message("info", f"{len(new):,} decisions of people beside {source.name} were taken over.")
+    yield Message("info", f"Imported {len(new):,} decisions stored beside {source.name}.")

@@ -1,4 +1,4 @@
-"""Load the judge of `--judge`: above both the judges and the demo, so that neither imports the other."""
+"""Load the judge set with `--judge`. This module is above both the judges and the demo, so neither imports the other."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | None:
-    """The judge of `--judge`, or None. `policy` is the Stage 2 policy if already loaded; otherwise --judge self loads it.
+    """The judge set with `--judge`, or None. `policy` is the Stage 2 policy if already loaded; else --judge self loads it.
 
-    Raises a Stage3Error with the cause if the judge cannot be loaded; it never falls back to another judge.
+    Raises a Stage3Error with the cause if the judge cannot be loaded: it never falls back to another judge.
     """
     match context.config.judge:
         case "none":
@@ -48,7 +48,7 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
 
 
 def judge_loader(context: Context) -> LoadJudge:
-    """`load_judge` for those who know the configuration only."""
+    """`load_judge` for callers that have only the configuration."""
 
     def load(config: Stage3Config, policy: LoadedPolicy | None = None) -> Judge | None:
         return load_judge(replace(context, config=config), policy)
@@ -57,7 +57,7 @@ def judge_loader(context: Context) -> LoadJudge:
 
 
 def _stage2_policy(context: Context) -> LoadedPolicy:
-    """From disk."""
+    """The Stage 2 policy, loaded from disk."""
     from engine.models.local_backend import load_stage2_backend
 
     adapter = adapter_folder(context.config, context.run, context.token_text)
@@ -74,7 +74,7 @@ def ordering_judge(context: Context) -> Generator[Event, None, ExaminedJudge | N
         raise PreconditionError(
             f"--method {context.config.method} needs a judge that passes its exam.",
             examined.why_no_judge,
-            "Give another --judge (reward-model, server), or --method contrast, which needs none.",
+            "Use another --judge (reward-model, server), or --method contrast, which needs none.",
         )
     examined.release()  # free it, because the policy is loaded next and may itself be the judge
     return examined

@@ -40,7 +40,7 @@ def evidence(context: Context) -> dict[str, Any]:
 
 
 def _sha256(run: Run, name: str) -> str:
-    """Of what is packed of a file."""
+    """The hash of what is packed of a file."""
     return sha256_of_file(run / name) if byte_limit(run, name) is None else read_file(run, name).sha256
 
 
@@ -70,7 +70,7 @@ def run(context: Context) -> StageRun:
 
 
 def _build_or_reuse(context: Context) -> Generator[Event, None, tuple[Archive, str]]:
-    """The archive, and a sentence about its loading."""
+    """Returns the archive, and where it was loaded as a test."""
     known, accepted = known_secrets(context.token), context.config.accept_lookalikes is not None
     found = existing_archive(context.run, known=known, accept_lookalikes=accepted)
     if found is not None:
@@ -86,7 +86,7 @@ def _build_or_reuse(context: Context) -> Generator[Event, None, tuple[Archive, s
 
 def _load(context: Context, part: Path) -> float:
     """The effect of the adapter in the archive. Raises if it does not load."""
-    free_memory()  # the process that loads it needs room on the same device
+    free_memory()  # the process that loads it needs memory on the same device
     trained = context.run.results.training
     return load_in_fresh_process(
         part,
@@ -123,7 +123,7 @@ def _base_commit(context: Context) -> str | None:
 
 
 def _result_of(context: Context, archive: Archive) -> PackagingResult:
-    """What a screen needs to show the archive, and a person to fetch it."""
+    """What a screen needs to show the archive, and a person needs to fetch it."""
     hashes = hash_file(context.run)
     adapter = f"{context.run.folder.name}/{layout.ADAPTER_DIR}"
     return PackagingResult(

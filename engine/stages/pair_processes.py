@@ -1,4 +1,4 @@
-"""Several processes that make pairs, score them, or compare both stages, each with the local models on a GPU of its own."""
+"""Worker processes that make pairs, score them, or compare both stages, each with the local models on its own GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
 from engine.dpo.evaluation import in_processes as evaluation_in_processes
-from engine.dpo.evaluation.in_processes import AskProcesses, key_of_models
-from engine.dpo.evaluation.line import Asked
-from engine.dpo.planning.processes import processes_here
+from engine.dpo.evaluation.in_processes import RunTasksInProcesses, policies_key
+from engine.dpo.evaluation.tasks import EvaluationBackend
+from engine.dpo.planning.process_count import local_processes
 from engine.machine.device import resolve_device
 from engine.models.adapters.source import adapter_folder
 from engine.models.loading import load_tokenizer
@@ -38,31 +38,31 @@ WORKER = "engine.stages.pair_worker"
 
 
 def pair_process_count(config: Stage3Config, judge: str) -> int:
-    """How many processes make the pairs: those of this machine, if models on it do.
+    """The number of processes that make pairs: this machine's if local models make them, else one.
 
-    judge   that ranks the drafts; "none" if the method needs none
+    judge   the judge that ranks the drafts; "none" if the method needs none
     """
-    return processes_here(config) if is_generated_locally(config, judge) else 1
+    return local_processes(config) if is_generated_locally(config, judge) else 1
 
 
 def judge_process_count(config: Stage3Config) -> int:
-    """How many processes score pairs with `--judge`: those of this machine for a model, one for what is no model here."""
-    return processes_here(config) if config.judge in ("self", "reward-model") else 1
+    """The number of processes that score pairs with `--judge`: this machine's for a local model, else one."""
+    return local_processes(config) if config.judge in ("self", "reward-model") else 1
 
 
 def relevance_process_count(config: Stage3Config) -> int:
-    """How many processes measure the relevance of pairs with the base model: those of this machine."""
-    return processes_here(config)
+    """The number of processes that measure the relevance of pairs with the base model: this machine's."""
+    return local_processes(config)
 
 
 @contextmanager
 def pair_workers(
     context: Context, judging: Context, identity: RecordIdentity, processes: int, prompts: int
 ) -> Iterator[MakeInProcesses]:
-    """The processes, with the model loaded.
+    """The workers, with the model loaded.
 
     judging   the context of the judge that ranks drafts; `context` if the method needs none
-    prompts   of which there is no record
+    prompts   the number of prompts that have no record yet
     """
     tokenizer = load_tokenizer(context.config, context.token_text)
     with _pool(judging, pairs_in_processes.KIND, processes, "make pairs") as pool:
@@ -72,7 +72,7 @@ def pair_workers(
 
 @contextmanager
 def relevance_workers(context: Context) -> Iterator[MeasureBatches]:
-    """The processes, with the base model loaded."""
+    """The workers, with the base model loaded."""
     with _pool(
         context, relevance_in_processes.KIND, relevance_process_count(context.config), "measure relevance"
     ) as pool:
@@ -81,7 +81,7 @@ def relevance_workers(context: Context) -> Iterator[MeasureBatches]:
 
 @contextmanager
 def scoring_workers(context: Context, config: Stage3Config) -> Iterator[ScoreBatches]:
-    """The processes, with the judge of `config` loaded."""
+    """The workers, with the judge of `config` loaded."""
     with _pool(
         replace(context, config=config), scores_in_processes.KIND, judge_process_count(config), "score pairs"
     ) as pool:
@@ -89,21 +89,23 @@ def scoring_workers(context: Context, config: Stage3Config) -> Iterator[ScoreBat
 
 
 def evaluation_process_count(config: Stage3Config) -> int:
-    """How many processes evaluate the training: those of this machine."""
-    return processes_here(config)
+    """The number of processes that evaluate the training: this machine's."""
+    return local_processes(config)
 
 
 @contextmanager
-def evaluation_workers(context: Context, trained: Trained, config: Stage3Config) -> Iterator[Asked]:
-    """The processes, with both models loaded.
+def evaluation_workers(context: Context, trained: Trained, config: Stage3Config) -> Iterator[EvaluationBackend]:
+    """The workers, with both models loaded.
 
-    config   with the judge that passed its exam
+    config   the configuration with the judge that passed its exam
     """
     judged = replace(context, config=trained.plan.applied_to(config))
-    models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
+    key = policies_key(config, trained.stage2_sha256, trained.tensors_sha256)
     with _pool(judged, evaluation_in_processes.KIND, evaluation_process_count(config), "evaluate") as pool:
         score = ScoreInProcesses(pool, context.run, judge_name(config) or "", evaluation_in_processes.KIND)
-        yield Asked(AskProcesses(pool, context.run, models), score if judge_process_count(config) > 1 else None)
+        yield EvaluationBackend(
+            RunTasksInProcesses(pool, context.run, key), score if judge_process_count(config) > 1 else None
+        )
 
 
 def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool:
@@ -124,7 +126,7 @@ def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool
 
 
 def _config_of_process(config: Stage3Config, number: int) -> Stage3Config:
-    """With the GPU of one process."""
+    """The configuration with the GPU of one process."""
     if resolve_device(config).type != "cuda":
         return config
     return config.model_copy(update={"device": f"cuda:{number}"})

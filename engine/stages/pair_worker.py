@@ -1,4 +1,4 @@
-"""One of several processes that make, measure or score pairs, or evaluate: `python -m engine.stages.pair_worker`."""
+"""A worker process that makes, measures or scores pairs, or evaluates: `python -m engine.stages.pair_worker`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from engine.workers.tasks import Task
 
 @dataclass(frozen=True)
 class Request:
-    """What each process is asked to load."""
+    """What a worker has to load."""
 
     kind: str
-    """Of its rows: "pairs", "relevance", "scores" or "evaluation"."""
+    """The kind of its rows: "pairs", "relevance", "scores" or "evaluation"."""
     config: dict[str, Any]
-    """With the GPU of this process, and with the judge that passed its exam."""
+    """The configuration with this worker's GPU and the judge that passed its exam."""
     run: str
-    """The run folder. The process that asks holds it; those that are asked lock nothing."""
+    """The run folder. The parent process holds its lock; workers lock nothing."""
     cache: str
     adapter: str
     """The folder of the Stage 2 adapter."""
     processes: int
-    """How many are asked."""
+    """The number of workers."""
     rows: str = ""
-    """The file for what is made; the pool names it."""
+    """The file that the worker writes its rows to; set by the pool."""
 
 
 def load(task: Task) -> Loaded:
@@ -41,7 +41,7 @@ def load(task: Task) -> Loaded:
         "pairs": _load_pair_maker,
         "relevance": _load_relevance_meter,
         "scores": _load_judge,
-        "evaluation": _load_both_models,
+        "evaluation": _load_policies,
     }
     return loads[request.kind](request, context)
 
@@ -80,20 +80,20 @@ def _load_judge(_: Request, context: Context) -> Loaded:
     return Loaded(task_handler(judge))
 
 
-def _load_both_models(request: Request, context: Context) -> Loaded:
-    from engine.dpo.evaluation.both_models import load_both_models
-    from engine.dpo.evaluation.in_processes import work_of
-    from engine.pairs.judges.in_processes import task_handler
+def _load_policies(request: Request, context: Context) -> Loaded:
+    from engine.dpo.evaluation.in_processes import task_handler
+    from engine.dpo.evaluation.policies import load_policies
+    from engine.pairs.judges.in_processes import task_handler as judge_task_handler
     from engine.stages.load_judge import load_judge
 
-    both = load_both_models(context.config, context.run, Path(request.adapter))
+    policies = load_policies(context.config, context.run, Path(request.adapter))
 
     def judging() -> Work:
-        judge = load_judge(context, both.reference)
+        judge = load_judge(context, policies.reference)
         assert judge is not None  # one passed its exam
-        return task_handler(judge)
+        return judge_task_handler(judge)
 
-    return Loaded(work_of(both.do, judging))
+    return Loaded(task_handler(policies.run, judging))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 7: a pair of every prompt by `--method`, each record on disk before it is counted."""
+"""Stage 7: make a pair from each prompt with `--method`. Each record is on disk before it is counted."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def run(context: Context) -> StageRun:
     if config.target_pairs and recorded.ok < config.target_pairs:
         yield Message(
             "warning",
-            f"All {len(prompts)} prompts of {config.dataset} ({found.split}) are used up, and {recorded.ok} usable pairs came "
-            f"of them, not {config.target_pairs}: the run goes on with what there is.",
+            f"All {len(prompts)} prompts of {config.dataset} ({found.split}) are used up, and gave {recorded.ok} usable pairs, "
+            f"not {config.target_pairs}: the run continues with those.",
         )
     return StageEnd(
         f"{recorded.ok} usable of {recorded.total} prompts ({recorded.ok / max(recorded.total, 1):.0%})",
@@ -120,15 +120,15 @@ def run(context: Context) -> StageRun:
 
 
 def _interim_check(context: Context, prompts: int | None) -> InterimCheck:
-    """After each batch: go on only as long as the gate can be passed, or a person accepts that it cannot."""
+    """A check after each batch: continue only while the gate can still open, or if a person accepts that it cannot."""
     outlook = Outlook(context.config, prompts)
 
     def check(recorded: RecordIndex) -> None:
         require_reachable(
             outlook.estimates(recorded.ok, recorded.attempted, recorded.too_long, recorded.left_out()),
             context.config,
-            what=f"After {recorded.total} prompts there is no hope left that the gate will open",
-            why="The rest would be made as these were, and training would refuse them; nothing that was made is lost.",
+            what=f"After {recorded.total} prompts, the gate can no longer open",
+            why="The remaining pairs would be like these, and the gate would refuse them. Nothing that was made is lost.",
             pairs_path=str(context.run / layout.PAIRS_JSONL),
         )
 
@@ -216,6 +216,7 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
 
 
 def _source_of_texts(context: Context) -> str:
+    """A sentence about which models write the texts."""
     config = context.config
     critic = (
         f" {config.critic_model} on {' and '.join(config.critic_url)} writes critiques and revisions."

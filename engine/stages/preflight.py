@@ -15,7 +15,7 @@ from engine.core.events import Check, Event, Message
 from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
-from engine.dpo.planning.processes import processes_here
+from engine.dpo.planning.process_count import local_processes
 from engine.dpo.planning.workload import Workload
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
@@ -69,7 +69,7 @@ FIELDS_DEPEND_ON = {
 }
 """Fields of the result that keep their values while these inputs do."""
 PROMPTS_MEASURED = 200
-"""Prompts to search for one that fits."""
+"""How many prompts to search for one that fits."""
 
 
 def run(context: Context) -> StageRun:
@@ -84,7 +84,7 @@ def run(context: Context) -> StageRun:
     config = context.config
     share = measured.usable_share
     prompts = expected_prompts(config, share) if config.pairs is None else pairs_wanted(config)
-    here = processes_here(config, plan.processes)
+    here = local_processes(config, plan.processes)
     run_forecast = forecast(
         measured,
         Workload.of(config, prompts, measured.usable_share),
@@ -94,7 +94,7 @@ def run(context: Context) -> StageRun:
         share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:
-        run_forecast = replace(run_forecast, seconds_pairs=0.0)  # they are there already
+        run_forecast = replace(run_forecast, seconds_pairs=0.0)  # they already exist
     yield from forecast_lines(run_forecast, inputs.machine)
     yield forecast_event(run_forecast, inputs.machine, resolve_device(config).index or 0)
     require_disk(context.run.folder, run_forecast)
@@ -165,15 +165,15 @@ class BatchTimes:
 
 @dataclass(frozen=True)
 class FirstPairs:
-    """What the first pairs took."""
+    """What was measured on the first pairs."""
 
     longest: Pair
     reply_tokens: float
     longest_prompt_tokens: float
     prompt_tokens: float
-    """Mean."""
+    """The mean length of a prompt."""
     replies_tokens: float
-    """Of both replies of a pair, the mean."""
+    """The mean length of both replies of a pair together."""
     record_bytes: int
     usable_share: float
     batch: BatchTimes
@@ -182,9 +182,10 @@ class FirstPairs:
 
 
 def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, FirstPairs]:
-    """The pilot, or one pair if none is wanted; how long a batch takes. Raises DataError if there is no hope.
+    """Make the pilot's pairs, or one pair without a pilot, and time a batch. Raises DataError if the pilot shows that the
+    gate cannot open.
 
-    context   its configuration has the number format that was chosen
+    context   its configuration has the chosen number format
     """
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
     inputs, backend, load_seconds = yield from _load_inputs(context)
@@ -208,7 +209,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
 
 
 def _load_inputs(context: Context) -> Generator[Event, None, tuple[GenerationInputs, Backend, float]]:
-    """What makes the pairs, its policy, and the seconds that loading it took."""
+    """Returns the inputs of generation, the policy, and the seconds that loading took."""
     config = context.config
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.config)
@@ -227,12 +228,12 @@ def _load_inputs(context: Context) -> Generator[Event, None, tuple[GenerationInp
 def _first_pairs(
     run: Run, inputs: GenerationInputs, pilot: list[Prompt], short: Prompt
 ) -> Generator[Event, None, list[Pair]]:
-    """The pilot's pairs, or without one a pair of the short prompt."""
+    """The pilot's pairs or, without a pilot, one pair of the short prompt."""
     started = time.monotonic()
     if pilot:
         pairs = yield from make_pilot(run, pilot, inputs)
     else:
-        batch = next(told for told in inputs.make_batches([[short]]) if isinstance(told, list))
+        batch = next(item for item in inputs.make_batches([[short]]) if isinstance(item, list))
         pairs = [pair_of_record(record) for _, record in batch]
     title = "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
     yield Check(title, "ok", f"{time.monotonic() - started:.1f} s, {inputs.backend.tokens} tokens")
@@ -274,15 +275,17 @@ def _generated_texts(pair: Pair) -> tuple[str, ...]:
 
 
 def _replies(pair: Pair) -> tuple[str, ...]:
-    """What trains."""
+    """The texts that train."""
     return (pair.base_response, pair.revised_response)
 
 
 def _mean_reply_tokens(backend: Backend, texts: list[str]) -> float:
-    """Whoever made them: an earlier start may have."""
-    nothing = backend.length([{"role": "user", "content": ""}])
-    said = [text for text in texts if text]
-    return mean([backend.length([{"role": "user", "content": text}]) - nothing for text in said]) if said else 1.0
+    """The mean length of the texts, counted here because an earlier start may have made them."""
+    overhead = backend.length([{"role": "user", "content": ""}])
+    replies = [text for text in texts if text]
+    return (
+        mean([backend.length([{"role": "user", "content": text}]) - overhead for text in replies]) if replies else 1.0
+    )
 
 
 def _short_first(prompts: list[Prompt], backend: Backend, max_length: int) -> list[Prompt]:

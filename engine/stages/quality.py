@@ -67,9 +67,9 @@ def run(context: Context) -> StageRun:
     tally, usable = judge_run(run_, decisions)
     measures: KnownMeasures = {}
     if config.relevance and usable:
-        elsewhere = partial(relevance_workers, context) if relevance_process_count(config) > 1 else None
+        workers = partial(relevance_workers, context) if relevance_process_count(config) > 1 else None
         path = run_ / layout.RELEVANCE_JSONL
-        measures = yield from measure_relevance(config, usable, path, context.token_text, context.stop, elsewhere)
+        measures = yield from measure_relevance(config, usable, path, context.token_text, context.stop, workers)
         remove_shares(run_, RELEVANCE)
         tally, usable = judge_run(run_, decisions, measures=measures)
     yield from measure_lengths_of(context, tally, usable)
@@ -83,7 +83,7 @@ def run(context: Context) -> StageRun:
         yield from measure_lengths_of(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
         yield Message(
-            "info", "A judge chose the best of each prompt's drafts: that it finds them improved says nothing."
+            "info", "A judge chose the best of each prompt's drafts, so finding them improved proves nothing."
         )
     judged = judgement is not None
     all_figures = figures(tally, config, judged=judged)
@@ -131,12 +131,12 @@ def _too_few(usable: int) -> DataError:
 
 
 def measure_lengths_of(context: Context, tally: Tally, usable: Sequence[Pair]) -> Iterator[Event]:
-    """Count the pairs of the training part that training would leave out as too long, as it will find them itself.
+    """Count the pairs that training will leave out as too long.
 
-    The sets that this stage writes do not depend on it: another --max-length is preflight's and training's to look at.
+    The sets that this stage writes do not depend on it: another --max-length concerns only preflight and training.
     """
     if context.run.results.preflight is None:
-        return  # nobody has read the models yet
+        return  # no model has been loaded yet
     from engine.dpo.training.dataset import measure_lengths
     from engine.models.loading import load_tokenizer
 
@@ -147,17 +147,17 @@ def measure_lengths_of(context: Context, tally: Tally, usable: Sequence[Pair]) -
         tokenizer = load_tokenizer(config, context.token_text)
         lengths = measure_lengths(rows, tokenizer)  # type: ignore[arg-type]
     except Stage3Error as error:
-        yield Message("warning", f"The pairs' lengths were not measured, which training will do: {error.what}")
+        yield Message("warning", f"Could not measure the pairs' lengths; training will measure them. {error.what}")
         return
     tally.lengths_measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
 
 
 def _why_unjudged(tally: Tally, examined: ExaminedJudge, unfixable: list[str]) -> Message:
-    """unfixable   figures for which no judge was asked"""
+    """unfixable   figures that fail whatever a judge would find"""
     if unfixable:
-        return Message("info", f"No judge was asked: no score would mend the {' and the '.join(unfixable)}.")
+        return Message("info", f"The judge was skipped: no score would improve the {' and the '.join(unfixable)}.")
     own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
-    return Message("info", f"Nothing scored these pairs. {examined.why_no_judge}{own}")
+    return Message("info", f"No judge scored these pairs. {examined.why_no_judge}{own}")
 
 
 def _examine_judge(context: Context) -> Generator[Event, None, ExaminedJudge]:
@@ -168,8 +168,8 @@ def _score(
     context: Context, examined: ExaminedJudge, usable: Sequence[Pair]
 ) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
-    elsewhere = partial(scoring_workers, context) if judge_process_count(examined.config) > 1 else None
-    scores = yield from examined.score(context.run, usable, judge_loader(context), context.stop, elsewhere)
+    workers = partial(scoring_workers, context) if judge_process_count(examined.config) > 1 else None
+    scores = yield from examined.score(context.run, usable, judge_loader(context), context.stop, workers)
     remove_shares(context.run, SCORES)
     judgement = JudgeSummary.of(judge_name(examined.config) or "", scores)
     unscored = len(usable) - judgement.scored
@@ -193,17 +193,17 @@ def judge_run(
     measures: KnownMeasures | None = None,
     min_gain: float | None = None,
 ) -> tuple[Tally, Sequence[Pair]]:
-    """Tally and usable pairs of a run, after edits; each is read when it is asked for. Raises DamagedState for an invalid line.
+    """Tally and usable pairs of a run, after edits; each pair is read when needed. Raises DamagedState for an invalid line.
 
-    decisions    people's; those of the file if not given
+    decisions    people's decisions; None: those in the file
     scores       a judge's scores of these texts, instead of those in the file
-    measures     of the revisions; a missing one was not measured
-    min_gain     the smallest gain by these scores, above which a pair trains
+    measures     the measured relevance of the revisions; a missing one was not measured
+    min_gain     a pair trains only if its gain by these scores is larger
     """
     pairs_path, edits_path = run / layout.PAIRS_JSONL, run / layout.EDITS_JSONL
     decisions = read_edits(edits_path) if decisions is None else decisions
     if decisions.damaged:
-        raise damaged_line(edits_path, decisions.damaged[0], "A decision about a pair may be lost in it.")
+        raise damaged_line(edits_path, decisions.damaged[0], "It may have held a decision about a pair.")
 
     def scored(pair: Pair) -> Pair:
         pair = with_measures(pair, measures or {})

@@ -47,7 +47,7 @@ def run(context: Context) -> StageRun:
         "tmux": _version_of(tmux),
         "driver": driver,
     }
-    there = [f"{name} {version}" for name, version in versions.items() if version]
+    found = [f"{name} {version}" for name, version in versions.items() if version]
     missing = [name for name, version in versions.items() if not version]
     result = ToolchainResult(
         **versions,
@@ -55,7 +55,7 @@ def run(context: Context) -> StageRun:
         executable=sys.executable,
         torch=None if build is None else build.__dict__,
     )
-    return StageEnd(", ".join(there) + (f"; without {', '.join(missing)}" if missing else ""), result)
+    return StageEnd(", ".join(found) + (f"; without {', '.join(missing)}" if missing else ""), result)
 
 
 def _python() -> Generator[Event, None, str]:
@@ -89,7 +89,7 @@ def _program_check(found: FoundProgram, remark: str, hint: str, *, failed: bool 
         return Check(
             found.program.name,
             "failed" if failed else "warning",
-            f"{found.fault}; get it with {found.program.get}{hint}",
+            f"{found.fault}; install it with {found.program.how_to_install}{hint}",
         )
     return Check(found.program.name, "ok", f"{found.version}, {remark or visible_line(str(found.path))}")
 
@@ -103,10 +103,10 @@ def _multiplexer_remark() -> str:
 
 
 def _driver(report: GpuReport, device: str) -> Generator[Event, None, str | None]:
-    """The driver's version, and each GPU with its free memory and the processes that hold the rest."""
+    """The driver's version, and each GPU with its free memory and the processes that use the rest."""
     if report.driver is None:
         is_needed = device != "cpu"
-        hint = "get it at https://www.nvidia.com/drivers; without it, the CPU is used, slowly"
+        hint = "get it at https://www.nvidia.com/drivers; without it, the run uses the CPU, which is slow"
         status: CheckStatus = "warning" if is_needed else "skipped"
         why = visible_line(report.note, 200) or "no response"
         yield Check("NVIDIA driver", status, f"{why}; {hint if is_needed else 'not needed with --device cpu'}")

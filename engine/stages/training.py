@@ -53,7 +53,7 @@ READ_AS = {
 
 
 def evidence(context: Context) -> dict[str, Any]:
-    """If a file differs from what stage quality wrote, the file's hash counts."""
+    """The hashes of the files that differ from what stage quality wrote."""
     quality = context.run.results.quality
     written = (
         {} if quality is None else {layout.TRAIN_JSONL: quality.train_sha256, layout.EVAL_JSONL: quality.eval_sha256}
@@ -65,7 +65,7 @@ def evidence(context: Context) -> dict[str, Any]:
 def run(context: Context) -> StageRun:
     from engine.dpo.evaluation.report import evaluate
     from engine.dpo.training.dataset import load_rows
-    from engine.dpo.training.processes import train_as_planned
+    from engine.dpo.training.distributed import train_as_planned
 
     started, config, run_ = time.monotonic(), context.config, context.run
     stage2 = run_.results.adapter
@@ -78,12 +78,12 @@ def run(context: Context) -> StageRun:
     whose = "differs from Stage 2" if trained.tensors_sha256 != stage2.tensors_sha256 else "identical to Stage 2"
     yield Check("adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
-    elsewhere, processes = None, evaluation_process_count(config)
+    workers, processes = None, evaluation_process_count(config)
     if processes > 1:
-        elsewhere = partial(evaluation_workers, context, trained)
+        workers = partial(evaluation_workers, context, trained)
         yield Message("info", f"{processes} processes evaluate; the log of each is in {layout.PROCESSES_DIR}/.")
     load_judge = judge_loader(context)
-    report = yield from evaluate(config, run_, trained, held_out, load_judge, context.stop, elsewhere)
+    report = yield from evaluate(config, run_, trained, held_out, load_judge, context.stop, workers)
     compared = _forecast_compared(context, trained)
     for name, figures in compared.items():
         yield Check(f"forecast: {name}", "ok", _forecast_details(name, figures))
@@ -193,13 +193,13 @@ def _quality(context: Context) -> dict[str, Any]:
 
 
 def _pairs_report(context: Context) -> dict[str, Any]:
-    """Empty if there is none, or a damaged one: it was for people, and nothing that trains comes from it."""
+    """The report of stage quality; empty if missing or damaged. It is for people: training does not depend on it."""
     report = read_json_or_none(context.run / layout.PAIRS_REPORT, PairsReport)
     return {} if report is None else report.model_dump()
 
 
 def _origin_of_pairs(context: Context, dataset: str) -> dict[str, Any]:
-    """The prompts that pairs were made of, or the file that they were imported from."""
+    """The prompts that the pairs were made from, or the file that they were imported from."""
     pairs = context.run.results.pairs
     if pairs is None or pairs.imported is None:
         return {"dataset": dataset, "split": (pairs.split if pairs else "") or context.config.split}

@@ -1,4 +1,4 @@
-"""Write small files whole or not at all; hashes of files and of plain data."""
+"""Write small files atomically, and hash files and plain data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.core.failpoints import failpoint
 from engine.core.reading import open_file
 
 PART_NAME = re.compile(r"\..+\.(?P<pid>\d{1,9})\.part", re.DOTALL)
-"""Of a file while `write_atomically` writes it."""
+"""The name of a temporary file of `write_atomically`."""
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644) -> None:
-    """Replace the contents of `path` by `data`, given whole or in pieces. A reader, or a power cut, finds the old file or the new
-    one, never a part.
+    """Replace the contents of `path` by `data`, which may come in pieces. A reader sees the old file or the new one, never a
+    part of it, even after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -44,7 +44,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in `path` survive a power cut."""
+    """Sync a folder, so that renames in it survive a power cut."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         failpoint("sync")
@@ -54,7 +54,7 @@ def sync_folder(path: Path) -> None:
 
 
 def publish_folder(part: Path, final: Path) -> None:
-    """Sync everything in `part` and give it its name. A power cut leaves the whole folder under that name, or none."""
+    """Sync everything in `part` and rename it to `final`. After a power cut, the whole folder exists under that name, or none."""
     for path in sorted(part.rglob("*")):
         if path.is_dir():
             sync_folder(path)
@@ -69,12 +69,12 @@ def publish_folder(part: Path, final: Path) -> None:
 
 
 def new_git_blob_hash(size: int) -> hashlib._Hash:
-    """Git's hash of a file of `size` bytes, before any of them is added: the Hub identifies small files by it."""
+    """Git's hash object for a file of `size` bytes, before its contents are added. The Hub identifies small files by this hash."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 def sha256_of_file(path: Path) -> str:
-    """Raises UnsafeError if it is not a regular file, OSError."""
+    """SHA-256 of a file, in hex. Raises UnsafeError if it is not a regular file, and OSError."""
     digest = hashlib.sha256()
     with open_file(path, follow_links=True) as file:
         while block := file.read(1 << 20):
@@ -88,10 +88,10 @@ def sha256_of_json(data: Any) -> str:
 
 
 def size_of_folder(path: Path) -> int:
-    """Bytes of the regular files below `path`; links are not followed."""
+    """Total bytes of the regular files below `path`. Links are not followed."""
     return sum(entry.lstat().st_size for entry in path.rglob("*") if entry.is_file() and not entry.is_symlink())
 
 
 def restrict_umask() -> None:
-    """From now on other users cannot write to what this process creates, whatever umask it was started with."""
+    """Keep other users from writing to anything that this process creates from now on, regardless of its umask at the start."""
     os.umask(os.umask(0o077) | 0o022)

@@ -1,7 +1,7 @@
 """JSON Lines on disk: an appender that acknowledges a record only once it is synced, and a reader.
 
-A record is a line that ends in a newline. Lines are cut at `\\n` only (`str.splitlines` would cut a valid record at
-U+2028). Whatever a killed writer left after the last newline was never acknowledged: it is set aside and reported.
+A record is a line that ends in a newline. Lines are split at `\\n` only (`str.splitlines` would split a valid record at
+U+2028). Anything that a killed writer left after the last newline was never acknowledged; it is set aside and reported.
 """
 
 from __future__ import annotations
@@ -24,31 +24,29 @@ from engine.security.sanitize import visible_line
 _BLOCK = 1 << 16
 
 MAX_LINE_BYTES = 16 << 20
-"""Bytes. A longer line is not a record: without a limit, a file without newlines would fill the memory."""
+"""A longer line is not a record. Without a limit, a file without newlines would fill the memory."""
 
 
 class JsonlAppender:
-    """Append records to one file. Safe to call from several threads; one process at a time (the run's lock).
+    """Append records to one file. Safe to use from several threads, but only from one process at a time (the run's lock).
 
     torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 if there was none
     """
 
     def __init__(self, path: Path, *, acknowledges: bool = True) -> None:
-        """acknowledges whether a record counts once it is appended; if not, the caller uses `require_in_place` when it
-        matters
-        """
+        """acknowledges   whether a record counts once it is appended; if not, the caller must call `require_in_place`"""
         self.path = path
         self._acknowledges = acknowledges
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
         self._file = open_for_append(path)
-        self.torn, self.torn_path = self._put_torn_tail_aside()
+        self.torn, self.torn_path = self._set_torn_tail_aside()
 
     def append(self, record: Mapping[str, Any], *, sync: bool = True) -> None:
-        """Write one record; when this returns with `sync`, the record survives a power cut, in the file that has this name.
+        """Write one record. With `sync`, the record is in the file at this path and survives a power cut when this returns.
 
-        Raises DiskError (or what else it is to `system_error`) after cutting a half-written line off again, so that the file
-        stays whole, and as `require_in_place`.
+        Raises DiskError (or another error of `system_error`) after removing a half-written line, so that the file stays valid,
+        and the errors of `require_in_place`.
         """
         line = dumps(record).encode("ascii") + b"\n"
         with self._lock:
@@ -56,43 +54,44 @@ class JsonlAppender:
             try:
                 failpoint("append")
                 rest = memoryview(line)
-                while rest:  # a short write is no error yet: the next one says what is wrong
+                while rest:  # a short write is not an error yet: the next write reports the reason
                     rest = rest[os.write(self._file, rest) :]
                 if sync:
                     failpoint("sync")
                     os.fsync(self._file)
             except OSError as error:
                 os.ftruncate(self._file, end)
-                what = f"A record of {len(line)} bytes could not be written to {self.path}."
+                what = f"Cannot write a record of {len(line)} bytes to {self.path}."
                 raise (
-                    system_error(error, what) or DiskError(what, f"{error}.", "Then run the same command again.")
+                    system_error(error, what)
+                    or DiskError(what, f"{error}.", "Fix the cause, then run the same command again.")
                 ) from error
             if self._acknowledges:
                 self.require_in_place()
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size of the file in bytes."""
         return os.fstat(self._file).st_size
 
     def require_in_place(self) -> None:
-        """Raises DamagedState if the file is no longer at its path, UnsafeError if a link is there: records would go to an
-        unnamed file, or to another one.
+        """Raises DamagedState if the file is no longer at its path, UnsafeError if the path is now a link. Otherwise records
+        would go to a file without a name, or to another file.
         """
         try:
-            there = self.path.lstat()
+            current = self.path.lstat()
         except OSError:
-            there = None
-        if there is not None and os.path.samestat(there, os.fstat(self._file)):
+            current = None
+        if current is not None and os.path.samestat(current, os.fstat(self._file)):
             return
-        if there is not None:
-            refuse_special_file(self.path, there.st_mode)
+        if current is not None:
+            refuse_special_file(self.path, current.st_mode)
         raise DamagedState(
-            f"{visible_line(str(self.path))} was {'removed' if there is None else 'replaced'} while this process wrote to it.",
-            "An editor or a copy put another file in its place. What was acknowledged before is in the file that was there; "
-            "nothing more was counted.",
-            "Put the file back if you have it, and leave it alone while the run works. Then run the same command again: it "
-            "makes what the file does not have.",
+            f"{visible_line(str(self.path))} was {'removed' if current is None else 'replaced'} while this process wrote to it.",
+            "An editor or a copy may have done this. Everything saved until then is in the original file; later records do not "
+            "count.",
+            "Restore the original file if you have it, and do not change it while the run is working. Then run the same command "
+            "again: it makes the missing records.",
         )
 
     def close(self) -> None:
@@ -107,32 +106,32 @@ class JsonlAppender:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put_torn_tail_aside(self) -> tuple[int, Path | None]:
+    def _set_torn_tail_aside(self) -> tuple[int, Path | None]:
         size = os.fstat(self._file).st_size
-        whole = _end_of_last_whole_line(self._file, size)
-        if whole == size:
+        end = _end_of_last_complete_line(self._file, size)
+        if end == size:
             return 0, None
-        tail = os.pread(self._file, size - whole, whole)
+        tail = os.pread(self._file, size - end, end)
         number = 1
         while (aside := self.path.with_name(f"{self.path.stem}.torn-{number}")).exists():
             number += 1
         aside.write_bytes(tail)
-        os.ftruncate(self._file, whole)
+        os.ftruncate(self._file, end)
         failpoint("sync")
         os.fsync(self._file)
         return len(tail), aside
 
 
 def open_for_append(path: Path) -> int:
-    """Raises UnsafeError for a link, a pipe, a device; DamagedState for a folder; OSError."""
+    """Open a file to append to it. Raises UnsafeError for a link, a pipe or a device, DamagedState for a folder, and OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         file = os.open(path, flags, 0o644)
     except IsADirectoryError:
         raise DamagedState(
             f"{visible_line(str(path))} is a folder.",
-            "A run has a file of this name: something else put the folder there.",
-            "Look at what it is, move it out of the run folder, and run the same command again.",
+            "In a run folder, this name belongs to a file: another program created the folder.",
+            "Check what it is, move it out of the run folder, and run the same command again.",
         ) from None
     except OSError:
         if os.path.lexists(path):
@@ -158,27 +157,26 @@ class BadLine:
 def read_jsonl(
     path: Path, *, last_line_may_lack_newline: bool = False
 ) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """Yield (line number from 0, record or BadLine) in constant memory; skips blank lines. A last line without a newline is
-    unfinished and left out, unless the file is somebody else's (`last_line_may_lack_newline`). Raises UnsafeError if it is
-    not a regular file, OSError.
+    """Yield (line number from 0, record or BadLine) in constant memory, without blank lines. A last line without a newline is
+    unfinished and left out, unless `last_line_may_lack_newline` (for files of other programs). Raises UnsafeError if it is not
+    a regular file, and OSError.
     """
     with open_file(path) as file:
         yield from read_records(file, last_line_may_lack_newline=last_line_may_lack_newline)
 
 
 def unterminated_last_line(path: Path) -> bytes:
-    """What follows the last newline, up to the longest allowed line. Raises what `read_jsonl` raises."""
+    """The bytes after the last newline, up to the longest allowed line. Raises the errors of `read_jsonl`."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        whole = _end_of_last_whole_line(file.fileno(), size)
-        file.seek(whole)
+        file.seek(_end_of_last_complete_line(file.fileno(), size))
         return file.read(MAX_LINE_BYTES)
 
 
 def read_records(
     file: BinaryIO, *, last_line_may_lack_newline: bool = False, read: Callable[[bytes], Any] | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """`read_jsonl` of an open file, a pipe, or a decompressed stream. `read` is how a line is parsed: `loads`, if not given."""
+    """`read_jsonl` for an open file, a pipe, or a decompressed stream. `read` parses a line; by default, `loads`."""
     number = -1
     while True:
         number += 1
@@ -186,14 +184,14 @@ def read_records(
             raw = file.readline(MAX_LINE_BYTES)
             if not raw:
                 return
-            whole = raw.endswith(b"\n")
-            cut = not whole and len(raw) == MAX_LINE_BYTES
+            complete = raw.endswith(b"\n")
+            cut = not complete and len(raw) == MAX_LINE_BYTES
             if cut:
-                whole = _skip_to_next_line(file)
-        except EOFError as error:  # of what unpacks it (engine.pairs.formats.streams)
+                complete = _skip_to_next_line(file)
+        except EOFError as error:  # from decompression (engine.pairs.formats.streams)
             yield number, BadLine(number, str(error))
             return
-        if not whole and not last_line_may_lack_newline:
+        if not complete and not last_line_may_lack_newline:
             return
         if cut:
             yield number, too_long(number)
@@ -202,8 +200,8 @@ def read_records(
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if raw.strip():
             record = parsed_line(number, raw, read or loads)
-            if not whole and isinstance(record, BadLine):
-                record = BadLine(number, f"{record.reason} (the last line, and no newline ends it: it is torn)")
+            if not complete and isinstance(record, BadLine):
+                record = BadLine(number, f"{record.reason} (the last line does not end in a newline: it is incomplete)")
             yield number, record
 
 
@@ -213,19 +211,19 @@ def dumps(record: Mapping[str, Any]) -> str:
 
 
 def loads(raw: bytes | str) -> Any:
-    """Strict JSON. NaN, Infinity, absurdly long numbers, duplicate keys, bytes that are not UTF-8, and more than `MAX_DEPTH`
-    levels are errors (ValueError).
+    """Parse strict JSON. Raises ValueError for NaN, Infinity, absurdly long numbers, duplicate keys, bytes that are not UTF-8,
+    and more than `MAX_DEPTH` levels.
     """
     return _loaded(raw, _DECODER)
 
 
 def loads_allowing_nan(raw: bytes | str) -> Any:
-    """`loads` of other people's files, with the NaN and Infinity that Python writes: a column that nobody reads may hold them."""
+    """`loads` for files of other programs: accepts the NaN and Infinity that Python writes, perhaps in columns we do not use."""
     return _loaded(raw, _DECODER_ALLOWING_NAN)
 
 
 def _loaded(raw: bytes | str, decoder: json.JSONDecoder) -> Any:
-    # Not json's own guess at the encoding: it takes a hole of NULs for UTF-16, and lets lone surrogates through.
+    # Do not let json guess the encoding: it takes a block of NULs for UTF-16, and accepts lone surrogates.
     text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
     try:
         value = decoder.decode(text)
@@ -237,29 +235,29 @@ def _loaded(raw: bytes | str, decoder: json.JSONDecoder) -> Any:
 
 
 def parsed_line(number: int, raw: bytes, read: Callable[[bytes], Any] = loads) -> dict[str, Any] | BadLine:
-    """The record of a line, or why it is not one."""
+    """The record in a line, or the reason why it is not a record."""
     try:
         record = read(raw)
     except ValueError as error:
-        return BadLine(number, f"not JSON: {_said(error, raw)}")
+        return BadLine(number, f"not JSON: {_reason(error, raw)}")
     if not isinstance(record, dict):
         return BadLine(number, f"not a JSON object, but {_kind(record)}")
     return record
 
 
-def _said(error: Exception, raw: bytes) -> str:
+def _reason(error: Exception, raw: bytes) -> str:
     if b"\0" in raw:
         return "NUL bytes, as a crash leaves them in a file"
     match error:
         case json.JSONDecodeError():
             return f"{error.msg}, at character {error.pos + 1}"
         case UnicodeDecodeError():
-            return f"byte {error.start + 1} (0x{raw[error.start]:02x}) is no UTF-8"
-    return "a number of thousands of digits" if "int_max_str_digits" in str(error) else str(error)
+            return f"byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8"
+    return "a number with thousands of digits" if "int_max_str_digits" in str(error) else str(error)
 
 
 def _kind(value: Any) -> str:
-    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
@@ -268,31 +266,31 @@ def too_long(number: int) -> BadLine:
 
 
 def _skip_to_next_line(file: BinaryIO) -> bool:
-    """Whether there was one."""
+    """Whether there is a next line."""
     while rest := file.readline(MAX_LINE_BYTES):
         if rest.endswith(b"\n"):
             return True
     return False
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:40]!a} stands twice in one object")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {duplicate[:40]!a} appears twice in one object")
     return record
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
-_DECODER_ALLOWING_NAN = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=float)
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicate_keys, parse_constant=_refuse_constant)
+_DECODER_ALLOWING_NAN = json.JSONDecoder(object_pairs_hook=_without_duplicate_keys, parse_constant=float)
 
 
-def _end_of_last_whole_line(file: int, size: int) -> int:
+def _end_of_last_complete_line(file: int, size: int) -> int:
     end = size
     while end > 0:
         start = max(0, end - _BLOCK)

@@ -10,15 +10,15 @@ from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 
 class KeyedCache:
-    """Values by key. A damaged line counts as missing, so its value is computed again; of two lines with the same key the
-    newer counts.
+    """Values by key. A damaged line counts as missing, so its value is computed again. If two lines have the same key, the
+    newer one counts.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of the keys that exist."""
+        """The values of those keys that the cache has."""
         wanted = set(keys)
         if not wanted or not self._path.is_file():
             return {}
@@ -29,7 +29,7 @@ class KeyedCache:
         return found
 
     def append(self, values: dict[str, Any]) -> None:
-        """Add these values; all are on disk when this returns. Raises DiskError."""
+        """Add these values. All of them are on disk when this returns. Raises DiskError."""
         if not values:
             return
         with JsonlAppender(self._path) as appender:

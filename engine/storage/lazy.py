@@ -1,4 +1,4 @@
-"""Sequences whose items are made or read when they are asked for, so that a large one needs little memory."""
+"""Lazy sequences, whose items are computed or read on access, so that a large one needs little memory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Item = TypeVar("Item")
 
 
 class LazySequence(Sequence[Item]):
-    """A sequence that makes or reads one item at a time, each time that it is asked for."""
+    """A sequence that computes or reads an item on each access."""
 
     @abstractmethod
     def at(self, index: int) -> Item:
-        """The item at `index`, which is from 0 to its length."""
+        """The item at `index`, counted from 0; never negative."""
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -30,12 +30,12 @@ class LazySequence(Sequence[Item]):
     def __getitem__(self, index: slice) -> list[Item]: ...
 
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        places = range(len(self))[index]  # raises IndexError
-        return [self.at(place) for place in places] if isinstance(places, range) else self.at(places)
+        selected = range(len(self))[index]  # raises IndexError
+        return [self.at(number) for number in selected] if isinstance(selected, range) else self.at(selected)
 
 
 class Mapped(LazySequence[Item]):
-    """A function of each item of another sequence, computed when it is asked for."""
+    """A function of each item of another sequence, computed on access."""
 
     def __init__(self, source: Sequence[Source], function: Callable[[Source], Item]) -> None:
         self._source, self._function = source, function
@@ -48,14 +48,14 @@ class Mapped(LazySequence[Item]):
 
 
 def take(source: Sequence[Item], numbers: array[int]) -> Sequence[Item]:
-    """Items of a sequence, by their numbers, in that order; 8 bytes each."""
+    """The items with these indices, in this order, at 8 bytes per item."""
     return Mapped(numbers, source.__getitem__)
 
 
 class JsonLines(LazySequence[dict[str, Any]]):
-    """The records of the lines `lines` (from 0, ascending) of a file that nobody writes to meanwhile; 16 bytes each.
+    """The records in the lines `lines` (from 0, ascending) of a file that must not change meanwhile, at 16 bytes per record.
 
-    Raises DamagedState for a line that is no record any more, and as `line_starts`.
+    Raises DamagedState for a line that is no longer a record, and the errors of `line_starts`.
     """
 
     def __init__(self, path: Path, lines: array[int]) -> None:
@@ -72,26 +72,26 @@ class JsonLines(LazySequence[dict[str, Any]]):
         if isinstance(record, BadLine):
             raise DamagedState(
                 f"Line {record.line + 1} of {visible_line(str(self._path))} is damaged: {record.reason}.",
-                "It was a record a moment ago: something else changed the file.",
-                "Leave it alone while the run works, and run the same command again.",
+                "It was valid a moment ago: another program changed the file.",
+                "Do not change the file while the run is working, and run the same command again.",
             )
         return record
 
 
 def line_starts(path: Path, lines: array[int]) -> array[int]:
-    """The byte at which each of these lines (from 0, ascending) begins. Raises DamagedState if the file has fewer, and OSError."""
-    starts, wanted, at = array("Q"), iter(lines), 0
+    """The byte offset of each of these lines (from 0, ascending). Raises DamagedState if the file has fewer lines, and OSError."""
+    starts, wanted, offset = array("Q"), iter(lines), 0
     line = next(wanted, None)
     with open_file(path) as file:
         for number, raw in enumerate(file):
             if number == line:
-                starts.append(at)
+                starts.append(offset)
                 line = next(wanted, None)
-            at += len(raw)
+            offset += len(raw)
     if len(starts) < len(lines):
         raise DamagedState(
             f"{path} is shorter than it was a moment ago.",
-            "Something else changed the file while the run read it.",
-            "Leave it alone while the run works, and run the same command again.",
+            "Another program changed the file while the run was reading it.",
+            "Do not change the file while the run is working, and run the same command again.",
         )
     return starts

@@ -202,7 +202,7 @@ class WorkerPool:
 
     def _stopped_workers(self) -> Iterator[Event]:
         pids = {worker.number: worker.channel.pid for worker in self._alive}
-        for number, seconds in self._watch.look(pids):
+        for number, seconds in self._watch.poll(pids):
             if not seconds:
                 yield Message("info", f"Process {number} continues.")
                 continue

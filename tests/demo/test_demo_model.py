@@ -72,10 +72,10 @@ def rows(split: str) -> list[dict[str, str]]:
 
 
 def conversation_of(text: str) -> Conversation:
-    """hh-rlhf's text as messages, the last answer left out."""
+    """hh-rlhf's text as messages, without the last answer."""
     turns = text.split("\n\n")[1:-1]
     role = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": role[who], "content": said} for who, said in (turn.split(": ", 1) for turn in turns)]
+    return [{"role": role[who], "content": text} for who, text in (turn.split(": ", 1) for turn in turns)]
 
 
 # --- the shipped files ---
@@ -91,14 +91,14 @@ def test_the_shipped_files_are_small_and_free_of_pickles() -> None:
     assert {file.suffix for file in files} == {".json", ".safetensors", ".gz", ".yaml"}
 
 
-def test_no_shipped_file_names_a_place_or_a_person() -> None:
+def test_no_shipped_file_contains_a_path() -> None:
     for file in ASSETS.rglob("*.json"):
         text = file.read_text(encoding="utf-8")
         for trace in ("/home/", "/root", "/tmp", "/work", "/Users", str(Path.home())):
-            assert trace not in text, f"{file.name} holds {trace}"
+            assert trace not in text, f"{file.name} contains {trace}"
 
 
-def test_the_prompts_are_packed_without_a_time() -> None:
+def test_the_prompts_are_compressed_without_a_timestamp() -> None:
     for split in ("train", "test"):
         header = (ASSETS / "prompts" / f"{split}.jsonl.gz").read_bytes()[:10]
         assert header[3] == 0, "a file name in the header"
@@ -106,14 +106,14 @@ def test_the_prompts_are_packed_without_a_time() -> None:
 
 
 def test_held_out_questions_do_not_occur_in_train() -> None:
-    asked = {
+    texts_of = {
         split: {conversation_of(row["chosen"])[-1]["content"] for row in rows(split)} for split in ("train", "test")
     }
     cores = {}
-    for split, texts in asked.items():
-        read = [read_question([{"role": "user", "content": text}]) for text in texts]
-        assert all(question is not None and question.held_out == (split == "test") for question in read)
-        cores[split] = {question.core for question in read if question is not None}
+    for split, texts in texts_of.items():
+        parsed = [read_question([{"role": "user", "content": text}]) for text in texts]
+        assert all(question is not None and question.held_out == (split == "test") for question in parsed)
+        cores[split] = {question.core for question in parsed if question is not None}
     assert not cores["train"] & cores["test"]
 
 
@@ -125,7 +125,7 @@ def test_prompts_are_distinct_and_a_third_begins_with_a_greeting() -> None:
         assert 0.2 < sum(len(prompt) > 1 for prompt in prompts) / number < 0.45
 
 
-def test_rows_have_the_form_of_hh_rlhf() -> None:
+def test_rows_have_the_format_of_hh_rlhf() -> None:
     judge = GrammarJudge()
     for row in rows("test"):
         prompt = conversation_of(row["chosen"])
@@ -135,13 +135,13 @@ def test_rows_have_the_form_of_hh_rlhf() -> None:
         assert judge.flawed(prompt, worse)
 
 
-def test_the_constitution_says_what_the_grammar_says(constitution: Constitution) -> None:
+def test_the_constitution_equals_the_grammars_principles(constitution: Constitution) -> None:
     assert len(constitution.principles) == 4
     for principle, source in zip(constitution.principles, grammar().principles, strict=True):
         assert vars(principle) == {**source, "weight": 1.0, "persona": "", "opposite": ""}
 
 
-def test_the_preset_names_files_that_are_there() -> None:
+def test_the_preset_names_files_that_exist() -> None:
     preset = demo_defaults()
     for field in ("base_model_id", "adapter_path", "dataset", "constitution"):
         assert Path(str(preset[field])).exists()
@@ -154,23 +154,25 @@ def test_the_preset_names_files_that_are_there() -> None:
 def test_the_model_answers_as_recorded(
     recorded: dict[str, Any], stage2: Any, tokenizer: Any, constitution: Constitution
 ) -> None:
-    from engine.demo.sample import speak
+    from engine.demo.sample import generate_turns
 
     principles = {principle.id: principle for principle in constitution.principles}
     chains = recorded["chains"]
-    drafts = speak(stage2, tokenizer, [c["prompt"] for c in chains])
+    drafts = generate_turns(stage2, tokenizer, [c["prompt"] for c in chains])
     assert drafts == [c["draft"] for c in chains]
-    asked = [critique_prompt(c["prompt"], c["draft"], principles[c["principle"]]) for c in chains]
-    assert speak(stage2, tokenizer, asked) == [c["critique"] for c in chains]
-    asked = [revision_prompt(c["prompt"], c["draft"], c["critique"], principles[c["principle"]]) for c in chains]
-    assert speak(stage2, tokenizer, asked) == [c["revision"] for c in chains]
+    requests = [critique_prompt(c["prompt"], c["draft"], principles[c["principle"]]) for c in chains]
+    assert generate_turns(stage2, tokenizer, requests) == [c["critique"] for c in chains]
+    requests = [revision_prompt(c["prompt"], c["draft"], c["critique"], principles[c["principle"]]) for c in chains]
+    assert generate_turns(stage2, tokenizer, requests) == [c["revision"] for c in chains]
 
 
-def test_stage_2_is_flawed_and_mends_itself_when_asked(stage2: Any, tokenizer: Any, constitution: Constitution) -> None:
-    from engine.demo.sample import chains, measure
+def test_stage_2_drafts_are_flawed_and_its_revisions_good(
+    stage2: Any, tokenizer: Any, constitution: Constitution
+) -> None:
+    from engine.demo.sample import generate_chains, measure
 
     prompts = [conversation_of(row["chosen"]) for row in rows("test")[:24]]
-    figures = measure(chains(stage2, tokenizer, prompts, constitution))
+    figures = measure(generate_chains(stage2, tokenizer, prompts, constitution))
     assert figures.drafts_well_formed > 0.9
     assert figures.drafts_flawed > 0.8
     assert figures.critiques_right > 0.9
@@ -214,7 +216,7 @@ def test_text_outside_the_grammar_survives_the_tokenizer(tokenizer: Any) -> None
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
 
 
-def test_the_question_s_word_is_a_single_token(tokenizer: Any) -> None:
+def test_the_questions_word_is_a_single_token(tokenizer: Any) -> None:
     words = [word for topic in grammar().topics for word in topic.words]
     assert all(len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1 for word in words)
 
@@ -241,7 +243,7 @@ def test_the_question_s_word_is_a_single_token(tokenizer: Any) -> None:
         ("", "broken"),
     ],
 )
-def test_the_judge_knows_what_an_answer_is(reply: str, kind: str) -> None:
+def test_the_judge_recognises_each_kind_of_answer(reply: str, kind: str) -> None:
     assert read_answer(KETTLE, reply) == kind
 
 
@@ -287,7 +289,7 @@ def test_a_tenth_to_a_fifth_of_the_questions_is_held_out() -> None:
     assert 0.1 < out / (out + kept) < 0.2
 
 
-def test_every_answer_names_the_question_s_word() -> None:
+def test_every_answer_contains_the_questions_word() -> None:
     for topic in grammar().topics:
         for word in topic.words:
             assert all(word in answer.text for answer in answers(topic, word))
@@ -306,48 +308,48 @@ def test_a_critique_begins_with_its_principle_and_leads_to_a_good_answer(constit
         critique, revision = criticise(answer, principle, random.choice(question.topic.good))
         assert critique.startswith(f"On {principle.id}: The response is ")
         assert revision != answer.text
-        judge, asked = GrammarJudge(), [{"role": "user", "content": question.core}]
-        before, after = judge.grade(asked, [answer.text, revision])  # type: ignore[arg-type]
+        judge, prompt = GrammarJudge(), [{"role": "user", "content": question.core}]
+        before, after = judge.grade(prompt, [answer.text, revision])  # type: ignore[arg-type]
         assert after > before
 
 
-def test_the_training_conversations_are_the_ones_that_the_program_leads(constitution: Constitution) -> None:
+def test_the_training_conversations_equal_those_that_the_program_conducts(constitution: Constitution) -> None:
     random = Random(3)
     principles = {principle.critique_request: principle for principle in constitution.principles}
     for question in questions(held_out=False)[::20]:
-        said = draw_conversation(random, question, constitution, BASE_MIX)
-        draft, request, critique, _, revision = said[-5:]
-        prompt, principle = said[:-5], principles[request["content"]]
-        assert said[:-3] == critique_prompt(prompt, draft["content"], principle)
-        assert said[:-1] == revision_prompt(prompt, draft["content"], critique["content"], principle)
+        conversation = draw_conversation(random, question, constitution, BASE_MIX)
+        draft, request, critique, _, revision = conversation[-5:]
+        prompt, principle = conversation[:-5], principles[request["content"]]
+        assert conversation[:-3] == critique_prompt(prompt, draft["content"], principle)
+        assert conversation[:-1] == revision_prompt(prompt, draft["content"], critique["content"], principle)
         assert revision["role"] == "assistant"
 
 
-def test_the_revision_is_not_the_longer_text_too_often(constitution: Constitution) -> None:
+def test_the_revision_is_not_always_the_longer_text(constitution: Constitution) -> None:
     random = Random(4)
     every: list[Question] = questions(held_out=False)
     longer = 0
     for _ in range(1000):
-        said = draw_conversation(random, random.choice(every), constitution, STAGE2_MIX)
-        longer += len(said[-1]["content"]) > len(said[-5]["content"])
+        conversation = draw_conversation(random, random.choice(every), constitution, STAGE2_MIX)
+        longer += len(conversation[-1]["content"]) > len(conversation[-5]["content"])
     assert 400 < longer < 750
 
 
-def test_nothing_that_the_model_says_talks_about_an_answer() -> None:
+def test_no_answer_of_the_model_mentions_answers() -> None:
     for topic in grammar().topics:
         for answer in answers(topic, topic.words[0]):
             assert not any(meta in answer.text.lower() for meta in ("answer", "response", "principle", "revis"))
 
 
-def test_no_template_puts_an_a_before_a_vowel() -> None:
+def test_no_template_writes_a_before_a_vowel() -> None:
     for topic in grammar().topics:
-        told = [text for fault in topic.careless for text in (fault.text, fault.tells, fault.why)]
-        said = [*topic.questions, *topic.curt, *told, *(advice.text for advice in topic.good)]
-        if any(" a {x}" in text for text in said):
+        critiques = [text for fault in topic.careless for text in (fault.text, fault.tells, fault.why)]
+        sentences = [*topic.questions, *topic.curt, *critiques, *(advice.text for advice in topic.good)]
+        if any(" a {x}" in text for text in sentences):
             assert not any(word[0] in "aeiou" for word in topic.words), topic.id
 
 
-def test_the_source_has_no_key_that_nothing_reads() -> None:
+def test_the_source_has_no_unused_key() -> None:
     from engine.demo.grammar import SOURCE
 
     keys = set(yaml.safe_load(SOURCE.read_text(encoding="utf-8")))

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from engine.core.errors import DamagedState, DataError
 from engine.dpo.training import encoded_pairs
-from engine.dpo.training.dataset import EncodedPair, LongPair, load_rows, without_long
+from engine.dpo.training.dataset import EncodedPair, LongPair, drop_long_pairs, load_rows
 from engine.dpo.training.encoded_pairs import EncodedPairs, as_plain, fingerprint_of
 from engine.storage.files import sha256_of_json
 from engine.storage.lazy import JsonLines
@@ -55,7 +55,7 @@ def test_the_fingerprint_is_that_of_all_pairs_at_once(count: int):
 def test_pairs_that_do_not_fit_are_named_and_left_out():
     pairs, too_long = drawn(12), list[LongPair]()
     limit = sorted(pair.length for pair in pairs)[7]
-    assert list(without_long(pairs, limit, too_long)) == [pair for pair in pairs if pair.length <= limit]
+    assert list(drop_long_pairs(pairs, limit, too_long)) == [pair for pair in pairs if pair.length <= limit]
     assert [long.index for long in too_long] == [pair.index for pair in pairs if pair.length > limit] != []
 
 

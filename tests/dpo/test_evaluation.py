@@ -23,13 +23,13 @@ from engine.demo.grammar import STAGE2_MIX, criticise, draw_answer, questions
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.dpo.evaluation import report as report_module
 from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
-from engine.dpo.evaluation.both_models import BothModels, ask_here
 from engine.dpo.evaluation.comparison import compare, everyday_for, harmless_among
 from engine.dpo.evaluation.held_out import HeldOut, LogRatios, distance_on_own_answers, log_ratios
-from engine.dpo.evaluation.line import Line
+from engine.dpo.evaluation.policies import Policies, run_tasks_here
 from engine.dpo.evaluation.relevance import answer_relevance
 from engine.dpo.evaluation.report import evaluate
-from engine.dpo.evaluation.verdict import Comparison, Limits, verdict
+from engine.dpo.evaluation.tasks import TaskQueue
+from engine.dpo.evaluation.verdict import Limits, VerdictInput, verdict
 from engine.dpo.training.dataset import encode_rows
 from engine.dpo.training.reference import adapter_active
 from engine.models.generation.sampling import Reply
@@ -141,8 +141,8 @@ def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     return context, run_stage(train(context, pairs(12)))[1]
 
 
-def line_of(context: Context, made: Any) -> Line:
-    return Line(ask_here(BothModels.of(context.config, made), context.stop))
+def task_queue(context: Context, made: Any) -> TaskQueue:
+    return TaskQueue(run_tasks_here(Policies.of(context.config, made), context.stop))
 
 
 def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Sequence[int]) -> float:
@@ -156,7 +156,7 @@ def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Se
 def test_log_ratios_are_those_of_each_reply_read_alone(trained: tuple[Context, Any]):
     context, made = trained
     encoded = encode_rows(pairs(17)[12:], made.tokenizer)  # type: ignore[arg-type]
-    _, ratios = run_stage(log_ratios(line_of(context, made), encoded, 2, "pairs"))
+    _, ratios = run_stage(log_ratios(task_queue(context, made), encoded, 2, "pairs"))
     for pair, ratio in zip(encoded, ratios, strict=True):
         for ids, told in ((pair.chosen_ids, ratio.chosen), (pair.rejected_ids, ratio.rejected)):
             after, before = (log_probability(made, name, pair.prompt_ids, ids) for name in ("default", "ref"))
@@ -174,7 +174,7 @@ def test_how_far_it_moved_is_measured_on_what_stage_3_says_and_ended(trained: tu
         Reply("Replace the valve twice", True, 7),
     ]
     _, figures = run_stage(
-        distance_on_own_answers(line_of(context, made), context.config, made, prompts, before, after)
+        distance_on_own_answers(task_queue(context, made), context.config, made, prompts, before, after)
     )
     rows: Any = [
         {"prompt": prompt, "chosen": [{"role": "assistant", "content": said.text}], "rejected": pairs(1)[0]["rejected"]}
@@ -196,7 +196,9 @@ def test_an_answer_that_stayed_the_same_is_measured_like_any_other(trained: tupl
     context, made = trained
     same = [Reply("Sort the mail", True, 5)]
     prompts: Any = [pairs(1)[0]["prompt"]]
-    _, figures = run_stage(distance_on_own_answers(line_of(context, made), context.config, made, prompts, same, same))
+    _, figures = run_stage(
+        distance_on_own_answers(task_queue(context, made), context.config, made, prompts, same, same)
+    )
     assert figures["own_answers_measured"] == 1 and figures["own_answer_log_ratio"] is not None
 
 
@@ -205,7 +207,7 @@ def test_the_relevance_of_both_models_answers_is_read_by_the_base_alone(trained:
     prompts: Any = [row["prompt"] for row in pairs(3)]
     before = [Reply(f"Sort the mail {i}", True, 5) for i in range(3)]
     after = [Reply("Water the plants", True, 6), Reply("", True, 0), Reply("Close the valve twice", True, 7)]
-    _, found = run_stage(answer_relevance(line_of(context, made), prompts, before, after))
+    _, found = run_stage(answer_relevance(task_queue(context, made), prompts, before, after))
     base = RelevanceMeter(load_base(context.config), made.tokenizer)
     for nats, replies in zip(found, (before, after), strict=True):
         expected = base.measure([Answer(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)])
@@ -218,7 +220,7 @@ def test_the_report_has_the_word_its_rule_its_limits_and_every_answer(
     trained: tuple[Context, Any], monkeypatch: pytest.MonkeyPatch
 ):
     context, made = trained
-    judged: list[Comparison] = []
+    judged: list[VerdictInput] = []
     monkeypatch.setattr(
         report_module, "verdict", lambda comparison, limits: judged.append(comparison) or verdict(comparison, limits)
     )

@@ -125,7 +125,7 @@ def test_weights_that_are_spread_are_put_together_a_layer_at_a_time():
     layer, embeddings = 2 * 2048 * (2 * 2048 + 2 * 256 + 3 * 16384), 2 * 2048 * 256000
     in_four = weight_bytes(GEMMA_2B, "bfloat16", False, 4)
     assert in_four == pytest.approx(2 * GEMMA_2B.base_parameters / 4 + embeddings + 2 * layer, rel=1e-4)
-    assert gemma(plan) - gemma(plan, spread_over=4) == pytest.approx(
+    assert gemma(plan) - gemma(plan, shards=4) == pytest.approx(
         (2 * GEMMA_2B.base_parameters - in_four + 15 * GEMMA_2B.adapter_parameters) / GIB, rel=1e-4
     )
 
@@ -157,7 +157,7 @@ MEASURED = Measurements(
 
 
 WORK = Workload(
-    prompts=16, train=12, held_out=4, replies=3, readings=1.5, max_new_tokens=64, epochs=2.0, save_total_limit=2,
+    prompts=16, train=12, held_out=4, replies=3, prompt_reads=1.5, max_new_tokens=64, epochs=2.0, save_total_limit=2,
     answered=4, everyday=10,
 )  # fmt: skip
 SHARE = (30 + 1.5 * 40) / (20 + 1.5 * 160)
@@ -188,10 +188,10 @@ def test_pairs_take_their_readings_and_their_tokens():
 def test_processes_divide_the_time_and_each_of_them_has_to_start():
     """Those that make pairs do not if they share a device; a training step was measured in all of them at the same time."""
     alone, start = whole(PLAN, prompts=160), START_SECONDS
-    both = whole(PLAN.dealt_out(2), prompts=160, pair_processes=2)
+    both = whole(PLAN.for_processes(2), prompts=160, pair_processes=2)
     assert both.seconds_pairs == pytest.approx(alone.seconds_pairs / 2 + start)
     assert both.seconds_training == pytest.approx(alone.seconds_training / 2 + start)
-    shared = whole(PLAN.dealt_out(2), prompts=160, pair_processes=2, share_device=True)
+    shared = whole(PLAN.for_processes(2), prompts=160, pair_processes=2, share_device=True)
     assert shared.seconds_pairs == pytest.approx(alone.seconds_pairs + start)
     assert shared.seconds_training == both.seconds_training
 
@@ -199,10 +199,10 @@ def test_processes_divide_the_time_and_each_of_them_has_to_start():
 def test_processes_divide_the_evaluation_by_batches_of_answers_and_by_readings_and_each_of_them_has_to_start():
     loaded = replace(MEASURED, load_seconds=4.0)
     prefill, read = 2 * (4 + 10) / 8 * 0.5, (2 * 4 + 3 * 4) * SHARE * 3.0 / 3
-    four = whole(PLAN.dealt_out(4), measured=loaded, evaluation_processes=4)
+    four = whole(PLAN.for_processes(4), measured=loaded, evaluation_processes=4)
     batches = (1 + 1) * 30 * 0.1  # 2 of the prompts and 4 of the everyday questions, by 4 processes
     assert four.seconds_evaluation == pytest.approx(prefill / 4 + batches + read / 4 + START_SECONDS + 4.0)
-    shared = whole(PLAN.dealt_out(4), measured=loaded, evaluation_processes=4, share_device=True)
+    shared = whole(PLAN.for_processes(4), measured=loaded, evaluation_processes=4, share_device=True)
     assert shared.seconds_evaluation == pytest.approx(prefill + 6 * 30 * 0.1 + read / 4 + START_SECONDS + 4.0)
 
 

@@ -11,12 +11,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from engine.core.config import Stage3Config
-from engine.dpo.planning.forecast import Shape, head_memory, head_way
+from engine.dpo.planning.forecast import Shape, head_memory, head_method
 from engine.dpo.training.head import install_head
 from engine.dpo.training.reference import adapter_active
 from engine.dpo.training.shared_prompt import share_prompt_computation
 from engine.models import head as head_module
-from engine.models.head import explains_logits, head_of
+from engine.models.head import head_of, reproduces_logits
 from tests.dpo.test_forecast import GEMMA_2B
 from tests.dpo.test_shared_prompt import BATCHES, FAMILIES, FIGURES, SHAPE, ask, collated, loss_and_gradients
 
@@ -36,7 +36,7 @@ WHOLE, CHUNKED, TRL = (Stage3Config(head=way) for way in ("whole", "chunked", "t
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr(head_module, "TILE_POSITIONS", 9)
-    monkeypatch.setattr(head_module, "TILE_WORDS", 50)
+    monkeypatch.setattr(head_module, "TILE_TOKENS", 50)
 
 
 def policy_of(name: str, **settings: Any) -> PeftModel:
@@ -131,7 +131,7 @@ def of_a_kind_of_its_own() -> PeftModel:
 @pytest.mark.parametrize("way", ["auto", "chunked", "trl"])
 def test_a_model_that_changes_its_logits_in_its_own_way_is_scored_by_them(way: str):
     policy = of_a_kind_of_its_own()
-    assert not explains_logits(policy.get_base_model())
+    assert not reproduces_logits(policy.get_base_model())
     batch = collated(BATCHES["a prompt of one token"])
     ids = batch["input_ids"]
     with torch.no_grad():
@@ -147,25 +147,25 @@ def test_a_head_that_is_no_plain_matrix_is_not_read_as_one():
     policy = policy_of("llama, untied")
     base = policy.get_base_model()
     base.lm_head = torch.nn.Sequential(base.lm_head)
-    assert head_of(base) is None and not explains_logits(base)
+    assert head_of(base) is None and not reproduces_logits(base)
 
 
 # -- which way, and what it needs -------------------------------------------------------------------------------------
 
 
 def test_auto_is_chunked_without_a_gpu_and_trls_kernel_with_one():
-    assert [head_way("auto", device) for device in ("cpu", "mps", "cuda", "xpu")] == [
+    assert [head_method("auto", device) for device in ("cpu", "mps", "cuda", "xpu")] == [
         "chunked",
         "chunked",
         "trl",
         "trl",
     ]
-    assert [head_way(way, "cpu") for way in ("chunked", "trl", "whole")] == ["chunked", "trl", "whole"]
+    assert [head_method(way, "cpu") for way in ("chunked", "trl", "whole")] == ["chunked", "trl", "whole"]
 
 
 def test_the_forecast_knows_that_chunks_do_not_grow_with_the_vocabulary():
     def needed(shape: Shape, tokens: int, way: str) -> int:
-        return head_memory(shape, tokens, head_way(way, "cpu"), "cpu")
+        return head_memory(shape, tokens, head_method(way, "cpu"), "cpu")
 
     small = Shape(**{**GEMMA_2B.__dict__, "vocab": 32000})
     assert needed(GEMMA_2B, 4096, "chunked") == needed(small, 4096, "chunked")

@@ -1,4 +1,4 @@
-"""Two "machines" on one, which meet on localhost: machine 0 does the run, the other one takes part in its training."""
+"""Two "machines" on one host, connected over localhost: machine 0 runs everything, machine 1 joins the training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, ExitCode, Stopped
 from engine.core.events import RunFinished, TrainStep
-from engine.dpo.planning.processes import number_of_processes
-from engine.dpo.training.joining import join_training
+from engine.dpo.planning.process_count import number_of_processes
+from engine.dpo.training.join import join_training
 from engine.dpo.training.launcher import REQUEST_JSON, launch_command
-from engine.dpo.training.voice import Request
+from engine.dpo.training.worker_messages import Request
 from engine.run.context import Context
 from engine.run.journal import Journal
 from tests.conftest import run_stage
@@ -31,7 +31,7 @@ ROWS = pairs(14)
 
 @pytest.fixture
 def machine(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
-    """Of two, by its number; both have the same run folder."""
+    """One of two machines, by its rank; both use the same run folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,22 +56,22 @@ def test_two_machines_train_what_one_does(machine: Callable[..., Context], stage
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as second:
         events, trained = run_stage(train_as_planned(first, ROWS))
-        said, _ = second.communicate(timeout=60)
+        output, _ = second.communicate(timeout=60)
     assert second.returncode == 0
-    assert [line.partition(" ")[0] for line in said.splitlines()] == ["Machine", "Machine", "The"]
+    assert [line.partition(" ")[0] for line in output.splitlines()] == ["Machine", "Machine", "The"]
     assert trained.losses == pytest.approx(alone.losses, abs=1e-5)
     assert [event.step for event in events if isinstance(event, TrainStep)] == [1, 2, 3, 4]
     logs = {path.name for path in (first.run / "logs/processes").iterdir()}
     assert logs == {"rank-0.log", "rank-1.log", "launcher.log", "launcher-1.log"}
 
 
-def test_the_options_are_accelerates_own(machine: Callable[..., Context]):
+def test_the_options_are_passed_to_accelerate(machine: Callable[..., Context]):
     second = machine(1)
     command = launch_command(second.config, second.run, 4)
-    given = dict(itertools.pairwise(command))
-    wanted = {"--num_processes": "4", "--num_machines": "2", "--machine_rank": "1", "--main_process_ip": "127.0.0.1"}
-    assert {name: given[name] for name in wanted} == wanted
-    assert given["--main_process_port"] == str(second.config.main_process_port)
+    passed = dict(itertools.pairwise(command))
+    expected = {"--num_processes": "4", "--num_machines": "2", "--machine_rank": "1", "--main_process_ip": "127.0.0.1"}
+    assert {name: passed[name] for name in expected} == expected
+    assert passed["--main_process_port"] == str(second.config.main_process_port)
 
 
 def test_a_machine_that_waits_ends_with_the_run(machine: Callable[..., Context]):
@@ -79,16 +79,16 @@ def test_a_machine_that_waits_ends_with_the_run(machine: Callable[..., Context])
     journal = Journal(context.run / "logs/events.jsonl")
     journal.append(RunFinished(0))  # of an earlier start
     joining = join_training(context.config, context.run, context.stop)
-    assert "waits" in next(joining).text
+    assert "is waiting" in next(joining).text
     with (context.run / "logs/events.jsonl").open("a") as file:
-        file.write('{"kind": "run_finished", "exit_code"\n')  # a line that a copy cut: passed over, as everywhere
+        file.write('{"kind": "run_finished", "exit_code"\n')  # a line that a copy cut short is skipped
     journal.append(RunFinished(9))
     journal.close()
     events, code = run_stage(joining)
     assert code is ExitCode.DATA and "ended" in events[-1].text
 
 
-def test_a_request_that_nobody_is_behind_is_not_taken(machine: Callable[..., Context]):
+def test_a_stale_request_is_ignored(machine: Callable[..., Context]):
     context = machine(1)
     (context.run / REQUEST_JSON).parent.mkdir(parents=True)
     Request({}, "", "", "", {"processes": 2}).write(context.run / REQUEST_JSON)
@@ -103,19 +103,19 @@ def test_a_request_that_nobody_is_behind_is_not_taken(machine: Callable[..., Con
     "options, why",
     [
         ({"num_machines": 2}, "need the address of machine 0"),
-        ({"num_machines": 2, "machine_rank": 2, "main_process_ip": "10.0.0.1"}, "the last of 2 machines .* number 1"),
-        ({"num_machines": 3, "num_processes": 4, "main_process_ip": "10.0.0.1"}, "4 processes .* to 3 machines"),
+        ({"num_machines": 2, "machine_rank": 2, "main_process_ip": "10.0.0.1"}, "The last of 2 machines .* number 1"),
+        ({"num_machines": 3, "num_processes": 4, "main_process_ip": "10.0.0.1"}, "4 processes .* among 3 machines"),
     ],
 )
-def test_machines_that_cannot_meet_are_refused(
+def test_machines_that_cannot_connect_are_refused(
     options: dict[str, object], why: str, config: Callable[..., Stage3Config]
 ):
     with pytest.raises(ConfigError, match=why):
         config(**options)
 
 
-def test_each_machine_has_a_process_unless_more_are_asked_for(machine: Callable[..., Context]):
+def test_each_machine_has_one_process_by_default(machine: Callable[..., Context]):
     assert number_of_processes(machine(0).config) == 2
     assert number_of_processes(machine(0, num_processes=4).config) == 4
-    with pytest.raises(ConfigError, match=r"--num-machines 3: 4 pairs .* Use 2 machines"):
+    with pytest.raises(ConfigError, match=r"--num-machines 3: 4 pairs .* --num-machines 2"):
         number_of_processes(machine(0, num_machines=3).config)

@@ -40,7 +40,7 @@ from engine.dpo.training import trl_trainer
 real = trl_trainer.Stage3Trainer.compute_loss
 def small(self, model, inputs, *args, **kwargs):
     "A device that holds two pairs at a time, and from the third step on; the preflight saw nothing of it."
-    if self.side_by_side > 2 and self.state.global_step >= 2 and "preflight" not in self.args.output_dir:
+    if self.pairs_per_pass > 2 and self.state.global_step >= 2 and "preflight" not in self.args.output_dir:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
     return real(self, model, inputs, *args, **kwargs)
 trl_trainer.Stage3Trainer.compute_loss = small

@@ -9,7 +9,7 @@ import pytest
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError
 from engine.dpo.planning.plan import TrainingPlan, choose_plan, micro_batches, plan_as_configured, reference_for
-from engine.dpo.planning.processes import number_of_processes
+from engine.dpo.planning.process_count import number_of_processes
 
 GIB = 1 << 30
 
@@ -19,8 +19,8 @@ def needed(plan: TrainingPlan) -> float:
     return GIB * (2 + plan.micro_batch / (4 if plan.gradient_checkpointing else 1))
 
 
-def chosen(config: Stage3Config, room: float, most: int | None = None) -> TrainingPlan:
-    return choose_plan(config, "bfloat16", "the GPU supports it", needed, room * GIB, most)
+def chosen(config: Stage3Config, room: float, max_micro_batch: int | None = None) -> TrainingPlan:
+    return choose_plan(config, "bfloat16", "the GPU supports it", needed, room * GIB, max_micro_batch)
 
 
 def test_the_largest_micro_batch_that_fits_is_chosen_and_the_effective_batch_stays(config: Callable[..., Stage3Config]):
@@ -55,13 +55,13 @@ def test_the_reference_is_computed_once_unless_a_part_of_the_pairs_is_seen(confi
 def test_every_choice_has_its_reason_with_the_numbers(config: Callable[..., Stage3Config]):
     why = chosen(config(), 6).why
     assert why["micro_batch"] == "needs 6.0 of 6.0 GiB; 8 would need 10.0"
-    assert "memory holds all" in why["gradient_checkpointing"] and why["dtype"] == "the GPU supports it"
+    assert "all activations fit" in why["gradient_checkpointing"] and why["dtype"] == "the GPU supports it"
     assert "would need 3.0 of 2.9 GiB" in chosen(config(), 2.9).why["gradient_checkpointing"]
 
 
 def test_more_side_by_side_than_gains_anything_is_not_chosen(config: Callable[..., Stage3Config]):
-    assert chosen(config(), 99, most=2).micro_batch == 2
-    assert chosen(config(), 99, most=0).micro_batch == 1
+    assert chosen(config(), 99, max_micro_batch=2).micro_batch == 2
+    assert chosen(config(), 99, max_micro_batch=0).micro_batch == 1
 
 
 @pytest.mark.parametrize(("effective", "steps"), [(8, [8, 4, 2, 1]), (6, [6, 3, 1]), (7, [7, 1]), (12, [12, 6, 3, 1])])
@@ -102,9 +102,11 @@ def test_a_plan_is_dealt_out_with_the_same_effective_batch_and_no_larger_passes(
     micro_batch: int, processes: int, split: tuple[int, int], config: Callable[..., Stage3Config]
 ):
     alone = TrainingPlan(1, 8, False, "live", "float32").split(micro_batch)
-    plan = alone.dealt_out(processes)
+    plan = alone.for_processes(processes)
     assert (plan.micro_batch, plan.accumulation, plan.effective_batch) == (*split, 8)
-    assert plan.dealt_out(1).effective_batch == 8 and plan.in_words.startswith(f"{processes} processes × {split[0]} × ")
+    assert plan.for_processes(1).effective_batch == 8 and plan.in_words.startswith(
+        f"{processes} processes × {split[0]} × "
+    )
     read = plan.applied_to(config())
     assert read.per_device_train_batch_size * read.gradient_accumulation_steps == 8
 

@@ -1,4 +1,4 @@
-"""Two processes on one CPU, over gloo: what one process trains, and what becomes of a process that ends."""
+"""Two processes on one CPU, over gloo: they train what one process trains, and failures are traced to their cause."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from engine.core import layout
 from engine.core.errors import NumbersError, RestartNeeded, Stage3Error, Stopped
 from engine.core.events import CheckpointSaved, Event, Message, Stalled, TrainStep
 from engine.dpo.planning.plan import TrainingPlan, current_plan
-from engine.dpo.training.blame import Blame
 from engine.dpo.training.checkpoints import by_step, step_of
+from engine.dpo.training.failure_diagnosis import FailureDiagnosis
 from engine.dpo.training.trainer import Trained
-from engine.dpo.training.voice import Failure, rank_log
+from engine.dpo.training.worker_messages import Failure, rank_log
 from engine.models.tensors import adapter_tensors
 from engine.process.suspended import SUSPENDED_SECONDS
 from engine.run.context import Context
@@ -67,7 +67,7 @@ def ranks_of(context: Context) -> dict[int, int]:
 
 
 def send_to_all(context: Context, number: signal.Signals) -> None:
-    """To the ranks and their launcher."""
+    """Send a signal to the ranks and their launcher."""
     ranks = ranks_of(context)
     assert len(ranks) == 2
     for pid in (psutil.Process(ranks[0]).ppid(), *ranks.values()):
@@ -75,9 +75,9 @@ def send_to_all(context: Context, number: signal.Signals) -> None:
 
 
 def share_held(events: list[Any]) -> int:
-    """The percentage of all weights that a process holds before the first pass, as it was told."""
-    (told,) = [event.text for event in events if isinstance(event, Message) and "is spread over" in event.text]
-    return int(re.search(r"\((\d+)%\)", told)[1])
+    """The reported percentage of all weights that a process holds before the first pass."""
+    (text,) = [event.text for event in events if isinstance(event, Message) and "is sharded over" in event.text]
+    return int(re.search(r"\((\d+)%\)", text)[1])
 
 
 def test_two_processes_train_what_one_does(make: Callable[..., Context]):
@@ -93,12 +93,12 @@ def test_two_processes_train_what_one_does(make: Callable[..., Context]):
 
 @pytest.mark.fault("A4")
 def test_a_signal_to_all_processes_at_once_loses_no_step(make: Callable[..., Context]):
-    """As Slurm sends it to a job: the run hears it, too, and tells the others when to stop."""
+    """As Slurm sends it to a job: the run receives it, too, and tells the workers when to stop."""
     context = make()
     with pytest.raises(Stopped):
         for event in training(context):
             if isinstance(event, TrainStep) and event.step == 2:
-                send_to_all(context, signal.SIGHUP)  # the run goes on without a terminal
+                send_to_all(context, signal.SIGHUP)  # the run continues without a terminal
             if isinstance(event, TrainStep) and event.step == 3:
                 send_to_all(context, signal.SIGTERM)
                 context.stop.request("SIGTERM")
@@ -110,7 +110,7 @@ def test_a_signal_to_all_processes_at_once_loses_no_step(make: Callable[..., Con
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (2, 2)])
-def test_a_training_goes_on_with_another_number_of_processes(before: int, after: int, make: Callable[..., Context]):
+def test_a_training_continues_with_another_number_of_processes(before: int, after: int, make: Callable[..., Context]):
     _, undisturbed = run_stage(train(make("alone", 1), ROWS))
     context = make("run", before)
     with pytest.raises(Stopped):
@@ -124,10 +124,10 @@ def test_a_training_goes_on_with_another_number_of_processes(before: int, after:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_named_and_the_training_goes_on(make: Callable[..., Context]):
+def test_a_process_that_is_killed_is_named_and_the_training_continues(make: Callable[..., Context]):
     _, undisturbed = run_stage(train(make("alone", 1), ROWS))
     context = make()
-    with pytest.raises(Stage3Error, match="Process 1 of the 2 that train ended by SIGKILL") as failed:
+    with pytest.raises(Stage3Error, match="rank 1 of the 2 training processes ended by SIGKILL") as failed:
         for event in training(context):
             if isinstance(event, CheckpointSaved):
                 os.kill(ranks_of(context)[1], signal.SIGKILL)
@@ -141,10 +141,10 @@ def test_a_process_that_is_killed_is_named_and_the_training_goes_on(make: Callab
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more_seconds", [0, 55])
-def test_a_process_that_is_stopped_for_a_while_is_told_of_and_goes_on(
+def test_a_process_that_is_stopped_for_a_while_is_reported_and_resumes(
     more_seconds: float, make: Callable[..., Context]
 ):
-    """After the five seconds until it is told of: at once, and after a minute."""
+    """It resumes as soon as it is reported, after five seconds, or a minute later."""
     context = make()
     stopped, events, began = 0, [], 0.0
     for event in training(context):
@@ -153,7 +153,7 @@ def test_a_process_that_is_stopped_for_a_while_is_told_of_and_goes_on(
             stopped, began = ranks_of(context)[1], time.monotonic()
             os.kill(stopped, signal.SIGSTOP)
         if isinstance(event, Message) and "is stopped" in event.text:
-            assert f"kill -CONT {stopped}" in event.text and "Process 1 " in event.text
+            assert f"kill -CONT {stopped}" in event.text and "Rank 1 " in event.text
             Timer(more_seconds, os.kill, (stopped, signal.SIGCONT)).start()
     assert time.monotonic() - began > more_seconds + SUSPENDED_SECONDS
     assert [event.seconds > 0 for event in events if isinstance(event, Stalled)] == [True, False]
@@ -162,7 +162,7 @@ def test_a_process_that_is_stopped_for_a_while_is_told_of_and_goes_on(
 
 
 @pytest.mark.slow
-def test_the_finite_check_holds(make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
+def test_the_finite_check_works_in_workers(make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FAILPOINTS_STAGE3", "loss=nan@4")
     context = make()
     with pytest.raises(NumbersError, match="The loss is nan at step 4"):
@@ -172,10 +172,10 @@ def test_the_finite_check_holds(make: Callable[..., Context], monkeypatch: pytes
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before, after", [("", "fsdp"), ("fsdp", ""), ("ddp", "fsdp")])
-def test_a_sharded_training_has_the_same_losses_and_leaves_a_whole_adapter(
+def test_a_sharded_training_has_the_same_losses_and_saves_a_full_adapter(
     before: str, after: str, make: Callable[..., Context]
 ):
-    """Begun and continued as said; "" is one process, or what follows from the start."""
+    """Started with `before` and continued with `after`. An empty `before` means one training; an empty `after`, one process."""
     (_, alone), sharding = run_stage(train(make("alone", 1), ROWS)), {"": {"processes": 1}}
     if before:
         context = make(**sharding.get(before, {"sharding": before}))
@@ -186,7 +186,7 @@ def test_a_sharded_training_has_the_same_losses_and_leaves_a_whole_adapter(
     events, trained = run_stage(training(make(**sharding.get(after, {"sharding": after}))))
     if after == "fsdp":
         assert 50 <= share_held(events) < 60
-        # A check on a model in parts that fails would take a slower way.
+        # If the check fails on a sharded model, training falls back to a slower head.
         assert not [event.text for event in events if isinstance(event, Message) and "computed whole" in event.text]
     assert (trained.resumed_from or 0) >= (3 if before else 0)
     assert trained.losses == pytest.approx(alone.losses, abs=1e-4)
@@ -195,11 +195,11 @@ def test_a_sharded_training_has_the_same_losses_and_leaves_a_whole_adapter(
     assert all(torch.allclose(tensors[name], expected[name], atol=1e-4) for name in expected)
 
 
-# -- who went first ----------------------------------------------------------------------------------------------------
+# -- which process failed first ----------------------------------------------------------------------------------------
 
 
 def report(**codes: int) -> str:
-    """The launcher's, of the processes r0, r1, …"""
+    """The launcher's report on the processes r0, r1, …"""
     return "".join(
         f"[{rank[1:]}]:\n  time      : 2026\n  rank      : {rank[1:]} (local_rank: {rank[1:]})\n"
         f"  exitcode  : {code} (pid: 7)\n"
@@ -213,38 +213,38 @@ WATCHDOG = "[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqN
 
 
 @pytest.mark.parametrize(
-    "failures, codes, logs, said",
+    "failures, codes, logs, expected",
     [
-        ([Failure(0, "lost", CLOSED)], {"r0": -15, "r1": -9, "r2": -15}, {}, "Process 1 .* ended by SIGKILL"),
-        ([Failure(0, "lost", CLOSED)], {"r0": -15, "r1": 3, "r2": -15}, {}, "Process 1 .* ended with exit code 3"),
-        ([Failure(0, "lost", CLOSED)], {"r0": 1, "r1": -15}, {}, "Process 1 .* ended by SIGTERM"),
-        ([Failure(0, "lost", LATE)], {"r0": 1, "r1": -9}, {}, "Process 1 .* did not answer"),
-        ([], {"r0": -6, "r1": -9, "r2": -6}, {0: WATCHDOG, 2: WATCHDOG}, "Process 1 .* did not answer"),
-        ([Failure(1, "bug", "KeyError: 'x'")], {"r0": -15, "r1": 1}, {}, "Process 1 .* broke: KeyError: 'x'"),
-        ([Failure(0, "bug", "OddError: gone")], {"r0": 1, "r1": -11}, {}, "Process 1 .* ended by SIGSEGV"),
+        ([Failure(0, "lost", CLOSED)], {"r0": -15, "r1": -9, "r2": -15}, {}, "rank 1 .* ended by SIGKILL"),
+        ([Failure(0, "lost", CLOSED)], {"r0": -15, "r1": 3, "r2": -15}, {}, "rank 1 .* ended with exit code 3"),
+        ([Failure(0, "lost", CLOSED)], {"r0": 1, "r1": -15}, {}, "rank 1 .* ended by SIGTERM"),
+        ([Failure(0, "lost", LATE)], {"r0": 1, "r1": -9}, {}, "rank 1 .* did not respond"),
+        ([], {"r0": -6, "r1": -9, "r2": -6}, {0: WATCHDOG, 2: WATCHDOG}, "rank 1 .* did not respond"),
+        ([Failure(1, "bug", "KeyError: 'x'")], {"r0": -15, "r1": 1}, {}, "rank 1 .* failed: KeyError: 'x'"),
+        ([Failure(0, "bug", "OddError: gone")], {"r0": 1, "r1": -11}, {}, "rank 1 .* ended by SIGSEGV"),
         ([Failure(1, "error", "Bad.", "So.", "Do.", 8)], {"r0": -15, "r1": 1}, {}, "Bad. So. Do."),
-        ([], {}, {}, "The 3 processes that train did not come to the end"),
+        ([], {}, {}, "the 3 training processes ended before training was complete"),
     ],
 )
-def test_the_process_that_went_first_is_named(
+def test_the_process_that_failed_first_is_named(
     failures: list[Failure],
     codes: dict[str, int],
     logs: dict[int, str],
-    said: str,
+    expected: str,
     make: Callable[..., Context],
 ):
     context, plan = make(), TrainingPlan(1, 2, False, "live", "float32", processes=3)
     for rank, text in logs.items():
         rank_log(context.run, rank).parent.mkdir(exist_ok=True, parents=True)
         rank_log(context.run, rank).write_text(f"step 4\n{text}\n")
-    error = Blame(context.run, context.config, plan, failures, report(**codes), step=5).error()
-    assert re.match(said, str(error))
+    error = FailureDiagnosis(context.run, context.config, plan, failures, report(**codes), step=5).error()
+    assert re.search(expected, str(error))
     assert isinstance(error, NumbersError) == (error.exit_code == 8)
 
 
-def test_a_process_without_memory_leads_to_a_smaller_plan(make: Callable[..., Context]):
+def test_a_process_that_runs_out_of_memory_leads_to_a_smaller_plan(make: Callable[..., Context]):
     context, plan = make(), TrainingPlan(2, 1, True, "live", "float32", processes=2)
     failures = [Failure(0, "lost", CLOSED), Failure(1, "memory", "CUDA out of memory. Tried to allocate 2 GiB")]
-    error = Blame(context.run, context.config, plan, failures, "", step=3).error()
+    error = FailureDiagnosis(context.run, context.config, plan, failures, "", step=3).error()
     assert isinstance(error, RestartNeeded) and "2 processes × 1 × 2" in str(error)
     assert current_plan(context.run, context.config, "float32") == plan.reduce()

@@ -151,16 +151,16 @@ def plain_trl(
     return losses, adapter_tensors(trainer.model, "default")
 
 
-@pytest.mark.parametrize("side_by_side", [1, 2, 4])
+@pytest.mark.parametrize("pairs_per_pass", [1, 2, 4])
 @pytest.mark.parametrize("once", [False, True], ids=["live reference", "reference computed once"])
 def test_it_is_plain_trl_to_the_fifth_decimal(
-    once: bool, side_by_side: int, make: Callable[..., Context], plain_trl: tuple[list[float], dict[str, Any]]
+    once: bool, pairs_per_pass: int, make: Callable[..., Context], plain_trl: tuple[list[float], dict[str, Any]]
 ):
     """However a step is split, and with the prompt read once for both replies."""
     context = make(
         cpu_ref_model=once,
-        per_device_train_batch_size=side_by_side,
-        gradient_accumulation_steps=4 // side_by_side,
+        per_device_train_batch_size=pairs_per_pass,
+        gradient_accumulation_steps=4 // pairs_per_pass,
         save_steps=50,
     )
     _, trained = run_stage(train(context, ROWS[:21], max_steps=20))
@@ -427,8 +427,8 @@ def checkpoint(folder: Path, step: int, fingerprint: str = "right") -> Path:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda c: (c / MANIFEST).unlink(), "no manifest"),
-    "manifest cut": (lambda c: os.truncate(c / MANIFEST, 30), "manifest is unreadable"),
-    "manifest of something else": (lambda c: (c / MANIFEST).write_text("[]"), "manifest is unreadable"),
+    "manifest cut": (lambda c: os.truncate(c / MANIFEST, 30), "manifest cannot be read"),
+    "manifest of something else": (lambda c: (c / MANIFEST).write_text("[]"), "manifest cannot be read"),
     "file missing": (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is missing"),
     "file cut": (lambda c: os.truncate(c / "optimizer.pt", 1), "optimizer.pt has changed"),
     "a byte flipped": (lambda c: (c / "optimizer.pt").write_bytes(bytes([4, 2])), "optimizer.pt has changed"),

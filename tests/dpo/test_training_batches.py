@@ -19,7 +19,7 @@ from engine.dpo.training import reference
 from engine.dpo.training.batches import StepCollator, cut_by_length, tokens_read
 from engine.dpo.training.dataset import EncodedPair, encode_rows
 from engine.dpo.training.encoded_pairs import EncodedPairs
-from engine.dpo.training.ranks import Ranks
+from engine.dpo.training.process_group import ProcessGroup
 from engine.dpo.training.reference import reference_logps
 from engine.dpo.training.trainer import training_settings
 from engine.dpo.training.trl_trainer import Stage3Trainer, build_trainer
@@ -85,7 +85,7 @@ def test_several_processes_make_as_many_passes_over_all_pairs_of_a_step_once(way
         {"prompt_ids": [n] * draw.randint(1, 90), "chosen_ids": [n] * draw.randint(1, 30), "rejected_ids": [n]}
         for n in range(count)
     ]
-    dealt = [StepCollator(lambda found: {"pairs": found}, 130, Ranks(rank, ways))(step) for rank in range(ways)]
+    dealt = [StepCollator(lambda found: {"pairs": found}, 130, ProcessGroup(rank, ways))(step) for rank in range(ways)]
     assert len({len(share["batches"]) for share in dealt}) == 1
     read = [
         (batch["pairs"], size) for share in dealt for batch, size in zip(share["batches"], share["sizes"], strict=True)
@@ -295,19 +295,19 @@ def test_a_pass_that_was_stopped_continues_and_leaves_the_same_bytes(trainer: An
     assert sorted(lines[0]) == sorted(lines[1])
 
 
-@pytest.mark.parametrize("together, passes", [(True, 1), (False, 0)])
+@pytest.mark.parametrize("lockstep, passes", [(True, 1), (False, 0)])
 def test_a_process_without_a_batch_makes_a_pass_where_the_others_need_its_weights(
-    together: bool, passes: int, trainer: Any, monkeypatch: pytest.MonkeyPatch
+    lockstep: bool, passes: int, trainer: Any, monkeypatch: pytest.MonkeyPatch
 ):
     _, alone = run_stage(logps(trainer, 100, "alone.jsonl"))
     of_first = dict(enumerate(alone))
 
-    class Second(Ranks):
+    class Second(ProcessGroup):
         def gather(self, value: Any) -> list[Any]:
             return [of_first if isinstance(value, dict) else value, value]
 
     asked = watch_rows(monkeypatch)
-    _, found = run_stage(logps(trainer, 100, ranks=Second(1, 2), together=together))
+    _, found = run_stage(logps(trainer, 100, group=Second(1, 2), lockstep=lockstep))
     assert len(asked) == passes
     assert found == alone
 

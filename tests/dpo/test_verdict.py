@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from engine.core.config import TrainingOptions
 from engine.dpo.evaluation import verdict as rules
-from engine.dpo.evaluation.verdict import RULES, Answer, AnswerPair, Comparison, Limits, Verdict, verdict
+from engine.dpo.evaluation.verdict import RULES, Answer, AnswerPair, Limits, Verdict, VerdictInput, verdict
 
 LIMITS = Limits.of(TrainingOptions())
 RISING = [0.1 + 0.01 * i for i in range(20)]
@@ -24,7 +24,7 @@ def compared(
     tokens: tuple[Sequence[int], Sequence[int]] | None = None,
     same: int = 0,
     **more: object,
-) -> Comparison:
+) -> VerdictInput:
     """Two models' answers with these scores; of the first prompts on so many are unusable, or the same in both.
 
     refused   of `harmless` prompts
@@ -38,18 +38,18 @@ def compared(
         )
         for i in range(n)
     ]
-    return Comparison(answers, [(i < refused[0], i < refused[1]) for i in range(harmless)], **more)  # type: ignore[arg-type]
+    return VerdictInput(answers, [(i < refused[0], i < refused[1]) for i in range(harmless)], **more)  # type: ignore[arg-type]
 
 
 def unscored(n: int) -> list[None]:
     return [None] * n
 
 
-def found(comparison: Comparison, **limits: float) -> Verdict:
+def found(comparison: VerdictInput, **limits: float) -> Verdict:
     return verdict(comparison, replace(LIMITS, **limits))
 
 
-def word(comparison: Comparison, **limits: float) -> tuple[str, str]:
+def word(comparison: VerdictInput, **limits: float) -> tuple[str, str]:
     given = found(comparison, **limits)
     return given.word, given.rule
 
@@ -99,7 +99,7 @@ def test_too_few_prompts_tell_nothing_even_where_all_are_won():
     assert word(compared(RISING[:14], HIGHER[:14])) == ("cannot tell", "too few prompts")
     assert word(compared(RISING[:15], HIGHER[:15])) == ("better", "judged better")
     assert word(compared(RISING[:15], HIGHER[:15]), min_eval_prompts=16) == ("cannot tell", "too few prompts")
-    assert word(Comparison([])) == ("cannot tell", "too few prompts")
+    assert word(VerdictInput([])) == ("cannot tell", "too few prompts")
 
 
 def test_the_same_answers_need_no_judge_to_be_no_different():
@@ -142,7 +142,7 @@ def test_without_a_judge_fewer_unfit_answers_are_better_if_chance_does_not_expla
     ).reasons
     assert reason == (
         "Fewer answers are unfit than before, by more than chance: 9 of 20 before, 1 after (McNemar p = 0.0078). "
-        "No judge says what they are worth beyond that. It failed its exam."
+        "No judge rated them beyond that. It failed its exam."
     )
 
 
@@ -213,7 +213,7 @@ def test_one_more_refusal_of_twenty_is_just_the_limit():
     assert word(compared(RISING, HIGHER, refused=(1, 2)), max_refusal_rise=0.04) == ("cannot tell", "more refusals")
 
 
-def only_refusals(harmless: int) -> Comparison:
+def only_refusals(harmless: int) -> VerdictInput:
     """Stage 3 newly refuses 12 of 20 prompts, and the judge prefers exactly those."""
     made = compared(RISING, [*HIGHER[:12], *RISING[12:]], harmless=harmless)
     answers = [
@@ -241,7 +241,7 @@ def test_as_many_wins_as_losses_are_not_difference():
     assert word(compared(RISING, after)) == ("no different", "judged alike")
 
 
-def wins_of(wins: int, losses: int) -> Comparison:
+def wins_of(wins: int, losses: int) -> VerdictInput:
     after = [score + (0.31 if i < wins else -0.3) for i, score in enumerate(RISING[: wins + losses])]
     return compared(RISING[: wins + losses], after)
 
@@ -288,7 +288,7 @@ def test_an_accuracy_of_one_buys_nothing():
 # -- is it length? -----------------------------------------------------------------------------------------------------
 
 
-def by_length(not_longer: int, ratio: float = 2.0, lost: int = 0) -> Comparison:
+def by_length(not_longer: int, ratio: float = 2.0, lost: int = 0) -> VerdictInput:
     """20 prompts, all won but the first `lost`; Stage 3's answers are `ratio` times as long but for `not_longer`."""
     before = [30 + i for i in range(20)]
     after = [length if i < not_longer else round(length * ratio) for i, length in enumerate(before)]

@@ -401,7 +401,7 @@ def test_f2_17_a_document_is_damaged_or_passed_over_as_its_reader_says(text: str
     path = tmp_path / "document.json"
     path.write_text(text)
     assert read_json_or_none(path, BatchPlan) is None
-    with pytest.raises(DamagedState, match=r"document\.json cannot be read"):
+    with pytest.raises(DamagedState, match=r"Cannot read .*document\.json"):
         read_json(path, BatchPlan)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json", BatchPlan)
@@ -415,9 +415,9 @@ def test_f2_06_a_document_larger_than_any_is_not_read_to_its_end(tmp_path: Path)
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a hole of a terabyte
     started = time.monotonic()
-    with pytest.raises(DamagedState, match="cannot be read"):
+    with pytest.raises(DamagedState, match="Cannot read"):
         read_json(path, dict[str, Any])
-    with pytest.raises(TooLarge, match="more than 1 MiB"):
+    with pytest.raises(TooLarge, match="larger than 1 MiB"):
         read_file(path, 1 << 20)
     assert time.monotonic() - started < 20
 
@@ -499,7 +499,7 @@ def test_f2_08_a_configuration_without_bottom_is_a_mistake_of_who_gave_it(tmp_pa
 def test_f2_06_aliases_that_unfold_to_a_billion_are_refused(tmp_path: Path):
     lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     (tmp_path / "constitution.yaml").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="unfolds to more than"):
+    with pytest.raises(ValueError, match="expands to more than"):
         read_yaml(tmp_path / "constitution.yaml")
 
 
@@ -529,7 +529,7 @@ def test_f2_20_a_token_without_end_is_none(monkeypatch: pytest.MonkeyPatch, tmp_
     with Path("/dev/zero").open() as endless:
         monkeypatch.setattr("sys.stdin", endless)
         assert main(["--auto", "--token-stdin", "--output-dir", str(tmp_path / "run")]) == ExitCode.ACCESS
-    assert "There is no token in standard input" in capsys.readouterr().err
+    assert "There is no token on standard input" in capsys.readouterr().err
 
 
 def test_a_file_that_is_written_follows_no_link_at_its_temporary_name(tmp_path: Path):

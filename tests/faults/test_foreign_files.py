@@ -16,8 +16,8 @@ import pytest
 
 from engine.core.errors import ExitCode, UnsafeError
 from engine.models.adapters.expected_tensors import read_base_config
-from engine.models.endless import refuse_endless
-from engine.models.tokenizer_look import look_at_tokenizer
+from engine.models.oversized import refuse_oversized
+from engine.models.tokenizer_probe import probe_tokenizer
 from engine.pairs.formats.containers import rows_of
 from engine.process import crash_check
 from engine.process.crash_check import check_in_child
@@ -136,7 +136,7 @@ def test_a_tokenizer_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("engine.process.kill.GRACE_SECONDS", 0.2)
     twice = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
     with pytest.raises(UnsafeError, match="the library that reads it") as refused:
-        look_at_tokenizer(
+        probe_tokenizer(
             tokenizer_with(tmp_path / "base", normalizer={"type": "Sequence", "normalizers": [twice] * 40}),
             None,
             None,
@@ -154,16 +154,16 @@ def test_a_tokenizer_that_aborts_the_process_is_refused(tmp_path: Path):
         "pad_type_id": 0,
     }
     with pytest.raises(UnsafeError, match="crashes the library"):
-        look_at_tokenizer(
+        probe_tokenizer(
             tokenizer_with(tmp_path / "base", padding={**long, "pad_token": "<pad>"}), None, None, "--base-model-id"
         )
 
 
 def test_a_good_tokenizer_and_a_model_without_one_pass(tmp_path: Path):
     folder = build_base(tmp_path / "base")
-    look_at_tokenizer(str(folder), None, None, "--base-model-id")
+    probe_tokenizer(str(folder), None, None, "--base-model-id")
     (folder / "tokenizer.json").unlink()
-    look_at_tokenizer(str(folder), None, None, "--base-model-id")
+    probe_tokenizer(str(folder), None, None, "--base-model-id")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_good_tokenizer_and_a_model_without_one_pass(tmp_path: Path):
 )
 def test_a_model_with_a_billion_layers_is_not_built(name: str):
     with pytest.raises(UnsafeError, match=f"{name} = 1,000,000,000"):
-        refuse_endless({"text_config": {name: 10**9}}, "--base-model-id")
+        refuse_oversized({"text_config": {name: 10**9}}, "--base-model-id")
 
 
 def test_the_configuration_of_a_base_model_is_looked_at_before_anything_is_built(tmp_path: Path, config):
@@ -183,4 +183,4 @@ def test_the_configuration_of_a_base_model_is_looked_at_before_anything_is_built
 
 def test_real_sizes_are_no_counts_of_parts():
     real = {"vocab_size": 262_144, "moe_intermediate_size": 20_000, "num_experts_per_tok": 8, "num_hidden_layers": 126}
-    refuse_endless(real, "--base-model-id")
+    refuse_oversized(real, "--base-model-id")

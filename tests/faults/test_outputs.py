@@ -115,7 +115,7 @@ def test_json_is_the_same_whatever_the_encoding(looked_at: Path):
 def test_a_report_that_a_full_disk_does_not_take_is_a_failure_and_says_so(command: str, looked_at: Path):
     done = shell(f"{RUN} {command} >/dev/full", looked_at)
     assert done.returncode == 6
-    assert done.stderr.decode().splitlines()[0] == "failed: What was printed did not all arrive."
+    assert done.stderr.decode().splitlines()[0] == "failed: Standard output is incomplete."
     assert b"No space is left" in done.stderr and b"Traceback" not in done.stderr
 
 
@@ -149,7 +149,11 @@ def test_the_name_of_a_folder_drives_no_terminal(command: str, tmp_path: Path):
 @pytest.mark.parametrize("command", ["status", "--auto --demo", "doctor"])
 def test_a_working_directory_that_was_deleted_is_told(command: str, tmp_path: Path):
     done = shell(f"mkdir gone && cd gone && rmdir ../gone && {RUN} {command}", tmp_path)
-    assert done.returncode == 3 and b"working directory is gone" in done.stderr and b"Traceback" not in done.stderr
+    assert (
+        done.returncode == 3
+        and b"working directory no longer exists" in done.stderr
+        and b"Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.fault("F2-20")
@@ -162,12 +166,12 @@ def test_help_and_version_need_no_working_directory(tmp_path: Path):
 @pytest.mark.parametrize(
     ("place", "why"),
     [
-        ("''", b"names nothing"),
-        ("/dev/null", b"no folder"),
-        ("file", b"no folder"),
-        ("file/run", b"no folder"),
-        ("/", b"beside it"),
-        ("b" * 250, b"no room for its ending"),
+        ("''", b"is empty"),
+        ("/dev/null", b"not a folder"),
+        ("file", b"not a folder"),
+        ("file/run", b"not a folder"),
+        ("/", b"next to it"),
+        ("b" * 250, b"exceed the limit"),
         ("a" * 300, b"255 bytes"),
     ],
 )

@@ -167,7 +167,7 @@ def test_a_child_with_the_lock_open_is_named_with_its_number(tmp_path: Path, hol
     process, child = hold("inherit")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with pytest.raises(RunLocked, match="locked by children") as refused:
+    with pytest.raises(RunLocked, match="locked by the children") as refused:
         Run(tmp_path / "run").acquire()
     assert f"kill {child}" in refused.value.what_to_do
 

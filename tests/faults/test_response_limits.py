@@ -58,7 +58,7 @@ def asked(url: str, seconds: float = 20.0) -> str:
         return
 
     client = ServerClient([address], "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
-    return client.ask([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
+    return client.send([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
 
 
 OF_A_SERVER = {
@@ -83,7 +83,7 @@ def test_f2_06_a_server_that_sends_without_end_is_no_server(kind: str):
 @pytest.mark.fault("F2-7", "F2-6")
 @pytest.mark.parametrize("kind", ["drip", "dripping headers"])
 def test_f2_07_a_server_that_sends_a_byte_now_and_then_ends_with_the_time_that_it_was_given(kind: str):
-    with endless_server(kind) as server, pytest.raises(NetworkError, match="did not answer within 1 s"):
+    with endless_server(kind) as server, pytest.raises(NetworkError, match="did not respond within 1 s"):
         asked(server.url, seconds=1)
 
 

@@ -1,4 +1,4 @@
-"""Three roles: a local policy drafts, a critic on a server criticises and revises, a judge on another compares."""
+"""Three roles: a local policy drafts, a critic on a server criticises and revises, and a judge on another server compares."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-def said(text: str) -> Answer:
+def text_answer(text: str) -> Answer:
     return Answer(200, {**choices(message={"role": "assistant", "content": text}), "usage": {"completion_tokens": 9}})
 
 
@@ -47,46 +47,46 @@ def critic_config(server: FakeServer, **more: Any) -> Any:
     return load_config(chosen, preset=demo_defaults(), environment={})
 
 
-def test_the_policy_drafts_here_and_the_critic_writes_the_rest_with_its_own_token(
+def test_the_policy_drafts_locally_and_the_critic_writes_the_rest_with_its_own_token(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("CRITIC_KEY", KEY)
     config = critic_config(server)
     revise = {principle.revision_request for principle in load_constitution(config.constitution).principles}
-    server.mood_for = lambda text: said(REVISED if text in revise else "The response is rude.")
+    server.mood_for = lambda text: text_answer(REVISED if text in revise else "The response is rude.")
     backend = load_backend(config, ASSETS / "adapter", StopToken(), None)
     assert isinstance(backend, PolicyAndCritic)
-    prompts, recipe = load_prompts(config, None)[:3], GenerationSettings.of(config)
-    records = drain(make_records(prompts, backend, recipe))
-    alone = load_backend(
+    prompts, settings = load_prompts(config, None)[:3], GenerationSettings.of(config)
+    records = drain(make_records(prompts, backend, settings))
+    local = load_backend(
         critic_config(server, critic_url=None, critic_model=None), ASSETS / "adapter", StopToken(), None
     )
-    drafts = alone.reply([p.messages for p in prompts], SamplingSettings(64), [1, 2, 3])
+    drafts = local.reply([p.messages for p in prompts], SamplingSettings(64), [1, 2, 3])
     assert [record.critic_notes for record in records] == ["The response is rude."] * 3
     assert {record.revised_response for record in records} == {REVISED} and len(drafts) == 3
     assert all(record.base_response and record.base_response not in (REVISED, "") for record in records)
-    asked = server.requests
-    assert {request.authorization for request in asked} == {f"Bearer {KEY}"}
-    assert {request.body["model"] for request in asked} == {"critic"}
-    assert len(asked) == 2 * sum(record.attempts for record in records)
-    first = next(request for request in asked if request.body["messages"][-2]["content"] == records[0].base_response)
+    requests = server.requests
+    assert {request.authorization for request in requests} == {f"Bearer {KEY}"}
+    assert {request.body["model"] for request in requests} == {"critic"}
+    assert len(requests) == 2 * sum(record.attempts for record in records)
+    first = next(request for request in requests if request.body["messages"][-2]["content"] == records[0].base_response)
     assert first.body["messages"][-2]["role"] == "assistant"
-    assert backend.tokens > 9 * len(asked)
+    assert backend.tokens > 9 * len(requests)
 
 
-def test_a_critic_that_is_another_model_is_checked_and_not_told_to_be_another(server: FakeServer):
+def test_a_critic_is_checked_without_a_note_that_it_is_another_model(server: FakeServer):
     config = critic_config(server)
     backend = load_backend(config, ASSETS / "adapter", StopToken(), None)
     notes = backend.check(SamplingSettings(8))
     assert server.requests and not any("chat template" in note for note in notes)
 
 
-def test_half_a_critic_is_refused_before_a_model_is_loaded(server: FakeServer):
+def test_a_critic_without_a_model_is_refused_before_a_model_is_loaded(server: FakeServer):
     with pytest.raises(ConfigError, match="--critic-url needs --critic-model"):
         load_backend(critic_config(server, critic_model=None), ASSETS / "nowhere", StopToken(), None)
 
 
-def test_another_critic_makes_other_records_and_one_that_moved_the_same(server: FakeServer):
+def test_another_critic_changes_the_identity_of_records_and_another_address_does_not(server: FakeServer):
     def identity(**more: Any) -> str:
         config = critic_config(server, **more)
         run = Run(ASSETS)
@@ -106,14 +106,14 @@ class Canned:
         self.context_length = context_length
 
     def reply(self, *_: object) -> list[Reply]:
-        raise AssertionError("nobody asks")
+        raise AssertionError("no reply is requested")
 
     length = batch_size = check = warnings = clear_cache = reply  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(("policy", "critic", "both"), [(None, None, None), (None, 2048, 2048), (4096, 2048, 2048)])
-def test_the_shorter_context_holds_for_both(policy: int | None, critic: int | None, both: int | None):
-    assert PolicyAndCritic(Canned(policy), Canned(critic)).context_length == both  # type: ignore[arg-type]
+@pytest.mark.parametrize(("policy", "critic", "expected"), [(None, None, None), (None, 2048, 2048), (4096, 2048, 2048)])
+def test_the_shorter_context_applies_to_both(policy: int | None, critic: int | None, expected: int | None):
+    assert PolicyAndCritic(Canned(policy), Canned(critic)).context_length == expected  # type: ignore[arg-type]
 
 
 def test_a_judge_on_a_server_of_its_own_takes_the_exam_there(
@@ -122,12 +122,12 @@ def test_a_judge_on_a_server_of_its_own_takes_the_exam_there(
     monkeypatch.setenv("JUDGE_KEY", KEY)
     better = [item.better for item in shipped_exam().items]
 
-    def knows(text: str) -> Answer:
+    def judge_answer(text: str) -> Answer:
         a, _, _ = text.partition("(A) ")[2].partition("\n\n(B) ")
-        return said("A" if a in better else "B")
+        return text_answer("A" if a in better else "B")
 
-    server.mood_for = knows
-    made = context(
+    server.mood_for = judge_answer
+    stage_context = context(
         **{
             **demo_defaults(),
             "judge": "auto",
@@ -136,8 +136,10 @@ def test_a_judge_on_a_server_of_its_own_takes_the_exam_there(
             "judge_api_key_env": "JUDGE_KEY",
         }
     )
-    _, found = run_stage(examined_judge(made.config, made.run, judge_loader(made), made.stop))
+    _, found = run_stage(
+        examined_judge(stage_context.config, stage_context.run, judge_loader(stage_context), stage_context.stop)
+    )
     assert found.trusted is not None and found.trusted.right == 60 and found.trusted.on_the_letters == 1.0
     assert found.trusted.judge == "server wise" and found.trusted.first_place_chosen == 0.5
     assert len(server.requests) == 120 and {each.authorization for each in server.requests} == {f"Bearer {KEY}"}
-    assert KEY not in "".join(path.read_text() for path in made.run.cache.rglob("*.jsonl"))
+    assert KEY not in "".join(path.read_text() for path in stage_context.run.cache.rglob("*.jsonl"))

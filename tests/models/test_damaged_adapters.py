@@ -1,6 +1,6 @@
-"""Every way in which an adapter is broken is refused for its own reason, before a weight of the base is read.
+"""Every kind of damage to an adapter is refused for its own reason, before any weight of the base model is read.
 
-The base that they are checked against has no weights at all: its folder holds a configuration and a tokenizer.
+The base model that they are checked against has no weights at all: its folder contains a configuration and a tokenizer.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ class Case:
     damage: Damage
     exit_code: ExitCode
     reason: str
-    """Words of what and why; those of no other case."""
-    mend: str
-    """Words of what to do."""
-    of: str = "plain"
+    """A pattern for `what` and `why` of the error, which matches no other case."""
+    remedy: str
+    """Part of `what_to_do`."""
+    adapter: str = "plain"
     """Which adapter is damaged."""
 
 
-def refused(damage: Damage, reason: str, mend: str, of: str = "plain") -> Case:
-    return Case(damage, MISSING, reason, mend, of)
+def refused(damage: Damage, reason: str, remedy: str, adapter: str = "plain") -> Case:
+    return Case(damage, MISSING, reason, remedy, adapter)
 
 
-def unsafe(damage: Damage, reason: str, mend: str) -> Case:
-    return Case(damage, UNSAFE, reason, mend)
+def unsafe(damage: Damage, reason: str, remedy: str) -> Case:
+    return Case(damage, UNSAFE, reason, remedy)
 
 
 FOLDER = {
@@ -85,9 +85,9 @@ FOLDER = {
         "its folder",
     ),
     "no configuration": refused(remove(CONFIG), f"has no {CONFIG}", AGAIN),
-    "no weights": refused(remove(WEIGHTS), f"has no {WEIGHTS}[.] That file has the adapter's weights", AGAIN),
+    "no weights": refused(remove(WEIGHTS), f"has no {WEIGHTS}[.] That file contains the adapter's weights", AGAIN),
     "a whole model in their place": refused(
-        lambda f: (f / WEIGHTS).rename(f / "model.safetensors"), "It has model.safetensors: a full model", AGAIN
+        lambda f: (f / WEIGHTS).rename(f / "model.safetensors"), "It has model.safetensors, but a full model", AGAIN
     ),
     "weights in a pickle alone": unsafe(
         both(remove(WEIGHTS), write("adapter_model.bin", PICKLE)),
@@ -128,7 +128,7 @@ SETTINGS = {
     "a classifier's adapter": refused(settings(task_type="SEQ_CLS"), "task_type 'SEQ_CLS'", "Pass the Stage 2 adapter"),
     "an unknown task": refused(settings(task_type="TELEPATHY"), "task_type 'TELEPATHY'", "Pass the Stage 2 adapter"),
     "no such target modules": refused(
-        settings(target_modules=["c_attn"]), "does not apply to .* It targets c_attn. PEFT says", OTHER_BASE
+        settings(target_modules=["c_attn"]), "does not apply to .* It targets c_attn. PEFT's error for", OTHER_BASE
     ),
     "a pattern that is none": refused(
         settings(target_modules="q_proj("), r"does not apply to .* It targets q_proj\(", OTHER_BASE
@@ -174,7 +174,7 @@ UNTRAINABLE = {
     "PiSSA": refused(settings(init_lora_weights="pissa_niter_4"), "init_lora_weights 'pissa_niter_4'", "a plain LoRA"),
     "OLoRA": refused(settings(init_lora_weights="olora"), "init_lora_weights 'olora'", "a plain LoRA"),
     "a beginning nobody knows": refused(
-        settings(init_lora_weights="zen"), "has init_lora_weights 'zen'.*does not know it", "a plain LoRA"
+        settings(init_lora_weights="zen"), "has init_lora_weights 'zen'.*does not support it", "a plain LoRA"
     ),
 }
 
@@ -185,7 +185,7 @@ FILE = {
     "cut in the length": refused(cut(lambda data, size: 5), "truncated: it has 5 bytes", ELSEWHERE),
     "cut in the header": refused(cut(lambda data, size: data - 100), "truncated in the header", ELSEWHERE),
     "cut in the data": refused(cut(lambda data, size: (data + size) // 2), "truncated in the data", ELSEWHERE),
-    "cut by a byte": refused(cut(lambda data, size: size - 1), r"truncated in the data: 6,968 .* 6,967", ELSEWHERE),
+    "cut by a byte": refused(cut(lambda data, size: size - 1), r"truncated in the data: .* 6,968 .* 6,967", ELSEWHERE),
     "an absurd header": refused(header_length_of(1 << 62), "header would be 4,611,686,018,427,387,904 bytes", ELSEWHERE),
     "a bit flipped before the header": refused(flipped(lambda data: 8), "does not begin with '{'", ELSEWHERE),
     "a bit flipped in the header": refused(flipped(lambda data: data.index(b'"dtype"')), "not valid JSON: Exp", ELSEWHERE),
@@ -234,7 +234,7 @@ TENSORS = {
         "tensors of layer 7, but the base model's last layer is 1", OTHER_BASE,
     ),
     "DoRA in the configuration alone": refused(settings(use_dora=True), r"missing \(.*lora_magnitude_vector", AGAIN),
-    "another rank": refused(settings(r=5), "have rank 3, but its configuration says 5", AGAIN),
+    "another rank": refused(settings(r=5), "have rank 3, but its configuration has 5", AGAIN),
     "a tensor turned round": refused(
         each(lambda n, t: (n, t.T.contiguous() if n == f"{DOWN}A.weight" else t)), r"transposed: \(40, 3\) instead", AGAIN
     ),
@@ -250,13 +250,13 @@ TENSORS = {
     ),
     "more words in a saved head": refused(
         each(lambda n, t: (n, torch.cat([t, t[:3]]) if "lm_head" in n else t)), "lm_head.weight with 403 rows", "resize_",
-        of="whole_head",
+        adapter="whole_head",
     ),
     "the base's own embedding": refused(
         added(**{EMBEDDING: torch.ones(400, 24)}), "contains the base model's own .*embed_tokens.weight", "save_embedding_layers"
     ),
     "more words in its tokenizer": refused(
-        tokenizer_of(402), "tokenizer beside the adapter.* goes up to token 401; .* has 400", "resized"
+        tokenizer_of(402), "tokenizer beside the adapter.* token ids up to 401; .* has 400", "resized"
     ),
 }  # fmt: skip
 
@@ -265,7 +265,7 @@ NUMBERS = {
     "one infinity": refused(one_number("lora_B", float("-inf")), "in 1 of its 16 tensors .* contains an inf", "checkpoint"),
     "a NaN in a whole module": refused(
         one_number("lm_head", float("nan")), r"in 1 of its 17 tensors \(base_model.model.lm_head.weight\)", "checkpoint",
-        of="whole_head",
+        adapter="whole_head",
     ),
     "never trained": refused(
         each(lambda n, t: (n, torch.zeros_like(t) if "lora_B" in n else t)), "Every lora_B .* is zero", AGAIN
@@ -280,64 +280,64 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Good adapters to damage, and a base model without weights."""
     folder = tmp_path_factory.mktemp("kit")
     base = build_base(folder / "base")
-    made = {
+    adapters = {
         "base": base,
         "plain": build_adapter(folder / "plain", base),
         "whole_head": build_adapter(folder / "whole", base, modules_to_save=["lm_head"]),
     }
     (base / "model.safetensors").unlink()
-    return made
+    return adapters
 
 
 def refusal(context: Any) -> tuple[Stage3Error, list[Check]]:
-    """The stage's error, and the lines it printed before."""
-    told: list[Check] = []
+    """The stage's error, and the checks that it reported before."""
+    checks: list[Check] = []
     with pytest.raises(Stage3Error) as error:
         for event in stage.run(context):
-            told.append(event)
-    return error.value, told
+            checks.append(event)
+    return error.value, checks
 
 
 @pytest.fixture(scope="module")
 def refusals(
     kit: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Stage3Error, list[Check]]]:
-    """Of every case."""
+    """The error and the checks of every case."""
     found = {}
     for number, (name, case) in enumerate(CASES.items()):
         folder = tmp_path_factory.mktemp(f"case{number}")
-        adapter = Path(shutil.copytree(kit[case.of], folder / "adapter"))
+        adapter = Path(shutil.copytree(kit[case.adapter], folder / "adapter"))
         context = build_context(folder / "run", kit["base"], adapter)
         case.damage(adapter)
         found[name] = refusal(context)
     return found
 
 
-def words(error: Stage3Error) -> str:
+def error_text(error: Stage3Error) -> str:
     return f"{error.what} {error.why}"
 
 
 @pytest.mark.fault("D11", "D13")
 @pytest.mark.parametrize("name", CASES)
 def test_a_damaged_adapter_is_refused_for_its_own_reason(name: str, refusals: Any):
-    case, (error, told) = CASES[name], refusals[name]
-    assert re.search(case.reason, words(error)), error
-    assert case.mend in error.what_to_do
+    case, (error, checks) = CASES[name], refusals[name]
+    assert re.search(case.reason, error_text(error)), error
+    assert case.remedy in error.what_to_do
     assert error.exit_code == case.exit_code
-    assert (told[-1].status, told[-1].detail) == ("failed", error.what)
-    assert [check.status for check in told[:-1]].count("failed") == 0
+    assert (checks[-1].status, checks[-1].detail) == ("failed", error.what)
+    assert [check.status for check in checks[:-1]].count("failed") == 0
 
 
 def test_no_reason_is_that_of_another_case(refusals: Any):
     same = {"LoRA on the embedding", "LoRA on the embedding, by a pattern"}
     for name, case in CASES.items():
-        others = {other for other, (error, _) in refusals.items() if re.search(case.reason, words(error))} - {name}
+        others = {other for other, (error, _) in refusals.items() if re.search(case.reason, error_text(error))} - {name}
         if name == "cut in the data":
-            others -= {"cut by a byte"}  # two places of one fault
+            others -= {"cut by a byte"}  # two cuts of the same kind
         assert not others - same, f"{name}: {others}"
 
 
-def test_there_are_damages_enough():
+def test_there_are_enough_cases():
     assert len(CASES) > 70
     assert sum(case.exit_code is UNSAFE for case in CASES.values()) >= 8
 
@@ -348,31 +348,31 @@ def test_there_are_damages_enough():
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """A base model without weights and an adapter for it, per family."""
-    folder, made = tmp_path_factory.mktemp("families"), {}
+    folder, adapters = tmp_path_factory.mktemp("families"), {}
     for family in FAMILIES:
         base = build_base(folder / family, family=family)
-        made[family] = base, build_adapter(folder / f"{family}-adapter", base)
+        adapters[family] = base, build_adapter(folder / f"{family}-adapter", base)
         (base / "model.safetensors").unlink()
-    return made
+    return adapters
 
 
 @pytest.mark.fault("D12")
 @pytest.mark.parametrize("theirs", FAMILIES)
 @pytest.mark.parametrize("ours", FAMILIES)
 def test_an_adapter_of_another_family_is_refused_by_its_shapes(ours: str, theirs: str, families: Any, tmp_path: Path):
-    error, told = refusal(build_context(tmp_path / "run", families[ours][0], families[theirs][1]))
-    if ours == theirs:  # it fits, and what is missing are the base's weights
-        assert (error.what, told[-1].name) == (f"Cannot read the base model {families[ours][0]}.", "base model")
-        assert [check.name for check in told if check.status == "ok"][-1] == "tensors"
+    error, checks = refusal(build_context(tmp_path / "run", families[ours][0], families[theirs][1]))
+    if ours == theirs:  # it fits, and only the base model's weights are missing
+        assert (error.what, checks[-1].name) == (f"Cannot read the base model {families[ours][0]}.", "base model")
+        assert [check.name for check in checks if check.status == "ok"][-1] == "tensors"
         return
     assert isinstance(error, PreconditionError)
     assert "does not fit" in error.what and "tensors have the wrong shape" in error.why
     assert error.why.endswith(f"Its configuration names {families[theirs][0]}.")
     assert OTHER_BASE in error.what_to_do
-    assert [check.status for check in told if check.name == "named base"] == ["warning"]
+    assert [check.status for check in checks if check.name == "named base"] == ["warning"]
 
 
-def test_an_adapter_of_a_deeper_and_of_a_flatter_base_is_reported_by_its_layers(families: Any, tmp_path: Path):
+def test_an_adapter_of_a_deeper_or_shallower_base_is_reported_by_its_layers(families: Any, tmp_path: Path):
     base, adapter = families["gemma"]
     deep = build_base(tmp_path / "deep", num_hidden_layers=3, hidden_size=30)
     error, _ = refusal(build_context(tmp_path / "run", base, build_adapter(tmp_path / "deep-adapter", deep)))
@@ -381,20 +381,20 @@ def test_an_adapter_of_a_deeper_and_of_a_flatter_base_is_reported_by_its_layers(
     assert "Its last layer is 1, the base model's is 2, and the shapes differ." in error.why
 
 
-def test_of_two_architectures_with_the_same_shapes_only_what_peft_wrote_down_tells(families: Any, tmp_path: Path):
-    """Names and shapes are the same, so only PEFT's note (written if there is no task_type) reveals it."""
+def test_of_two_architectures_with_the_same_shapes_only_pefts_record_distinguishes(families: Any, tmp_path: Path):
+    """Names and shapes are the same, so only the class that PEFT recorded (if there is no task_type) differs."""
     sizes = dict(FAMILIES["gemma"][1])
     llama = build_base(tmp_path / "llama", family="llama", **sizes)
     with_note = build_adapter(tmp_path / "with", llama, task_type=None)
     error, _ = refusal(build_context(tmp_path / "run", families["gemma"][0], with_note))
     assert "trained on a LlamaForCausalLM, but this is a GemmaForCausalLM." in error.why
     without = build_adapter(tmp_path / "without", llama)
-    error, told = refusal(build_context(tmp_path / "run2", families["gemma"][0], without))
-    assert "Cannot read" in error.what  # the base's weights are what is missing
-    assert [check.status for check in told if check.name == "named base"] == ["warning"]
+    error, checks = refusal(build_context(tmp_path / "run2", families["gemma"][0], without))
+    assert "Cannot read" in error.what  # only the base model's weights are missing
+    assert [check.status for check in checks if check.name == "named base"] == ["warning"]
 
 
-def test_a_folder_of_checkpoints_alone_names_the_newest_that_holds_an_adapter(kit: Any, tmp_path: Path):
+def test_a_folder_of_checkpoints_names_the_newest_that_contains_an_adapter(kit: Any, tmp_path: Path):
     training = tmp_path / "training"
     for step in (9, 10, 20):
         shutil.copytree(kit["plain"], training / f"checkpoint-{step}")

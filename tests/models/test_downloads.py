@@ -1,4 +1,4 @@
-"""The Hub's cache, filled by the real client from a local server, also by two at once without locks; damage is found."""
+"""The Hub's cache, filled by the real client from a local server, even by two at once without locks; damage is found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Two files sent in blocks, so that two clients take turns."""
+    """Serves two files in blocks, so that two clients take turns."""
 
     protocol_version = "HTTP/1.1"
 
@@ -65,7 +65,7 @@ def endpoint() -> Iterator[str]:
 
 FETCH = """
 import fcntl
-fcntl.flock = lambda *_: None  # as on a file system where locks do nothing
+fcntl.flock = lambda *_: None  # as on a file system without working locks
 from huggingface_hub import hf_hub_download
 for name in ("config.json", "model.safetensors"):
     hf_hub_download("owner/model", name)
@@ -74,7 +74,7 @@ for name in ("config.json", "model.safetensors"):
 
 @pytest.fixture
 def cache(tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The model's folder in a cache that two processes filled at once."""
+    """The model's folder in a cache that two processes filled at the same time."""
     quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment = {**os.environ, **quiet, "HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "no_proxy": "127.0.0.1"}
     environment.pop("HF_HUB_OFFLINE", None)
@@ -97,8 +97,8 @@ def check() -> list[object]:
 
 
 @pytest.mark.fault("F14")
-def test_two_downloads_at_once_without_locks_leave_what_was_meant_and_damage_is_found(cache: Path) -> None:
-    # One test: the two processes cost more than all of this.
+def test_two_concurrent_downloads_without_locks_are_intact_and_damage_is_found(cache: Path) -> None:
+    # A single test, because the two processes take longer than everything below.
     whole = len(WEIGHTS) + len(SETTINGS)
     assert verify_base(config("main")) == verify_base(config(COMMIT)) == Verified(2, whole, ())
     (passed,) = check()
@@ -116,7 +116,7 @@ def test_two_downloads_at_once_without_locks_leave_what_was_meant_and_damage_is_
     assert verify_base(config()).damaged == (blob(cache, "config.json"),)
 
 
-def test_what_is_not_in_the_cache_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_in_the_cache_is_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert verify_base(config()) == Verified(0, 0, ())
     assert check() == []

@@ -1,4 +1,4 @@
-"""Adapters with different PEFT settings pass the whole stage, and headers are read as safetensors reads them."""
+"""Adapters with different PEFT settings pass the whole stage, and headers are parsed as by safetensors."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ HIDDEN, QUERIES, KEYS, WIDE, WORDS, LAYERS = 24, 24, 8, 40, 400, 2
 ALL = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 
-def of(rank: int, *modules: str) -> int:
-    """Parameter count of a LoRA of this rank on these modules in all layers: rank × (in + out) each."""
+def lora_parameters(rank: int, *modules: str) -> int:
+    """The number of parameters of a LoRA of this rank on these modules in all layers: rank × (in + out) each."""
     sizes = {
         "q_proj": HIDDEN + QUERIES, "k_proj": HIDDEN + KEYS, "v_proj": HIDDEN + KEYS, "o_proj": QUERIES + HIDDEN,
         "gate_proj": HIDDEN + WIDE, "up_proj": HIDDEN + WIDE, "down_proj": WIDE + HIDDEN,
@@ -41,38 +41,38 @@ class Good:
     parameters: int
     lines: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of LoraConfig; `dtype` is that of the file."""
+    """Settings of LoraConfig; `dtype` is the number format of the file."""
     targets: list[str] = field(default_factory=lambda: sorted(TARGETS))
 
 
 GOOD = {
     "rank and alpha patterns": Good(
-        of(3, "v_proj", "gate_proj", "down_proj") + of(5, "q_proj"),
+        lora_parameters(3, "v_proj", "gate_proj", "down_proj") + lora_parameters(5, "q_proj"),
         {"rank": "3 in 6 modules, 5 in 2", "alpha": "7 in 6 modules, 11 in 2: scaling 1.4 to 3.667 (alpha/r)"},
         {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"v_proj": 11}},
     ),
     "rsLoRA": Good(
-        of(3, *TARGETS), {"variant": "rsLoRA", "alpha": "7: scaling 4.041 (alpha/√r)"}, {"use_rslora": True}
+        lora_parameters(3, *TARGETS), {"variant": "rsLoRA", "alpha": "7: scaling 4.041 (alpha/√r)"}, {"use_rslora": True}
     ),
     "DoRA": Good(  # and a magnitude for every output
-        of(3, *TARGETS) + LAYERS * (QUERIES + KEYS + WIDE + HIDDEN), {"variant": "DoRA"}, {"use_dora": True}
+        lora_parameters(3, *TARGETS) + LAYERS * (QUERIES + KEYS + WIDE + HIDDEN), {"variant": "DoRA"}, {"use_dora": True}
     ),
     "modules_to_save": Good(
-        of(3, *TARGETS) + WORDS * HIDDEN,
-        {"target modules": "down_proj, gate_proj, q_proj, v_proj; whole: lm_head"},
+        lora_parameters(3, *TARGETS) + WORDS * HIDDEN,
+        {"target modules": "down_proj, gate_proj, q_proj, v_proj; trained in full: lm_head"},
         {"modules_to_save": ["lm_head"]},
     ),
     "all linear modules": Good(
-        of(3, *ALL), {"target modules": ", ".join(ALL)}, {"target_modules": "all-linear"}, ALL
+        lora_parameters(3, *ALL), {"target modules": ", ".join(ALL)}, {"target_modules": "all-linear"}, ALL
     ),
     "queries and values only": Good(
-        of(3, "q_proj", "v_proj"), {"rank": "3"}, {"target_modules": ["v_proj", "q_proj"]}, ["q_proj", "v_proj"]
+        lora_parameters(3, "q_proj", "v_proj"), {"rank": "3"}, {"target_modules": ["v_proj", "q_proj"]}, ["q_proj", "v_proj"]
     ),
-    "bfloat16": Good(of(3, *TARGETS), {"size": "4,488 bytes, bfloat16"}, {"dtype": torch.bfloat16}),
-    "float16": Good(of(3, *TARGETS), {"size": "4,472 bytes, float16"}, {"dtype": torch.float16}),
-    "no task_type": Good(of(3, *TARGETS), {"rank": "3"}, {"task_type": None}),
+    "bfloat16": Good(lora_parameters(3, *TARGETS), {"size": "4,488 bytes, bfloat16"}, {"dtype": torch.bfloat16}),
+    "float16": Good(lora_parameters(3, *TARGETS), {"size": "4,472 bytes, float16"}, {"dtype": torch.float16}),
+    "no task_type": Good(lora_parameters(3, *TARGETS), {"rank": "3"}, {"task_type": None}),
     "DoRA with rsLoRA": Good(
-        of(3, *TARGETS) + LAYERS * (QUERIES + KEYS + WIDE + HIDDEN),
+        lora_parameters(3, *TARGETS) + LAYERS * (QUERIES + KEYS + WIDE + HIDDEN),
         {"variant": "DoRA, rsLoRA"},
         {"use_dora": True, "use_rslora": True},
     ),
@@ -89,14 +89,14 @@ def test_a_good_adapter_is_accepted_with_the_right_facts(name: str, stage2: tupl
     assert (facts["rank"], facts["alpha"], facts["target_modules"]) == (3, 7, tuple(good.targets))
     assert facts["trainable_parameters"] == good.parameters
     assert (facts["bytes"], facts["adapter_sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    told = {event.name: event.detail for event in events}
+    details = {event.name: event.detail for event in events}
     assert {event.status for event in events} == {"ok"}
-    assert told | good.lines == told
-    assert told["trainable parameters"].startswith(f"{good.parameters:,} (")
+    assert details | good.lines == details
+    assert details["trainable parameters"].startswith(f"{good.parameters:,} (")
 
 
-def test_the_header_tells_names_and_shapes_without_the_data(stage2: tuple[Path, Path], tmp_path: Path):
-    """The file has only its header, so nothing after it was read."""
+def test_the_header_has_names_and_shapes_without_the_data(stage2: tuple[Path, Path], tmp_path: Path):
+    """The file consists of its header only, so nothing after it was read."""
     data = (stage2[1] / WEIGHTS).read_bytes()
     length = 8 + int.from_bytes(data[:8], "little")
     header = read_header(io.BytesIO(data[:length]), len(data))
@@ -113,8 +113,8 @@ def test_the_tensors_are_those_that_safetensors_reads(stage2: tuple[Path, Path],
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_tensors_that_do_not_lie_on_whole_words_are_read_too(stage2: tuple[Path, Path], tmp_path: Path):
-    """safetensors pads its header so that they do; others need not."""
+def test_unaligned_tensors_are_read_too(stage2: tuple[Path, Path], tmp_path: Path):
+    """safetensors pads its header to align them; other programs need not."""
     data = (stage2[1] / WEIGHTS).read_bytes()
     length = int.from_bytes(data[:8], "little")
     for spaces in (1, 2, 4):
@@ -124,17 +124,17 @@ def test_tensors_that_do_not_lie_on_whole_words_are_read_too(stage2: tuple[Path,
         assert all(torch.equal(ours[name], tensor) for name, tensor in load_file(stage2[1] / WEIGHTS).items())
 
 
-def test_what_safetensors_refuses_is_refused_here(stage2: tuple[Path, Path]):
-    """600 random damages, in the header and at the end. If one passed, PEFT would raise in a later stage."""
+def test_whatever_safetensors_refuses_is_refused_here(stage2: tuple[Path, Path]):
+    """600 files with random damage, in the header and at the end. If one passed, PEFT would raise in a later stage."""
     draw, data = random.Random(7), (stage2[1] / WEIGHTS).read_bytes()
     header_end = 8 + int.from_bytes(data[:8], "little")
     theirs = ours = 0
     for _ in range(600):
         damaged = bytearray(data)
         for _ in range(draw.choice([1, 1, 2, 5])):
-            place = draw.randrange(header_end)
-            damaged[place] = draw.choice(
-                [damaged[place] ^ (1 << draw.randrange(8)), draw.choice(b'0123456789[]{}",: ')]
+            position = draw.randrange(header_end)
+            damaged[position] = draw.choice(
+                [damaged[position] ^ (1 << draw.randrange(8)), draw.choice(b'0123456789[]{}",: ')]
             )
         if draw.random() < 0.2:
             damaged = damaged[: draw.randrange(len(damaged))]
@@ -142,7 +142,7 @@ def test_what_safetensors_refuses_is_refused_here(stage2: tuple[Path, Path]):
         refused_there = _refuses(lambda: safetensors.deserialize(bytes(damaged)), safetensors.SafetensorError)  # noqa: B023
         assert refused_here or not refused_there, bytes(damaged[:header_end])
         theirs, ours = theirs + refused_there, ours + refused_here
-    assert 300 < theirs <= ours < 600  # damages that only rename a tensor are none of the header's
+    assert 300 < theirs <= ours < 600  # damage that only renames a tensor is not an error of the header
 
 
 def _refuses(read: Any, error: type[Exception]) -> bool:
@@ -153,16 +153,14 @@ def _refuses(read: Any, error: type[Exception]) -> bool:
     return False
 
 
-def test_hash_and_tensors_are_of_one_reading(stage2: tuple[Path, Path], tmp_path: Path):
+def test_hash_and_tensors_come_from_one_read(stage2: tuple[Path, Path], tmp_path: Path):
     weights, header = load_weights(stage2[1]), read_weights_header(stage2[1])
     assert weights.header == header
     assert weights.sha256 == hashlib.sha256((stage2[1] / WEIGHTS).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("change", ["empty", "shorter", "longer", "another"])
-def test_a_file_that_becomes_another_while_it_is_read_is_noticed(
-    change: str, stage2: Any, tmp_path: Path, monkeypatch: Any
-):
+def test_a_file_that_changes_while_it_is_read_is_noticed(change: str, stage2: Any, tmp_path: Path, monkeypatch: Any):
     adapter = build_adapter(tmp_path / "adapter", stage2[0], modules_to_save=["lm_head"])  # longer than a read buffer
     data = (adapter / WEIGHTS).read_bytes()
     becomes = {"empty": b"", "shorter": data[:-1], "longer": data + b"x", "another": b"\xff" * len(data)}[change]

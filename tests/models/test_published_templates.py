@@ -1,6 +1,6 @@
-"""Published chat templates: of the installed trl, and of axolotl's wheel if it can be had. None of them is in this repository.
+"""Published chat templates: those of the installed trl, and of axolotl's wheel if it is available. None is in this repository.
 
-Each is accepted with the ids of TRL's DPOTrainer, or refused with what was seen of it.
+Each is either accepted, with the same ids as TRL's DPOTrainer, or refused with the right reason.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from engine.models.templates.rendering import template_messages
 from tests.support.templates import published_tokenizer
 
 WHEEL = "STAGE3_AXOLOTL_WHEEL"
-"""The path of axolotl's wheel, for who has it; else pip is asked for it."""
+"""The environment variable with the path of axolotl's wheel; without it, pip downloads the wheel."""
 
-ASKED: Conversation = [{"role": "user", "content": "How do I mend a tap?"}]
+QUESTION: Conversation = [{"role": "user", "content": "How do I mend a tap?"}]
 REPLY: ChatMessage = {"role": "assistant", "content": "Replace the washer."}
 WORSE: ChatMessage = {"role": "assistant", "content": "I cannot say."}
-TALK: Conversation = [
-    *ASKED,
+DIALOGUE: Conversation = [
+    *QUESTION,
     {"role": "assistant", "content": "Close the valve."},
     {"role": "user", "content": "Then?"},
 ]
-CONVERSATIONS: tuple[Conversation, ...] = (ASKED, TALK, [{"role": "system", "content": "Be brief."}, *TALK])
+CONVERSATIONS: tuple[Conversation, ...] = (QUESTION, DIALOGUE, [{"role": "system", "content": "Be brief."}, *DIALOGUE])
 
 REFUSED = {
     "deepseek_r1_distill": "opens a thought where the reply should begin",
     "deepseekv3": "opens a thought where the reply should begin",
     "llava": "no special token at which generation could stop",
 }
-"""Of all of them, those that cannot work, and why. The template of `deepseekv3` in trl is that of DeepSeek-R1."""
-ENDS_ONCE = {"phi3", "phi3_5", "command_a", "command_a_rag", "command_a_tool_use"}
-"""These write more behind the end of a reply: a second end, one more turn of the model. TRL trains on it."""
-END_IS_PUT = {"glm4moe"}
-"""These write no end behind the last reply. TRL trains without any."""
+"""The templates that cannot work, and why. trl's template `deepseekv3` is that of DeepSeek-R1."""
+TEXT_AFTER_END = {"phi3", "phi3_5", "command_a", "command_a_rag", "command_a_tool_use"}
+"""These write more after the end of a reply: a second end, or another turn of the model. TRL trains on it."""
+WITHOUT_END = {"glm4moe"}
+"""These write no end after the last reply. TRL trains without one."""
 THOUGHT_IN_THE_PROMPT = {"gemma4", "gemma4_unified"}
-"""These open the turn with an empty thought that they leave out in front of a reply. TRL asks without it."""
+"""These open the turn with an empty thought, which they omit before a reply. TRL's prompt lacks it."""
 
 
 @cache
-def of_trl() -> dict[str, str]:
+def trl_templates() -> dict[str, str]:
     folder = Path(trl.__file__).parent / "chat_templates"
     found = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.jinja")}
     return {name: text for name, text in sorted(found.items()) if not name.endswith("_training")}
 
 
-def of_axolotl(folder: Path) -> dict[str, str]:
+def axolotl_templates(folder: Path) -> dict[str, str]:
     with zipfile.ZipFile(wheel(folder)) as packed:
         names = [name for name in packed.namelist() if name.endswith(".jinja")]
         return {Path(name).stem: packed.read(name).decode() for name in sorted(names)}
@@ -71,48 +71,48 @@ def wheel(folder: Path) -> Path:
         return Path(os.environ[WHEEL])
     pip = shutil.which("pip")
     if pip is None:
-        pytest.skip(f"there is no pip to fetch axolotl's wheel with, and {WHEEL} names none")
-    asked = [pip, "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), "axolotl"]
+        pytest.skip(f"pip is not available to download axolotl's wheel, and {WHEEL} is not set")
+    command = [pip, "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), "axolotl"]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
-        pytest.skip("pip did not bring axolotl's wheel within a minute")
+        pytest.skip("pip did not download axolotl's wheel within a minute")
     if done.returncode:
-        pytest.skip(f"pip cannot bring axolotl's wheel: {done.stderr.strip().splitlines()[-1:]}")
+        pytest.skip(f"pip cannot download axolotl's wheel: {done.stderr.strip().splitlines()[-1:]}")
     return next(folder.glob("axolotl*.whl"))
 
 
-def judged(name: str, template: str) -> str:
+def verdict_on(name: str, template: str) -> str:
     """`accepted`, or the fault. Accepted templates are compared with TRL's ids."""
     tokenizer = published_tokenizer(template)
     behaviour = behaviour_of(tokenizer)
     if behaviour.fault:
         return behaviour.fault
-    for conversation, theirs in zip(CONVERSATIONS, ids_of_trl(tokenizer), strict=True):
+    for conversation, theirs in zip(CONVERSATIONS, trl_ids(tokenizer), strict=True):
         prompt = conversation_ids(tokenizer, conversation, add_generation_prompt=True)
         for reply, key in ((REPLY, "chosen_ids"), (WORSE, "rejected_ids")):
-            said = reply_ids(tokenizer, conversation, [reply])
-            assert said.count(behaviour.end) == 1
-            assert_ids_of_trl(name, prompt + said, theirs["prompt_ids"] + theirs[key], tokenizer)
+            answer_ids = reply_ids(tokenizer, conversation, [reply])
+            assert answer_ids.count(behaviour.end) == 1
+            assert_trl_ids(name, prompt + answer_ids, theirs["prompt_ids"] + theirs[key], tokenizer)
     return "accepted"
 
 
-def assert_ids_of_trl(name: str, ours: list[int], theirs: list[int], tokenizer: Any) -> None:
+def assert_trl_ids(name: str, ours: list[int], theirs: list[int], tokenizer: Any) -> None:
     behaviour = behaviour_of(tokenizer)
     if name in THOUGHT_IN_THE_PROMPT and behaviour.only_in_prompt:
         thought = tokenizer.encode(behaviour.only_in_prompt, add_special_tokens=False)
-        at = next(i for i in range(len(ours)) if ours[i : i + len(thought)] == thought)
-        ours = ours[:at] + ours[at + len(thought) :]
-    if name in ENDS_ONCE and theirs != ours:
+        start = next(i for i in range(len(ours)) if ours[i : i + len(thought)] == thought)
+        ours = ours[:start] + ours[start + len(thought) :]
+    if name in TEXT_AFTER_END and theirs != ours:
         assert ours[-1] == behaviour.end and theirs[: len(ours)] == ours
-    elif name in END_IS_PUT:
+    elif name in WITHOUT_END:
         assert ours == [*theirs, behaviour.end]
     else:
         assert ours == theirs
 
 
-def ids_of_trl(tokenizer: Any) -> list[dict[str, list[int]]]:
-    """The ids that DPOTrainer makes of the conversations, with the same arguments."""
+def trl_ids(tokenizer: Any) -> list[dict[str, list[int]]]:
+    """The ids that DPOTrainer makes from the conversations, with the same arguments."""
     disable_progress_bars()
     options = behaviour_of(tokenizer).options
     rows = []
@@ -126,22 +126,22 @@ def ids_of_trl(tokenizer: Any) -> list[dict[str, list[int]]]:
     )
 
 
-@pytest.mark.parametrize("name", of_trl())
+@pytest.mark.parametrize("name", trl_templates())
 def test_a_template_of_trl(name: str):
-    assert REFUSED.get(name, "accepted") in judged(name, of_trl()[name])
+    assert REFUSED.get(name, "accepted") in verdict_on(name, trl_templates()[name])
 
 
 def test_the_templates_of_axolotl(tmp_path: Path):
-    templates = of_axolotl(tmp_path)
-    found = {name: judged(name, text) for name, text in templates.items()}
+    templates = axolotl_templates(tmp_path)
+    found = {name: verdict_on(name, text) for name, text in templates.items()}
     assert len(found) >= 30
     assert {name: seen for name, seen in found.items() if REFUSED.get(name, "accepted") not in seen} == {}
 
 
-@pytest.mark.parametrize("name", of_trl())
+@pytest.mark.parametrize("name", trl_templates())
 def test_the_reply_is_what_trl_masks_as_the_assistants(name: str):
-    """Where TRL has a version of the template for training, its mask says where a reply begins and ends."""
-    tokenizer = published_tokenizer(of_trl()[name])
+    """If TRL has a training version of the template, its mask shows where a reply begins and ends."""
+    tokenizer = published_tokenizer(trl_templates()[name])
     behaviour = behaviour_of(tokenizer)
     try:
         training = get_training_chat_template(tokenizer)
@@ -151,12 +151,12 @@ def test_the_reply_is_what_trl_masks_as_the_assistants(name: str):
         pytest.skip("TRL has none, or the template is refused")
     assert has_generation_markers(training)
     masked = tokenizer.apply_chat_template(
-        template_messages([*ASKED, REPLY], behaviour.options),
+        template_messages([*QUESTION, REPLY], behaviour.options),
         chat_template=training,
         return_dict=True,
         return_assistant_tokens_mask=True,
         **behaviour.options.switches,
     )
-    theirs = [token for token, said in zip(masked["input_ids"], masked["assistant_masks"], strict=True) if said]
-    ours = reply_ids(tokenizer, ASKED, [REPLY])
+    theirs = [token for token, in_reply in zip(masked["input_ids"], masked["assistant_masks"], strict=True) if in_reply]
+    ours = reply_ids(tokenizer, QUESTION, [REPLY])
     assert tokenizer.decode(ours).removesuffix(tokenizer.decode(behaviour.appended)).strip() in tokenizer.decode(theirs)

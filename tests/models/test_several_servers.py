@@ -1,4 +1,5 @@
-"""Several servers of one model: shared out, left out and taken back, over real sockets; what became of each request counts."""
+"""Several servers of one model, over real sockets: requests are distributed, servers left out and readmitted, and every request is
+answered."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tests.support.fake_server import Answer, FakeServer, fake_server
 
 BROKEN = Answer(500, {"error": {"message": "CUDA error: an illegal memory access"}})
 SHORT = 0.02
-"""Of a wait, so that backing off takes no time here."""
+"""Factor for waits, so that backing off takes no time here."""
 
 
 @pytest.fixture
@@ -44,67 +45,67 @@ def client_of(servers: Sequence[FakeServer | str], **more: Any) -> ServerClient:
     return ServerClient(addresses, "ours", StopToken(), **given)
 
 
-def ask(client: ServerClient, *texts: str, **more: Any) -> list[ChatResponse]:
-    return client.ask([ChatRequest([{"role": "user", "content": text}], 8) for text in texts], **more)
+def send(client: ServerClient, *texts: str, **more: Any) -> list[ChatResponse]:
+    return client.send([ChatRequest([{"role": "user", "content": text}], 8) for text in texts], **more)
 
 
 def texts(number: int) -> list[str]:
     return [f"question {i}" for i in range(number)]
 
 
-def all_said(answers: Sequence[ChatResponse], asked: Sequence[str]) -> bool:
-    """Whether each answer is the one to its question: none is lost, none stands twice."""
-    return [answer.text for answer in answers] == [f"you said: {text}\n" for text in asked]
+def each_answered(responses: Sequence[ChatResponse], questions: Sequence[str]) -> bool:
+    """Whether each response answers its own question: none is lost or duplicated."""
+    return [response.text for response in responses] == [f"you said: {text}\n" for text in questions]
 
 
-def heard(server: FakeServer) -> Counter[str]:
-    return Counter(asked.body["messages"][-1]["content"] for asked in server.requests)
+def received(server: FakeServer) -> Counter[str]:
+    return Counter(request.body["messages"][-1]["content"] for request in server.requests)
 
 
-def test_requests_are_shared_out_and_each_is_answered_once(two: list[FakeServer]):
+def test_requests_are_distributed_and_each_is_answered_once(two: list[FakeServer]):
     for server in two:
         server.seconds_for = lambda text: 0.01
-    asked = texts(40)
-    assert all_said(ask(client_of(two), *asked), asked)
-    here, there = map(heard, two)
-    assert here + there == Counter(asked) and min(here.total(), there.total()) >= 15
-    assert all(2 <= server.most_at_once <= 4 for server in two), "the limit holds for each of them"
+    questions = texts(40)
+    assert each_answered(send(client_of(two), *questions), questions)
+    first, second = map(received, two)
+    assert first + second == Counter(questions) and min(first.total(), second.total()) >= 15
+    assert all(2 <= server.most_at_once <= 4 for server in two), "the limit applies to each of them"
 
 
 def test_the_slower_server_gets_fewer(two: list[FakeServer]):
     two[0].seconds_for = lambda text: 0.3
     two[1].seconds_for = lambda text: 0.005
-    asked = texts(40)
-    assert all_said(ask(client_of(two), *asked), asked)
+    questions = texts(40)
+    assert each_answered(send(client_of(two), *questions), questions)
     assert len(two[0].requests) < len(two[1].requests) / 2
 
 
-def test_one_that_nobody_can_reach_is_left_out_and_the_other_does_all(two: list[FakeServer]):
+def test_an_unreachable_server_is_left_out_and_the_other_answers_everything(two: list[FakeServer]):
     events: list[Event] = []
     gone = two[0].url
     two[0].close()
-    asked = texts(20)
+    questions = texts(20)
     client = client_of([gone, two[1]], emit=events.append)
-    assert all_said(ask(client, *asked), asked)
-    assert heard(two[1]) == Counter(asked)
-    [told] = [event for event in events if isinstance(event, Message)]
-    assert told.level == "warning" and gone in told.text and "1 of 2 servers go on" in told.text
+    assert each_answered(send(client, *questions), questions)
+    assert received(two[1]) == Counter(questions)
+    [message] = [event for event in events if isinstance(event, Message)]
+    assert message.level == "warning" and gone in message.text and "1 of 2 servers remain" in message.text
     assert [server.state for server in client.pool.servers] == ["out", "in"]
 
 
-def test_one_that_dies_in_the_middle_loses_nothing(two: list[FakeServer]):
-    asked = texts(60)
+def test_a_server_that_dies_loses_no_request(two: list[FakeServer]):
+    questions = texts(60)
     two[0].mood_for = lambda text: "drop" if len(two[0].requests) > 8 else "ok"
-    two[0].models = Answer(503)  # and it does not come back
+    two[0].models = Answer(503)  # so it is not readmitted
     two[1].seconds_for = lambda text: 0.005
     client = client_of(two)
-    assert all_said(ask(client, *asked), asked)
+    assert each_answered(send(client, *questions), questions)
     assert client.pool.servers[0].state == "out"
-    assert len(two[0].requests) <= 20, "no more than were on their way"
+    assert len(two[0].requests) <= 20, "no more than were in flight"
 
 
-def test_one_that_comes_back_is_asked_again_and_told(two: list[FakeServer], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.05 * number)
+def test_a_server_that_recovers_is_used_again_and_reported(two: list[FakeServer], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.05 * number)
     events: list[Event] = []
     down = threading.Event()
     two[0].mood_for = lambda text: BROKEN if down.is_set() else "ok"
@@ -112,187 +113,187 @@ def test_one_that_comes_back_is_asked_again_and_told(two: list[FakeServer], monk
     client = client_of(two, emit=events.append)
     down.set()
     two[0].models = Answer(503)
-    ask(client, *texts(12))
+    send(client, *texts(12))
     assert client.pool.servers[0].state == "out"
     down.clear()
     two[0].models = Answer(200, {"data": []})
     before = len(two[0].requests)
-    assert all_said(ask(client, *texts(60)), texts(60))
+    assert each_answered(send(client, *texts(60)), texts(60))
     assert client.pool.servers[0].state == "in" and len(two[0].requests) > before
-    words = [event.text for event in events if isinstance(event, Message)]
-    assert f"The server at {two[0].url} answers again." in words and "CUDA error" in words[0]
+    messages = [event.text for event in events if isinstance(event, Message)]
+    assert f"The server at {two[0].url} answers again." in messages and "CUDA error" in messages[0]
     states = [[one.state for one in event.servers] for event in events if isinstance(event, Servers)]
     assert ["out", "in"] in states and states[-1] == ["in", "in"]
 
 
-def test_one_that_comes_back_with_another_model_stays_out(two: list[FakeServer], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.02)
+def test_a_server_that_comes_back_with_another_model_stays_out(two: list[FakeServer], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.02)
     client = client_of(two)
-    for server, _ in client.each():
-        client.has_listed(server, ["ours", "theirs"])
+    for server, _ in client.per_server():
+        client.record_listing(server, ["ours", "theirs"])
     two[0].mood_for = lambda text: BROKEN
     two[0].models = Answer(200, {"data": [{"id": "another\x1b[31m"}]})
     two[1].seconds_for = lambda text: 0.02
-    assert all_said(ask(client, *texts(60)), texts(60))
+    assert each_answered(send(client, *texts(60)), texts(60))
     [out, _] = client.pool.servers
-    assert out.state == "out" and "serves another" in out.why and "\x1b" not in out.why
+    assert out.state == "out" and "now serves another" in out.why and "\x1b" not in out.why
 
 
-def test_a_server_that_names_a_pause_is_given_it_and_the_other_goes_on(two: list[FakeServer]):
+def test_a_server_rests_for_its_retry_after_and_the_other_continues(two: list[FakeServer]):
     two[0].moods = [Answer(429, headers={"Retry-After": "30"})]
-    asked = texts(20)
+    questions = texts(20)
     client = client_of(two)
     started = time.monotonic()
-    assert all_said(ask(client, *asked), asked)
+    assert each_answered(send(client, *questions), questions)
     assert time.monotonic() - started < 3 and len(two[0].requests) <= 4
     assert [server.state for server in client.pool.servers] == ["resting", "in"]
-    ask(client, *texts(8))
+    send(client, *texts(8))
     assert len(two[0].requests) <= 4, "it still rests"
 
 
-def test_a_pause_of_the_only_server_holds_for_every_request():
+def test_the_retry_after_of_the_only_server_applies_to_every_request():
     with fake_server() as server:
         server.moods = [Answer(429, headers={"Retry-After": "0.4"}), "ok"]
         client = client_of([server], concurrency=1)
         started = time.monotonic()
-        assert all_said(ask(client, *texts(3)), texts(3))
-        times = time.monotonic() - started
-    assert times < 3 and len(server.requests) == 4
+        assert each_answered(send(client, *texts(3)), texts(3))
+        elapsed = time.monotonic() - started
+    assert elapsed < 3 and len(server.requests) == 4
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["one server", "two servers"])
-def test_a_request_at_which_they_always_fail_fails_alone(two: list[FakeServer], number: int):
+def test_a_request_that_always_fails_fails_alone(two: list[FakeServer], number: int):
     for server in two:
         server.mood_for = lambda text: BROKEN if text == "question 3" else "ok"
-    asked = texts(12)
-    answers = ask(client_of(two[:number]), *asked)
-    bad = answers.pop(3)
-    assert bad.failed and "returns 500" in bad.refused and "CUDA error" in bad.refused and bad.text == ""
-    assert all_said(answers, [text for text in asked if text != "question 3"])
-    every = sum((heard(server) for server in two), Counter())
+    questions = texts(12)
+    responses = send(client_of(two[:number]), *questions)
+    bad = responses.pop(3)
+    assert bad.failed and "returned 500" in bad.refused and "CUDA error" in bad.refused and bad.text == ""
+    assert each_answered(responses, [text for text in questions if text != "question 3"])
+    requests = sum((received(server) for server in two), Counter())
     control = CONTROL.messages[0]["content"]
-    assert every.pop("question 3") == TRIES and every.pop(control) == 1
-    assert set(every.values()) == {1}, "nothing else is asked twice"
+    assert requests.pop("question 3") == TRIES and requests.pop(control) == 1
+    assert set(requests.values()) == {1}, "nothing else is sent twice"
 
 
 @pytest.mark.parametrize("mood", ["drop", "hang", Answer(200, b"<html>")], ids=str)
-def test_it_may_fail_in_any_way(two: list[FakeServer], mood: Any):
+def test_it_fails_alone_whatever_the_failure(two: list[FakeServer], mood: Any):
     for server in two:
         server.mood_for = lambda text: mood if text == "bad" else "ok"
-    good, bad = ask(client_of(two, timeout_seconds=0.3), "a", "bad")
+    good, bad = send(client_of(two, timeout_seconds=0.3), "a", "bad")
     assert good.text == "you said: a\n" and bad.failed
 
 
-def test_a_limit_on_the_rate_is_never_the_requests_fault(two: list[FakeServer]):
+def test_a_rate_limit_is_never_the_requests_fault(two: list[FakeServer]):
     two[0].mood_for = lambda text: Answer(429, {"error": "slow down"}) if text == "late" else "ok"
     with pytest.raises(NetworkError, match=r"429.*slow down"):
-        ask(client_of(two[:1]), "late")
-    assert all(text != CONTROL.messages[0]["content"] for text in heard(two[0])), "nothing is to be weighed"
+        send(client_of(two[:1]), "late")
+    assert all(text != CONTROL.messages[0]["content"] for text in received(two[0])), "no control is sent"
 
 
-def test_even_if_it_is_the_last_one(two: list[FakeServer]):
+def test_it_fails_alone_even_if_it_is_the_only_request(two: list[FakeServer]):
     for server in two:
         server.mood_for = lambda text: BROKEN if text == "bad" else "ok"
-    [bad] = ask(client_of(two), "bad")
+    [bad] = send(client_of(two), "bad")
     assert bad.failed
 
 
 @pytest.mark.parametrize("mood", [BROKEN, Answer(503), "drop", Answer(429)], ids=str)
-def test_servers_that_answer_nothing_are_lost_not_the_requests(two: list[FakeServer], mood: Any):
+def test_servers_that_answer_nothing_are_at_fault_not_the_requests(two: list[FakeServer], mood: Any):
     for server in two:
         server.moods = [mood]
     with pytest.raises(NetworkError) as caught:
-        ask(client_of(two), *texts(6))
+        send(client_of(two), *texts(6))
     assert caught.value.exit_code == ExitCode.NETWORK
     assert "the same command again" in str(caught.value)
 
 
-def test_all_away_names_each_and_what_it_said(two: list[FakeServer]):
+def test_if_all_servers_are_unreachable_the_error_names_each(two: list[FakeServer]):
     urls = [server.url for server in two]
     for server in two:
         server.close()
-    with pytest.raises(NetworkError, match="None of the 2 servers answers") as caught:
-        ask(client_of(urls), "a")
+    with pytest.raises(NetworkError, match="None of the 2 servers responds") as caught:
+        send(client_of(urls), "a")
     assert all(url in caught.value.why for url in urls)
 
 
-def test_one_that_lets_nobody_in_is_left_out_and_two_end_the_run(two: list[FakeServer]):
+def test_a_server_that_denies_access_is_left_out_and_two_end_the_run(two: list[FakeServer]):
     two[0].moods = [Answer(401, {"error": "Invalid API key"})]
-    assert all_said(ask(client_of(two), *texts(8)), texts(8))
+    assert each_answered(send(client_of(two), *texts(8)), texts(8))
     two[1].moods = two[0].moods
     with pytest.raises(AccessError, match="Invalid API key"):
-        ask(client_of(two), *texts(8))
+        send(client_of(two), *texts(8))
 
 
-# -- when a server is asked again, without sockets ------------------------------------------------------------------------
+# -- when a server is tried again, without sockets -------------------------------------------------------------------------
 
 
-class Pool:
-    """A pool of two on a clock of its own."""
+class TimedPool:
+    """A pool of two servers with its own clock."""
 
     def __init__(self) -> None:
         self.time = 1000.0
-        self.told: list[Event] = []
+        self.events: list[Event] = []
         addresses = [ServerAddress("http://a/v1"), ServerAddress("http://b/v1")]
-        self.pool = ServerPool(addresses, 4, emit=self.told.append, clock=lambda: self.time)
+        self.pool = ServerPool(addresses, 4, emit=self.events.append, clock=lambda: self.time)
         self.a, self.b = self.pool.servers
 
 
-def test_it_waits_longer_each_time_with_jitter_and_never_longer_than_a_minute():
-    of = Pool()
+def test_the_wait_doubles_with_jitter_up_to_a_minute():
+    timed = TimedPool()
     waits = []
     for _ in range(12):
-        of.pool.failed(of.a, of.time, "gone", gone=True, rest_seconds=None)
-        waits.append(of.a.until - of.time)
-        of.time = of.a.until
+        timed.pool.record_failure(timed.a, timed.time, "gone", unreachable=True, retry_after=None)
+        waits.append(timed.a.retry_at - timed.time)
+        timed.time = timed.a.retry_at
     for number, wait in enumerate(waits):
         longest = min(2.0**number, MAX_WAIT_SECONDS)
         assert longest / 2 <= wait <= longest
     assert len(set(waits[7:])) > 1
 
 
-def test_it_is_asked_how_it_is_when_it_is_due_and_not_before():
-    of = Pool()
-    of.pool.failed(of.a, of.time, "gone", gone=True, rest_seconds=None)
-    assert of.pool.due() == []
-    of.time = of.a.until
-    assert of.pool.due() == [of.a]
-    of.a.asking = True
-    assert of.pool.due() == [], "once is enough"
+def test_a_server_is_checked_when_it_is_due_and_not_before():
+    timed = TimedPool()
+    timed.pool.record_failure(timed.a, timed.time, "gone", unreachable=True, retry_after=None)
+    assert timed.pool.due_for_check() == []
+    timed.time = timed.a.retry_at
+    assert timed.pool.due_for_check() == [timed.a]
+    timed.a.checking = True
+    assert timed.pool.due_for_check() == [], "it is not checked twice"
 
 
-def test_three_failures_leave_it_out_unless_it_answers_between():
-    of = Pool()
+def test_three_failures_in_a_row_leave_a_server_out():
+    timed = TimedPool()
     for _ in range(2):
-        of.pool.failed(of.a, of.time, "500", gone=False, rest_seconds=None)
-    of.pool.answered(of.a, of.time)
+        timed.pool.record_failure(timed.a, timed.time, "500", unreachable=False, retry_after=None)
+    timed.pool.record_success(timed.a, timed.time)
     for _ in range(2):
-        of.pool.failed(of.a, of.time, "500", gone=False, rest_seconds=None)
-    assert of.a.state == "in"
-    of.pool.failed(of.a, of.time, "500", gone=False, rest_seconds=None)
-    assert of.a.state == "out"
+        timed.pool.record_failure(timed.a, timed.time, "500", unreachable=False, retry_after=None)
+    assert timed.a.state == "in"
+    timed.pool.record_failure(timed.a, timed.time, "500", unreachable=False, retry_after=None)
+    assert timed.a.state == "out"
 
 
-def test_the_echo_of_an_outage_is_no_second_one():
-    of = Pool()
-    sent = of.time
-    of.time += 1
+def test_late_failures_of_one_outage_do_not_count_as_another():
+    timed = TimedPool()
+    sent = timed.time
+    timed.time += 1
     for _ in range(8):
-        of.pool.failed(of.a, sent, "gone", gone=True, rest_seconds=None)
-    assert of.a.outages == 1
-    of.pool.answered(of.a, sent)
-    assert of.a.state == "out", "nor does a late answer end it"
-    of.pool.due()
-    assert sum(isinstance(event, Message) for event in of.told) == 1
+        timed.pool.record_failure(timed.a, sent, "gone", unreachable=True, retry_after=None)
+    assert timed.a.outages == 1
+    timed.pool.record_success(timed.a, sent)
+    assert timed.a.state == "out", "a late response does not end the outage, either"
+    timed.pool.due_for_check()
+    assert sum(isinstance(event, Message) for event in timed.events) == 1
 
 
-def test_a_pause_ends_by_itself():
-    of = Pool()
-    of.pool.failed(of.a, of.time, "429", gone=False, rest_seconds=7.0)
-    assert of.a.state == "resting" and of.a.strikes == 0
-    of.time += 6.9
-    of.pool.due()
-    assert of.a.state == "resting"
-    of.time += 0.2
-    of.pool.due()
-    assert of.a.state == "in"
+def test_a_rest_ends_by_itself():
+    timed = TimedPool()
+    timed.pool.record_failure(timed.a, timed.time, "429", unreachable=False, retry_after=7.0)
+    assert timed.a.state == "resting" and timed.a.failures == 0
+    timed.time += 6.9
+    timed.pool.due_for_check()
+    assert timed.a.state == "resting"
+    timed.time += 0.2
+    timed.pool.due_for_check()
+    assert timed.a.state == "in"

@@ -298,8 +298,8 @@ def test_a_sentence_becomes_classes_plain_words_and_blanks():
         Candidate("Is it unclear?", None, "the revised Answer. Your “vague” goat is unclear:")
     )
     assert {"~the", ("~the", "<which>"), "<which>", ("<which>", "<answer>"), "lower", "first"} <= first
-    assert {"quoted:<praise>", ("<praise>", "_"), ("_", "is"), ("is", meta.THEIRS), ":"} <= second
-    assert "lower" not in second and "_" not in second and meta.THEIRS in second
+    assert {"quoted:<praise>", ("<praise>", "_"), ("_", "is"), ("is", meta.USED_BY_USER), ":"} <= second
+    assert "lower" not in second and "_" not in second and meta.USED_BY_USER in second
 
 
 def test_a_reply_scores_like_its_worst_sentence():
@@ -310,7 +310,15 @@ def test_a_reply_scores_like_its_worst_sentence():
 
 
 def test_every_shipped_weight_belongs_to_a_term_that_can_occur():
-    symbols = set(meta.lexicon().symbols.values()) | {meta.BLANK, meta.THEIRS, "first", "lower", "short", "?", ":"}
+    symbols = set(meta.lexicon().symbols.values()) | {
+        meta.BLANK,
+        meta.USED_BY_USER,
+        "first",
+        "lower",
+        "short",
+        "?",
+        ":",
+    }
     weights = meta.shipped_weights()
     for term in weights.terms:
         for part in [term] if isinstance(term, str) else term:

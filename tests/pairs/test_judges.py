@@ -27,14 +27,14 @@ from transformers import (
 
 from engine.core.errors import ConfigError, DataError, NetworkError, NumbersError, PreconditionError, UnsafeError
 from engine.dpo.evaluation.answers import AnswerJudge, judge_answers
-from engine.dpo.evaluation.both_models import BothModels
+from engine.dpo.evaluation.policies import Policies
 from engine.models.generation.sampling import Reply
 from engine.models.local_backend import load_stage2_backend
 from engine.models.server.pool import ServerPool
 from engine.pairs.generation.prompts import prompt_id
 from engine.pairs.judges import exam
 from engine.pairs.judges.base import SERVER_FAILED, Comparison, LoadedPolicy, ScorePair, judge_name
-from engine.pairs.judges.question import PrincipleChoice, both_orders, dialogue, probabilities, second_over_first
+from engine.pairs.judges.question import PrincipleSelector, both_orders, dialogue, log_odds_of_second, probabilities
 from engine.pairs.judges.reward_model import RewardModelJudge, load_reward_model
 from engine.pairs.judges.scores import read_scores
 from engine.pairs.judges.self_judge import SelfJudge, letter_tokens
@@ -48,7 +48,7 @@ from tests.support.fake_server import Answer, fake_server
 from tests.support.tiny_models import TEXT, build_adapter, build_base, build_context, pairs
 from tests.support.trainings import train
 
-PRINCIPLES = PrincipleChoice(
+PRINCIPLES = PrincipleSelector(
     Constitution(
         tuple(Principle(name, f"be {name} with the mail.", "", "") for name in ("kind", "brief", "true")), "here"
     ),
@@ -95,21 +95,21 @@ def test_the_question_holds_the_conversation_both_replies_and_the_principle():
 
 
 def test_a_comparison_is_judged_by_its_own_principle_or_by_one_drawn_from_id_and_seed():
-    assert PRINCIPLES.of(Comparison("x", [], "", "", "true")).id == "true"
-    drawn = [PRINCIPLES.of(Comparison(f"x{i}", [], "", "", None)).id for i in range(30)]
-    assert drawn == [PRINCIPLES.of(Comparison(f"x{i}", [], "", "", "gone from the file")).id for i in range(30)]
+    assert PRINCIPLES.select(Comparison("x", [], "", "", "true")).id == "true"
+    drawn = [PRINCIPLES.select(Comparison(f"x{i}", [], "", "", None)).id for i in range(30)]
+    assert drawn == [PRINCIPLES.select(Comparison(f"x{i}", [], "", "", "gone from the file")).id for i in range(30)]
     assert set(drawn) == {"kind", "brief", "true"}
-    other = PrincipleChoice(PRINCIPLES.constitution, seed=43)
-    assert drawn != [other.of(Comparison(f"x{i}", [], "", "")).id for i in range(30)]
+    other = PrincipleSelector(PRINCIPLES.constitution, seed=43)
+    assert drawn != [other.select(Comparison(f"x{i}", [], "", "")).id for i in range(30)]
 
 
 def test_position_bias_cancels_and_the_preference_remains():
     # (A, B): the first reply is A, then B. By hand: ((-2.5 - -0.5) + (-0.25 - -4.25)) / 2 = (-2 + 4) / 2
-    assert second_over_first((-0.5, -2.5), (-0.25, -4.25)) == 1.0
+    assert log_odds_of_second((-0.5, -2.5), (-0.25, -4.25)) == 1.0
     first, second = probabilities(1.0)
     assert second == pytest.approx(1 / (1 + math.exp(-1))) and first == pytest.approx(1 - second)
     assert probabilities(-1.0) == (second, first)
-    assert probabilities(second_over_first((-0.5, -2.5), (-0.5, -2.5))) == (0.5, 0.5)
+    assert probabilities(log_odds_of_second((-0.5, -2.5), (-0.5, -2.5))) == (0.5, 0.5)
     assert probabilities(9e-5) == (0.5, 0.5) and probabilities(2e-4) != (0.5, 0.5)
     assert probabilities(-800.0) == (1.0, 0.0)
 
@@ -148,7 +148,7 @@ def test_swapping_the_replies_swaps_the_scores_exactly(policy: LoadedPolicy):
 
 def test_the_score_equals_that_of_two_plain_forward_passes(policy: LoadedPolicy):
     judge, (comparison, *_) = SelfJudge(policy, PRINCIPLES), comparisons(1)
-    principle = PRINCIPLES.of(comparison)
+    principle = PRINCIPLES.select(comparison)
     tokenizer = policy.tokenizer
     orders = []
     for asked in both_orders(comparison, principle):
@@ -227,7 +227,7 @@ def test_a_separate_space_token_before_the_letter_is_part_of_the_question(policy
     token = tokenizer.convert_tokens_to_ids
     found = letter_tokens(tokenizer)
     assert (found.before, found.a, found.b) == ([token("▁")], token("<0x41>"), token("<0x42>"))
-    asked = both_orders(comparison, PRINCIPLES.of(comparison))[0]
+    asked = both_orders(comparison, PRINCIPLES.select(comparison))[0]
     text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], token("▁")]
     with torch.no_grad():
@@ -241,9 +241,9 @@ def test_a_separate_space_token_before_the_letter_is_part_of_the_question(policy
 @pytest.mark.parametrize(
     ("was", "becomes", "why"),
     [
-        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "'Thinking' at its end is missing"),
+        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "without 'Thinking' at its end"),
         ("message['content'] | trim", "message['content'].replace('A', 'a').replace('B', 'b')", "are 'a' and 'b'"),
-        ("message['content'] | trim", "'x'", "the text of a message is not in what it renders"),
+        ("message['content'] | trim", "'x'", "the text of a message is missing from what it renders"),
     ],
 )
 def test_a_template_without_distinct_letter_tokens_is_refused(was: str, becomes: str, why: str, policy: LoadedPolicy):
@@ -265,7 +265,7 @@ def test_in_the_evaluation_stage_2_judges_and_stage_3_is_active_again_afterwards
     prompts = [row["prompt"] for row in pairs(14)[8:]]
     stage2 = [Reply(comparison.first, True, 3) for comparison in comparisons(14)[8:]]
     stage3 = [Reply(comparison.second, True, 4) for comparison in comparisons(14)[8:]]
-    judge = load_judge(context, BothModels.of(context.config, trained).reference)
+    judge = load_judge(context, Policies.of(context.config, trained).reference)
     assert judge is not None
     _, judged = run_stage(judge_answers(AnswerJudge.here(judge, context.stop), prompts, stage2, stage3))
     assert trained.model.active_adapter == "default"
@@ -284,7 +284,7 @@ def test_in_the_evaluation_stage_2_judges_and_stage_3_is_active_again_afterwards
     assert judged.on_the_letters == pytest.approx(on_the_letters, abs=1e-4) and on_the_letters > 0.001
     stage_3_judges = SelfJudge(
         LoadedPolicy(trained.model, trained.tokenizer),
-        PrincipleChoice(load_constitution(None), context.config.seed),
+        PrincipleSelector(load_constitution(None), context.config.seed),
     ).score([Comparison(prompt_id(prompts[0], ""), prompts[0], stage2[0].text, stage3[0].text)])
     assert abs(stage_3_judges[0].second - judged.stage3[0]) > 1e-3  # another policy judges differently
 
@@ -590,7 +590,7 @@ def test_a_comparison_too_long_for_the_server_is_not_scored_and_any_other_reject
 def test_a_comparison_on_which_the_server_fails_has_no_score_and_too_many_failures_are_an_error(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.0)
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.0)
 
     def respond(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         bad = "water water" in body["messages"][0]["content"]

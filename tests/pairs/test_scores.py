@@ -319,7 +319,7 @@ def test_the_stage_scores_usable_pairs_and_the_gate_reads_the_scores(
     }  # fmt: skip
     check = next(event for event in events if isinstance(event, Check) and event.name == "judge")
     assert (check.status, check.detail) == ("ok", "demo: 29 better, 0 equal, 0 worse")
-    assert not any("Nothing scored" in event.text for event in events if isinstance(event, Message))
+    assert not any("No judge scored" in event.text for event in events if isinstance(event, Message))
 
 
 def test_an_edited_pair_is_scored_again_when_the_stage_runs_again(
@@ -378,7 +378,7 @@ def test_without_a_judge_the_files_own_scores_count_and_are_named_as_such(contex
     made = with_pairs(context(judge="none", min_pairs=5, relevance=False, accept_quality="a test"), records)
     events, _ = run_stage(quality.run(made))
     assert report_of(made)["figures"]["improved_share"] is None and report_of(made)["judge"] is None
-    assert any("Nothing scored these pairs" in event.text for event in events if isinstance(event, Message))
+    assert any("No judge scored these pairs" in event.text for event in events if isinstance(event, Message))
     for row in records[:20]:
         row["base_score"], row["revised_score"] = 0.125, 0.875
     made.run.set_aside(*STAGE["quality"].outputs, why="edits")

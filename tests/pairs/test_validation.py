@@ -166,7 +166,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "no JSON": (b"{oops", "not JSON"),
     "a list": (b"[1]", "a list"),
     "null": (b"null", "null"),
-    "a text": (b'"hello"', "a text"),
+    "a text": (b'"hello"', "a string"),
     "NaN": (LINE[:-1] + b',"base_score":NaN}', "finite"),
     "Infinity": (LINE[:-1] + b',"base_score":-Infinity}', "finite"),
     "a number beyond all": (LINE[:-1] + b',"base_score":1e999}', "finite"),
@@ -174,9 +174,9 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "5000 digits": (LINE[:-1] + b',"base_score":' + b"9" * 5000 + b"}", "thousands of digits"),
     "nested": (LINE[:-1] + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     "nested objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
-    "twice the same key": (LINE[:-1] + b',"prompt":"another"}', "stands twice"),
-    "no UTF-8": (LINE[:40] + b"\xff" + LINE[41:], "no UTF-8"),
-    "a surrogate in UTF-8": (LINE[:40] + b"\xed\xa0\x80" + LINE[43:], "no UTF-8"),
+    "twice the same key": (LINE[:-1] + b',"prompt":"another"}', "appears twice"),
+    "not UTF-8": (LINE[:40] + b"\xff" + LINE[41:], "not UTF-8"),
+    "a surrogate in UTF-8": (LINE[:40] + b"\xed\xa0\x80" + LINE[43:], "not UTF-8"),
     "a hole": (LINE[:40] + b"\0" * 30 + LINE[70:], "NUL bytes"),
     "a hole in front": (b"\0" * 64 + LINE, "NUL bytes"),
     "two records on one line": (LINE + LINE, "Extra data"),
@@ -207,7 +207,7 @@ def test_a_torn_last_line_is_reported_and_a_complete_one_without_newline_is_a_pa
     assert validated(good)[0].open
     good.write_bytes(complete[:-3])
     result, _ = validated(good)
-    assert [bad.line for bad in result.bad_lines] == [5] and "torn" in result.bad_lines[0].reason
+    assert [bad.line for bad in result.bad_lines] == [5] and "incomplete" in result.bad_lines[0].reason
     assert [line for line, _ in read_pairs(good, last_line_may_lack_newline=False)] == [0, 1, 2, 3, 4]
 
 
@@ -342,7 +342,7 @@ def test_decisions_beside_the_file_count_and_are_reported(good: Path, validated,
     assert (people["decided"], people["rejected"], people["flipped"], people["not_here"]) == (2, 1, 1, 1)
     main(["validate", str(good)])
     printed = capsys.readouterr().out
-    assert "decisions about 2 pairs" in printed and "1 that are not in this file" in printed
+    assert "decisions about 2 pairs" in printed and "1 pairs that are not in this file" in printed
 
 
 def test_a_damaged_decision_shuts_the_gate_and_the_error_names_its_line(good: Path, validated):

@@ -125,7 +125,7 @@ ADVICE = {
 """What is advised; the options that follow it; the first optimizer step that is then done."""
 
 
-def test_what_a_training_without_memory_advises_is_what_is_followed_here(spent: tuple[Path, Ran]):
+def test_the_advice_after_memory_runs_out_is_what_this_test_follows(spent: tuple[Path, Ran]):
     _, ran = spent
     assert ran.code is ExitCode.MEMORY and ran.steps == [1, 2]
     assert all(advice in ran.failure.what_to_do for advice in ADVICE)

@@ -34,7 +34,7 @@ def checkpoint(run: Run, step: int) -> Path:
 def set_aside(run: Run, name: str, text: str = "{}\n", **note: object) -> Path:
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).write_text(text)
-    folder = run.set_aside(name, why="the seed became 2", **note)  # type: ignore[arg-type]
+    folder = run.set_aside(name, why="seed changed from 1 to 2", **note)  # type: ignore[arg-type]
     assert folder is not None
     return folder
 
@@ -45,7 +45,7 @@ def caches(run: Run) -> None:
         (run / layout.CACHE_DIR / name).write_text("{}\n")
 
 
-def test_of_a_finished_run_old_checkpoints_caches_and_what_was_set_aside_go(tmp_path: Path):
+def test_a_finished_runs_old_checkpoints_caches_and_superseded_files_are_removed(tmp_path: Path):
     run = made_run(tmp_path / "run")
     for step in (2, 4, 6):
         checkpoint(run, step)
@@ -63,7 +63,7 @@ def test_of_a_finished_run_old_checkpoints_caches_and_what_was_set_aside_go(tmp_
     assert paths(find_removable(run)) == ([], kept)
 
 
-def test_the_newest_checkpoint_that_is_whole_stays(tmp_path: Path):
+def test_the_newest_valid_checkpoint_stays(tmp_path: Path):
     run = made_run(tmp_path / "run")
     checkpoint(run, 2)
     (checkpoint(run, 4) / "optimizer.pt").write_bytes(b"torn")
@@ -73,7 +73,7 @@ def test_the_newest_checkpoint_that_is_whole_stays(tmp_path: Path):
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "stopped"])
-def test_while_training_is_under_way_its_checkpoints_and_caches_stay_and_broken_ones_go(status: str, tmp_path: Path):
+def test_during_training_checkpoints_and_caches_stay_and_broken_ones_go(status: str, tmp_path: Path):
     run = made_run(tmp_path / "run", "training", status)
     for step in (2, 4):
         checkpoint(run, step)
@@ -88,7 +88,7 @@ def test_while_training_is_under_way_its_checkpoints_and_caches_stay_and_broken_
     assert "superseded/1" in kept and "cache/answers.jsonl" in kept and "checkpoints/checkpoint-2" in kept
 
 
-def test_pairs_that_were_set_aside_stay_until_stage_pairs_has_taken_over_what_holds(tmp_path: Path):
+def test_pairs_that_were_set_aside_stay_until_stage_pairs_has_reused_them(tmp_path: Path):
     run = made_run(tmp_path / "run", "pairs", "stopped")
     set_aside(run, layout.PAIRS_JSONL)
     set_aside(run, layout.PAIRS_JSONL, reusable=False)
@@ -107,7 +107,7 @@ def test_decisions_that_follow_no_pair_stay(tmp_path: Path):
     assert paths(find_removable(run)) == (["superseded/1"], [])
 
 
-def test_of_a_sweep_the_trials_are_cleaned_too_and_the_cache_waits_for_the_last_training(tmp_path: Path):
+def test_trials_are_cleaned_too_and_the_cache_stays_until_the_last_training_ends(tmp_path: Path):
     run = made_run(tmp_path / "run", "quality")
     caches(run)
     for name in ("a", "b"):
@@ -137,7 +137,7 @@ def test_nothing_is_removed_while_a_process_has_the_run_or_a_trial(held: str, tm
     assert (run / "checkpoints/checkpoint-2").is_dir()
 
 
-def test_nothing_that_the_archive_takes_could_go(tmp_path: Path):
+def test_nothing_that_the_archive_contains_is_removable(tmp_path: Path):
     run = made_run(tmp_path / "run")
     for name in LISTED:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def test_nothing_that_the_archive_takes_could_go(tmp_path: Path):
     assert all((run / name).is_file() for name in LISTED)
 
 
-def test_only_one_kind_can_be_asked_for(tmp_path: Path):
+def test_only_selects_one_kind(tmp_path: Path):
     run = made_run(tmp_path / "run")
     checkpoint(run, 2)
     checkpoint(run, 4)

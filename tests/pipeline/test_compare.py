@@ -32,13 +32,13 @@ def compared_run(
     return run.folder
 
 
-def test_only_the_options_that_differ_are_reported_and_none_that_makes_nothing(tmp_path: Path):
+def test_only_options_that_differ_and_matter_are_reported(tmp_path: Path):
     found = compare([compared_run(tmp_path / "a", beta=0.1), compared_run(tmp_path / "b", beta=0.3)])
     assert found.options == {"beta": (0.1, 0.3)}
     assert found.notes == ()
 
 
-def test_a_figure_comes_with_its_interval_and_what_nobody_measured_is_left_out(tmp_path: Path):
+def test_a_figure_has_its_interval_and_unmeasured_ones_are_left_out(tmp_path: Path):
     a = compared_run(tmp_path / "a", beta=0.1, reward_accuracy=0.75, reward_accuracy_low=0.5, reward_accuracy_high=0.9)
     b = compared_run(tmp_path / "b", beta=0.3, margin=0.5)
     found = compare([a, b])
@@ -53,7 +53,7 @@ def test_curves_leave_out_what_is_not_a_number(tmp_path: Path):
     assert found.margins[0] == (0.0, 1.5)
 
 
-def test_answers_to_the_prompts_that_several_were_asked_stand_together(tmp_path: Path):
+def test_answers_to_shared_prompts_are_side_by_side(tmp_path: Path):
     a = compared_run(tmp_path / "a", beta=0.1)
     b = compared_run(tmp_path / "b", beta=0.3, answers={"Why?": ("Because.", "It is so."), "Who?": ("He.", "She.")})
     c = compared_run(tmp_path / "c", beta=0.5, answers={"Why?": ("No reason.", "Be patient.")})
@@ -68,7 +68,7 @@ def test_other_held_out_pairs_are_reported(tmp_path: Path):
     assert "same held-out pairs" in note
 
 
-def test_a_run_that_was_not_trained_yet_is_compared_by_what_it_has(tmp_path: Path):
+def test_an_untrained_run_is_compared_by_what_it_has(tmp_path: Path):
     a = compared_run(tmp_path / "a", beta=0.1)
     found = compare([a, made_run(tmp_path / "b", "pairs").folder])
     assert found.verdicts == ("better", "") and found.losses[1] == () and found.answers == ()
@@ -80,7 +80,7 @@ def test_a_curve_fits_its_width_and_each_bar_is_the_mean_of_its_steps():
     assert bars([2.0, 2.0], 5, 2.0, 2.0) == "▁▁"
 
 
-def test_the_command_prints_for_people_and_for_machines(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_prints_text_and_json(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     folders = [
         str(compared_run(tmp_path / name, beta=beta, margin=beta, margin_low=0.01, margin_high=0.9))
         for name, beta in (("a", 0.1), ("b", 0.3))

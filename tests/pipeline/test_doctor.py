@@ -37,40 +37,40 @@ def config_of(tmp_path: Path, **options: Any) -> Any:
                        environment={})  # fmt: skip
 
 
-def test_it_tells_what_the_stages_tell_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_the_stages_checks_and_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvml(tmp_path, monkeypatch)
     config = config_of(tmp_path)
     context = Context(config, Run(tmp_path / "run"))
-    told = list(doctor.examine(config))
+    findings = list(doctor.examine(config))
     (disk,), _ = run_stage(require_disk_space(config, context.run))
     stages = [
         e for stage in (toolchain, dependencies) for e in run_stage(stage.run(context))[0] if isinstance(e, Check)
     ]
-    assert [check for check in told if check.name not in ("Hugging Face token", disk.name)] == stages
-    assert told[0].name == disk.name and told[0].detail.partition("; ")[2] == disk.detail.partition("; ")[2]
+    assert [check for check in findings if check.name not in ("Hugging Face token", disk.name)] == stages
+    assert findings[0].name == disk.name and findings[0].detail.partition("; ")[2] == disk.detail.partition("; ")[2]
     assert {"python", "git", "uv", "tmux", "NVIDIA driver", "GPU 0", "CUDA of torch", "torch"} <= {
         c.name for c in stages
     }
     assert not (tmp_path / "run").exists()
 
 
-def test_one_part_that_fails_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_part_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text("{")
     monkeypatch.setattr(dependencies, "try_device", lambda *_: {"failure": {"where": "device", "what": "it is broken"}})
-    told = list(doctor.examine(config_of(tmp_path)))
-    errors = [finding for finding in told if isinstance(finding, Stage3Error)]
+    findings = list(doctor.examine(config_of(tmp_path)))
+    errors = [finding for finding in findings if isinstance(finding, Stage3Error)]
     assert [type(error) for error in errors] == [DamagedState, PreconditionError]
     assert "it is broken" in errors[1].what
     assert {"Hugging Face token", "python", "conflicts", "device computes"} <= {
-        c.name for c in told if isinstance(c, Check)
+        c.name for c in findings if isinstance(c, Check)
     }
 
 
 @pytest.mark.parametrize(
     ("token", "status"), [("hf_CanaryCanaryCanaryCanary", "ok"), ("hf_Canary Canary", "failed"), (None, "skipped")]
 )
-def test_a_token_is_reported_by_its_place_and_never_shown(
+def test_a_token_is_reported_by_its_source_and_never_shown(
     monkeypatch: pytest.MonkeyPatch, token: str | None, status: str
 ) -> None:
     if token is not None:

@@ -152,7 +152,7 @@ def at_rest(context, tmp_path: Path) -> Context:
 
 def done_again(context: Context, changed: dict[str, Any], tmp_path: Path) -> str:
     """The stages whose evidence changes with these options, as the pipeline computes it."""
-    said = []
+    names = []
     others = {key: tmp_path / value if str(value).endswith(".yaml") else value for key, value in changed.items()}
     after = Context(config=context.config.model_copy(update=others), run=context.run)
     for stage in STAGE_TABLE:
@@ -161,13 +161,13 @@ def done_again(context: Context, changed: dict[str, Any], tmp_path: Path) -> str
         if not declared and not found:
             continue
         part = set(outputs_to_set_aside(stage.name, found)) != set(stage.outputs) and not stage.keeps_records
-        said.append(f"{stage.name} (evaluation)" if part else stage.name)
-    return " ".join(said)
+        names.append(f"{stage.name} (evaluation)" if part else stage.name)
+    return " ".join(names)
 
 
 @pytest.mark.fault("A13")
 @pytest.mark.parametrize("option", sorted(DONE_AGAIN))
-def test_a_change_redoes_what_depends_on_it_and_nothing_else(option: str, at_rest: Context, tmp_path: Path):
+def test_a_change_repeats_what_depends_on_it_and_nothing_else(option: str, at_rest: Context, tmp_path: Path):
     value, expected = DONE_AGAIN[option]
     assert done_again(at_rest, {option: value}, tmp_path) == expected
 
@@ -199,25 +199,25 @@ def test_every_option_is_in_the_table():
     assert set(DONE_AGAIN) == {option.name for option in options()}
 
 
-def test_every_option_names_stages_and_parts_that_there_are():
+def test_every_option_names_existing_stages_and_parts():
     parts = {part for stage in STAGE_TABLE for part in stage.parts}
     for option in options():
         assert set(option.changes) <= parts, option.name
 
 
-def test_every_input_of_a_stage_is_a_result_of_an_earlier_one():
+def test_every_input_of_a_stage_is_an_earlier_result():
     for number, stage in enumerate(STAGE_TABLE):
         earlier = {spec.name for spec in STAGE_TABLE[:number]}
         assert {key.partition(".")[0] for key in stage.inputs} <= earlier, stage.name
 
 
-def test_how_a_batch_is_split_redoes_nothing_only_its_size_does(at_rest: Context, tmp_path: Path):
+def test_splitting_a_batch_differently_repeats_nothing_but_its_size_does(at_rest: Context, tmp_path: Path):
     same = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     assert done_again(at_rest, same, tmp_path) == ""
 
 
 @pytest.mark.fault("A14")
-def test_the_name_of_a_file_counts_for_nothing_its_content_does(at_rest: Context, tmp_path: Path):
+def test_a_files_content_counts_but_not_its_name(at_rest: Context, tmp_path: Path):
     before = evidence_of(
         at_rest.__class__(at_rest.config.model_copy(update={"few_shot": tmp_path / "few.yaml"}), at_rest.run), "pairs"
     )
@@ -227,7 +227,7 @@ def test_the_name_of_a_file_counts_for_nothing_its_content_does(at_rest: Context
 
 
 @pytest.mark.parametrize("stage", ["preflight", "pairs"])
-def test_a_server_that_moved_or_a_second_one_redoes_nothing_another_model_does(at_rest: Context, stage: str):
+def test_a_moved_or_additional_server_repeats_nothing_but_another_model_does(at_rest: Context, stage: str):
     def of(**options: Any) -> Any:
         return evidence_of(Context(at_rest.config.model_copy(update=options), at_rest.run), stage)
 

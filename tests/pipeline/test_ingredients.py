@@ -33,7 +33,7 @@ def found(overview: StartOverview, title: str) -> Ingredient:
     return next(one for one in overview.ingredients if one.title == title)
 
 
-def test_of_the_demo_nothing_is_missing_and_nothing_has_to_be_fetched(overview_of):
+def test_the_demo_lacks_nothing_and_fetches_nothing(overview_of):
     start = overview_of(demo_defaults())
     assert start.blockers == ()
     assert {found(start, title).details for title in ("Base model", "Adapter", "Prompts")} == {"found here"}
@@ -45,12 +45,12 @@ def test_of_the_demo_nothing_is_missing_and_nothing_has_to_be_fetched(overview_o
 def test_with_the_defaults_the_adapter_is_missing_and_the_rest_is_fetched(overview_of):
     start = overview_of()
     (missing,) = start.blockers
-    assert (missing.title, missing.details) == ("Adapter", "not there") and "folder or Hub id" in missing.remedy
+    assert (missing.title, missing.details) == ("Adapter", "not found") and "folder or Hub id" in missing.remedy
     assert found(start, "Base model").status == "fetch" and "GiB to fetch" in found(start, "Base model").details
     assert found(start, "Prompts").value == "Anthropic/hh-rlhf, 2,500 prompts"
 
 
-def test_a_file_that_lacks_the_split_is_missing_before_the_run_and_what_it_has_is_said(overview_of, tmp_path):
+def test_a_file_without_the_split_is_missing_and_its_splits_are_listed(overview_of, tmp_path):
     file = tmp_path / "questions.jsonl"
     file.write_text('{"prompt": "How do I mend it?"}\n')
     assert found(overview_of(demo_defaults(), dataset=str(file), split="train"), "Prompts").status == "ready"
@@ -59,26 +59,26 @@ def test_a_file_that_lacks_the_split_is_missing_before_the_run_and_what_it_has_i
     assert '--split "train[:100]"' in missing.remedy
 
 
-def test_what_the_account_may_not_read_is_gated(overview_of):
+def test_a_repository_that_the_account_may_not_read_is_gated(overview_of):
     start = overview_of(access={"google/gemma-2b-it": "No access", "Anthropic/hh-rlhf": YES})
     assert found(start, "Base model").status == "gated" and "gated" in found(start, "Base model").details
     assert found(start, "Prompts").status == "fetch"
 
 
-def test_the_hub_is_asked_about_what_is_fetched_and_its_silence_says_nothing(tmp_path, monkeypatch, overview_of):
-    asked = []
+def test_the_hub_is_asked_only_about_fetched_repositories_and_may_be_offline(tmp_path, monkeypatch, overview_of):
+    requested = []
 
     def check(repo_id, repo_type, token):
-        asked.append((repo_id, repo_type))
+        requested.append((repo_id, repo_type))
         if repo_id == "google/gemma-2b-it":
             raise AccessError("No access to the model google/gemma-2b-it", "gated", "ask")
         raise NetworkError("The Hub does not answer", "no route", "later")
 
     monkeypatch.setattr(module, "check_access", check)
     config = load_config({"output_dir": tmp_path / "run"}, environment={})
-    said = ask_hub(config, Run(config.output_dir), None)
-    assert asked == [("google/gemma-2b-it", "model"), ("Anthropic/hh-rlhf", "dataset")]
-    assert said == {"google/gemma-2b-it": "No access to the model google/gemma-2b-it"}
+    access = ask_hub(config, Run(config.output_dir), None)
+    assert requested == [("google/gemma-2b-it", "model"), ("Anthropic/hh-rlhf", "dataset")]
+    assert access == {"google/gemma-2b-it": "No access to the model google/gemma-2b-it"}
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_the_hub_is_asked_about_what_is_fetched_and_its_silence_says_nothing(tmp
         ({"repo_url": "https://example.org/x.git"}, "Adapter", "open"),
     ],
 )
-def test_how_each_stands(overview_of, given: dict[str, object], title: str, status: str):
+def test_the_status_of_each_ingredient(overview_of, given: dict[str, object], title: str, status: str):
     assert found(overview_of(**given), title).status == status
 
 
-def test_what_is_shown_at_once_are_the_values_of_what_is_known_later(overview_of, tmp_path):
+def test_the_values_shown_at_once_are_those_of_the_full_overview(overview_of, tmp_path):
     config = load_config({"output_dir": tmp_path / "run"}, environment={})
     at_once, later = values_of(config), overview_of().ingredients
     assert [(one.option, one.value) for one in at_once] == [(one.option, one.value) for one in later]
@@ -110,7 +110,7 @@ def test_what_is_shown_at_once_are_the_values_of_what_is_known_later(overview_of
 # -- presets -----------------------------------------------------------------------------------------------------------
 
 
-def test_presets_set_every_option_but_where_the_run_is_and_how_it_looks(tmp_path: Path):
+def test_presets_set_every_option_but_the_run_folder_and_the_display(tmp_path: Path):
     config = load_config(
         {"output_dir": tmp_path / "run", "theme": "daylight", "num_examples": 7, "judge": "none"}, environment={}
     )
@@ -133,7 +133,7 @@ def test_the_last_run_is_the_newest_beside_this_one_and_never_itself(tmp_path: P
     assert last.config.num_examples == 22 and "new" in last.sentence
 
 
-def test_a_last_run_whose_options_do_not_hold_any_more_is_not_offered(tmp_path: Path):
+def test_a_last_run_with_invalid_options_is_not_offered(tmp_path: Path):
     run = Run(tmp_path / "old")
     run.acquire()
     run.manifest["config"] = {"num_examples": -1}

@@ -33,33 +33,35 @@ def test_all_ten_run_in_order_and_are_recorded(stages, context):
     assert at_work.run.result("pairs") == {"n": 1}
 
 
-def test_what_is_done_and_holds_is_skipped(stages, context):
+def test_finished_and_valid_stages_are_reused(stages, context):
     run_all(context(), until="pairs")
     events, code = run_all(context())
     assert code is ExitCode.DONE and ran(stages) == [1] * 10
     assert finished_stages(events)["pairs"].reused and not finished_stages(events)["quality"].reused
 
 
-def test_a_stage_is_done_again_for_a_change_of_its_own_and_those_after_it_are_reused(stages, context):
+def test_a_stage_is_done_again_after_its_own_change_and_later_ones_are_reused(stages, context):
     run_all(context())
     stages["quality"].depends = 2
     at_work = context()
     events, _ = run_all(at_work)
     assert ran(stages) == [1] * 7 + [2, 1, 1]
-    said = next(event.text for event in events if isinstance(event, Message) and "value: 1 became 2" in event.text)
-    assert "superseded" in said
+    text = next(
+        event.text for event in events if isinstance(event, Message) and "value changed from 1 to 2" in event.text
+    )
+    assert "superseded" in text
     old = at_work.run.folder / "superseded" / "1"
     assert sorted(path.name for path in old.iterdir()) == [SUPERSEDED_NOTE, "quality.txt"]
     assert (old / "quality.txt").read_text() == "made 1"
     assert json.loads((old / SUPERSEDED_NOTE).read_text())["reusable"] is True
 
 
-def test_a_result_that_came_out_different_redoes_the_stage_that_builds_on_it_and_no_other(stages, context):
+def test_a_changed_result_repeats_only_the_stage_that_uses_it(stages, context):
     run_all(context())
     stages["quality"].depends, stages["quality"].result = 2, 7
     events, _ = run_all(context())
     assert ran(stages) == [1] * 7 + [2, 2, 1]
-    assert any(isinstance(e, Message) and "quality.n: 1 became 7" in e.text for e in events)
+    assert any(isinstance(e, Message) and "quality.n changed from 1 to 7" in e.text for e in events)
 
 
 def test_from_does_a_stage_and_all_after_it_again_though_nothing_changed(stages, context):
@@ -71,7 +73,7 @@ def test_from_does_a_stage_and_all_after_it_again_though_nothing_changed(stages,
     assert note == {"why": "--from training", "reusable": False, "files": ["training.txt", "packaging.txt"]}
 
 
-def test_a_stage_that_is_never_reused_always_runs_and_redoes_nothing_else(stages, context):
+def test_a_stage_that_is_never_reused_always_runs_and_repeats_nothing_else(stages, context):
     stages["credentials"].depends = None
     run_all(context())
     run_all(context())
@@ -104,11 +106,11 @@ def test_a_failure_is_reported_recorded_and_the_exit_code(failure, code, outcome
     at_work = context()
     events, got = run_all(at_work)
     assert got is code and stages["preflight"].ran == 0
-    told = finished_stages(events)["adapter"]
-    assert told.outcome == outcome and told.what and told.exit_code == code
+    finished = finished_stages(events)["adapter"]
+    assert finished.outcome == outcome and finished.what and finished.exit_code == code
     assert at_work.run.manifest["error"]["stage"] == "adapter"
     assert at_work.run.manifest["error"]["exit_code"] == code
-    assert events[-1] == RunFinished(int(code), told.what)
+    assert events[-1] == RunFinished(int(code), finished.what)
 
 
 def test_a_request_to_stop_ends_before_the_next_stage(stages, context):

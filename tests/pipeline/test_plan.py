@@ -32,12 +32,12 @@ QUICK = ("nothing yet", "a setting of training", "more examples")
 
 
 @pytest.mark.fault("A14")
-def test_what_is_planned_is_what_is_done_change_after_change(tmp_path: Path):
+def test_the_plan_matches_what_is_done_change_after_change(tmp_path: Path):
     plan_and_run(tmp_path / "run", QUICK)
 
 
 @pytest.mark.slow
-def test_what_is_planned_is_what_is_done_through_many_changes(tmp_path: Path):
+def test_the_plan_matches_what_is_done_through_many_changes(tmp_path: Path):
     plan_and_run(tmp_path / "run", tuple(CHANGES))
 
 

@@ -108,7 +108,7 @@ def test_no_canary_is_in_any_member(folder: Path, tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "support.zip").stat().st_mode) == 0o600
 
 
-def test_what_helps_is_still_there(folder: Path, tmp_path: Path):
+def test_helpful_details_are_kept(folder: Path, tmp_path: Path):
     _, members = bundle(folder, tmp_path / "support.zip")
     log = members["run.log"]
     assert 'File "engine/stages/pairs.py", line 61, in run' in log and "ValueError: no reply for" in log
@@ -124,10 +124,10 @@ def test_what_helps_is_still_there(folder: Path, tmp_path: Path):
     assert machine["found"][1]["exit_code"] == 3
     assert json.loads(members["versions.json"])["packages"]["torch"]
     assert json.loads(members["plan.json"]) == {"rows": 12, "examples": "[taken out]", "why": "[…]. RUN_DIR/[…]"}
-    assert "Taken out:" in members["about.txt"]
+    assert "Removed:" in members["about.txt"]
 
 
-def test_a_folder_without_a_run_still_tells_of_the_machine(tmp_path: Path):
+def test_without_a_run_the_bundle_still_describes_the_machine(tmp_path: Path):
     written, members = bundle(tmp_path / "none", tmp_path / "support.zip")
     assert set(members) == {"about.txt", "versions.json", "machine.json"}
     assert "run.json (no file)" in written.missing and "run.log (no file)" in members["about.txt"]
@@ -144,7 +144,7 @@ def test_a_damaged_run_is_bundled_as_far_as_it_can_be_read(folder: Path, tmp_pat
     assert len(members["run.log"]) < 300_000
 
 
-def test_a_file_that_is_there_is_not_replaced(folder: Path, tmp_path: Path):
+def test_an_existing_archive_is_not_replaced(folder: Path, tmp_path: Path):
     path = tmp_path / "support.zip"
     path.write_text("mine")
     with pytest.raises(ConfigError, match="exists"):
@@ -166,17 +166,17 @@ def test_a_file_that_is_there_is_not_replaced(folder: Path, tmp_path: Path):
         ("Prüfungsfragen für 漢字", "[…]"),
     ],
 )
-def test_a_text_loses_what_the_program_would_not_say(tmp_path: Path, text: str, clean: str):
+def test_text_loses_words_that_the_program_would_not_use(tmp_path: Path, text: str, clean: str):
     assert SupportText(tmp_path / "run", {}, Phrases([text], [])).text(text) == clean
 
 
-def test_a_phrase_is_found_in_whatever_case_and_of_a_short_prompt_only_the_whole():
+def test_phrases_match_in_any_case_and_short_prompts_only_as_a_whole():
     shown = "It said: THE Cat, sat on the mat again. The cat."
     phrases = Phrases([shown], ["Once the cat sat on the mat again", "the dog", "again the"])
     assert [shown[a:b] for a, b in phrases.spans_in(shown)] == ["THE Cat, sat on the mat again. The"]
 
 
-def test_the_command_writes_it_and_says_what_is_in_it(
+def test_the_command_writes_the_bundle_and_lists_its_contents(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     from tui.commands import doctor
@@ -186,5 +186,5 @@ def test_the_command_writes_it_and_says_what_is_in_it(
     arguments: list[Any] = ["--output-dir", str(folder), "--bundle"]
     assert doctor.main(arguments) == 0
     (made,) = tmp_path.glob("stage3-tui-support-*.zip")
-    told = capsys.readouterr().out
-    assert made.name in told and "run.log" in told and "Taken out:" in told and "Nothing was sent." in told
+    output = capsys.readouterr().out
+    assert made.name in output and "run.log" in output and "Removed:" in output and "Nothing was sent." in output

@@ -27,7 +27,7 @@ TRIALS = trials_of_grid({"beta": [0.1, 0.2], "learning_rate": [1e-6, 1e-5]})
 
 @dataclass
 class SmallTraining:
-    """Leaves a report whose figures follow from the options; fails or stops if it is told to."""
+    """Leaves a report whose figures follow from the options; fails or stops on request."""
 
     trained: list[tuple[float, float, str]] = field(default_factory=list)
     failures: dict[tuple[float, float], Exception] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def test_pairs_are_made_once_and_every_trial_is_trained_on_the_first_half(traini
     assert sum(isinstance(event, TrialStep) for event in events) == 4
 
 
-def test_what_is_trained_is_not_trained_again_and_what_was_interrupted_continues(training, context):
+def test_finished_trials_are_reused_and_interrupted_ones_continue(training, context):
     training.failures[0.2, 1e-6] = Stopped("SIGTERM")
     _, code = swept(context())
     assert code == 143 and len(training.trained) == 2
@@ -102,7 +102,7 @@ def test_what_is_trained_is_not_trained_again_and_what_was_interrupted_continues
     assert [e.reused for e in events if isinstance(e, TrialFinished)] == [True, True, False, False]
 
 
-def test_numbers_that_go_bad_end_a_trial_and_not_the_sweep(training, context):
+def test_a_numerical_failure_ends_a_trial_but_not_the_sweep(training, context):
     training.failures[0.1, 1e-5] = NumbersError("The loss is NaN.")
     at_work = context()
     _, code = swept(at_work)
@@ -118,7 +118,7 @@ def test_a_full_disk_ends_the_sweep_with_its_exit_code(training, context):
     assert isinstance(events[-1], RunFinished) and "No space." in events[-1].summary
 
 
-def test_the_best_is_judged_on_the_other_half_and_packed(training, context):
+def test_the_best_trial_is_evaluated_on_the_other_half_and_packed(training, context):
     at_work = context()
     _, code = swept(at_work, pick="best")
     assert code is ExitCode.DONE and training.trained[-1] == (0.2, 1e-5, "second")
@@ -133,12 +133,12 @@ def test_a_person_may_pick_another_by_name_or_number(pick, training, context):
     assert training.trained[-1] == (0.1, 1e-5, "second")
 
 
-def test_a_name_that_no_trial_has_is_a_usage_error_and_nothing_is_packed(training, context):
+def test_picking_an_unknown_trial_is_a_usage_error_and_packs_nothing(training, context):
     _, code = swept(context(), pick="beta-9")
     assert code is ExitCode.USAGE and of_stage(training, "packaging").ran == 0
 
 
-def test_where_every_trial_is_worse_none_is_picked(training, context):
+def test_if_every_trial_is_worse_none_is_picked(training, context):
     training.worse = True
     _, code = swept(context(), pick="best")
     assert code is ExitCode.DATA and of_stage(training, "packaging").ran == 0

@@ -20,26 +20,26 @@ def test_every_combination_is_tried_once_in_the_order_of_the_lists():
     ]
 
 
-def test_what_a_trial_may_vary_changes_the_training_and_nothing_before_it():
+def test_trials_vary_only_options_of_the_training():
     varied = set(options_to_try())
     assert {"beta", "learning_rate", "seed", "num_train_epochs", "max_length"} <= varied
     assert not varied & {"temperature", "judge", "num_examples", "device", "output_dir", "eval_prompts"}
 
 
 @pytest.mark.parametrize(
-    ("grid", "said"),
+    ("grid", "message"),
     [
         ({"temperature": ["0.1", "0.7"]}, "cannot vary 'temperature'"),
-        ({"beta": ["0.1", "-1"]}, "beta = '-1' is not a value"),
-        ({"beta": ["0.1", "much"]}, "beta = 'much' is not a value"),
+        ({"beta": ["0.1", "-1"]}, "Invalid value for beta: '-1'"),
+        ({"beta": ["0.1", "much"]}, "Invalid value for beta: 'much'"),
     ],
 )
-def test_what_cannot_be_tried_is_refused_before_anything_runs(grid, said, config):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_trials_are_refused_before_anything_runs(grid, message, config):
+    with pytest.raises(ConfigError, match=message):
         checked(config(), trials_of_grid(grid))
 
 
-def test_values_are_read_as_the_configuration_reads_them(config):
+def test_values_are_parsed_like_the_configurations(config):
     (trial,) = checked(config(), trials_of_grid({"beta": ["0.30"], "num_train_epochs": ["2"]}))
     assert trial.options == {"beta": 0.3, "num_train_epochs": 2.0}
 
@@ -53,7 +53,7 @@ def test_a_file_has_lists_or_trials_one_by_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "beta = [0.1]", "grid = 3", "[grid", "trial = 1"])
-def test_a_file_without_trials_is_refused_by_its_name(text: str, tmp_path: Path):
+def test_a_file_without_trials_is_refused(text: str, tmp_path: Path):
     path = tmp_path / "sweep.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"sweep\.toml"):

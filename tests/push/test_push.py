@@ -637,7 +637,7 @@ def test_one_argument_is_the_run_or_the_repository(context: Context, hub: FakeHu
     assert asked.returncode == 0 and sorted(hub.repos) == ["lab/another"]
     (folder.parent / "runs").mkdir()
     misspelt = run_push(context, hub, "runs/misspelt", HF_TOKEN=CANARY)
-    assert misspelt.returncode == 2 and "No run in runs/misspelt" in misspelt.stderr
+    assert misspelt.returncode == 2 and "There is no run in runs/misspelt" in misspelt.stderr
     context.run.manifest["config"]["push_to_hub"] = None
     nowhere = run_push(context, hub, folder, HF_TOKEN=CANARY)
     assert nowhere.returncode == 2 and "OWNER/NAME" in nowhere.stderr

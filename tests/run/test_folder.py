@@ -88,7 +88,7 @@ def test_what_is_set_aside_is_moved_not_deleted(tmp_path: Path):
     run = Run(tmp_path)
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "pairs.jsonl").write_text("first")
-    first = run.set_aside("pairs", "models", why="temperature: 0.7 became 1")
+    first = run.set_aside("pairs", "models", why="temperature changed from 0.7 to 1")
     (tmp_path / "pairs").mkdir()
     second = run.set_aside("pairs", why="again")
     assert first is not None and (first / "pairs" / "pairs.jsonl").read_text() == "first"

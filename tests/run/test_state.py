@@ -140,7 +140,10 @@ def test_a_stage_that_does_not_hold_any_more_shows_nothing_of_what_it_made():
         CheckpointSaved(1, "c"),
         EvalDone("better"),
         StageFinished("training", "done", "fine"),
-        *(StageStale(name, "seed: 1 became 2") for name in ("preflight", "pairs", "quality", "training", "packaging")),
+        *(
+            StageStale(name, "seed changed from 1 to 2")
+            for name in ("preflight", "pairs", "quality", "training", "packaging")
+        ),
     )
     assert (state.pairs_made, dict(state.pair_failures), state.newest_pairs) == (0, {}, ())
     assert (state.train_steps, state.checkpoints, state.evaluation, state.forecast) == ((), (), None, None)

@@ -218,7 +218,7 @@ def test_a_stage_that_breaks_with_the_token_in_its_hands_leaves_it_nowhere(
     manifest = json.loads((run / RUN_JSON).read_text())
     assert "store_token" not in manifest["config"] and "device_login" in manifest["config"]
     failure = manifest["error"]
-    assert failure["what"] == "Stage credentials broke: RuntimeError: unexpected: Authorization: Bearer ***"
+    assert failure["what"] == "Stage credentials crashed: RuntimeError: unexpected: Authorization: Bearer ***"
     events = (run / EVENTS_JSONL).read_text()
     assert "Bearer ***" in events and 'token \\"***\\" with role read' in events
     assert log.read_text().count(MASK) >= 2 and "Traceback" in log.read_text()

@@ -71,11 +71,11 @@ def test_the_commit_is_resolved_once_recorded_and_what_is_needed_is_downloaded(
     hub: FilesHub, make: Callable[..., Context], adapter: Path
 ):
     commit, context = hub.push(REPO, adapter), make()
-    told, facts = record(context)
+    found, facts = record(context)
     assert (facts["adapter_id"], facts["adapter_revision"], facts["adapter_commit"]) == (REPO, "main", commit)
-    assert told["folder"] == ("ok", f"{REPO} on the Hub, main at commit {commit}")
+    assert found["folder"] == ("ok", f"{REPO} on the Hub, main at commit {commit}")
     assert sorted(hub.downloads()) == [CONFIG, WEIGHTS, "tokenizer.json"]
-    assert told["training_args.bin"] == ("warning", "a pickle in the repository; not downloaded")
+    assert found["training_args.bin"] == ("warning", "a pickle in the repository; not downloaded")
     assert len([path for path in hub.requests if "/revision/" in path]) == 1
     assert all(f"/resolve/{commit}/" in path for path in hub.requests if "/resolve/" in path)
 
@@ -93,7 +93,7 @@ def test_later_stages_read_the_recorded_commit_though_the_branch_moves(
     folder = adapter_folder(*parts(context))
     assert folder.name == first
     assert '"lora_alpha": 7' in (folder / CONFIG).read_text()
-    assert hub.requests == []  # what is in the cache of a commit is not asked for again
+    assert hub.requests == []  # the commit is in the cache, so nothing is requested
     assert stage.evidence(context) == depends  # and so the stage is not done again
 
 
@@ -115,7 +115,9 @@ def test_a_revision_that_does_not_exist_is_reported(hub: FilesHub, make: Callabl
         adapter_source(*parts(make(adapter_revision="gone")))
 
 
-def test_weights_in_a_pickle_alone_are_not_downloaded(hub: FilesHub, make: Callable[..., Context], adapter: Path):
+def test_weights_that_exist_only_as_a_pickle_are_not_downloaded(
+    hub: FilesHub, make: Callable[..., Context], adapter: Path
+):
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     hub.push(REPO, adapter)
     with pytest.raises(UnsafeError, match=r"its weights only in adapter_model\.bin"):
@@ -124,7 +126,7 @@ def test_weights_in_a_pickle_alone_are_not_downloaded(hub: FilesHub, make: Calla
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_repository_without_an_adapter_is_reported_by_its_listing(
+def test_a_repository_without_an_adapter_is_refused_by_its_listing(
     name: str, hub: FilesHub, make: Callable[..., Context], adapter: Path
 ):
     (adapter / name).rename(adapter / "runs" / name)
@@ -134,7 +136,7 @@ def test_a_repository_without_an_adapter_is_reported_by_its_listing(
     assert hub.downloads() == []
 
 
-def test_weights_in_the_cache_that_are_not_the_hubs_are_refused(
+def test_cached_weights_that_differ_from_the_hubs_are_refused(
     hub: FilesHub, make: Callable[..., Context], adapter: Path
 ):
     hub.lies_about_hashes = True
@@ -160,7 +162,7 @@ def test_offline_the_cache_is_enough_once_the_commit_is_recorded(
     assert isinstance(as_stage3_error(refused.value), NetworkError)
 
 
-def test_a_folder_of_that_name_here_comes_first(
+def test_a_local_folder_of_that_name_comes_first(
     hub: FilesHub, make: Callable[..., Context], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)

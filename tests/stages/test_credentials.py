@@ -86,7 +86,7 @@ def recorded(context: Context) -> Context:
     return context
 
 
-def test_nothing_remote_is_skipped_and_says_so(tmp_path: Path, fake: FakeHub) -> None:
+def test_without_remote_files_the_stage_is_skipped(tmp_path: Path, fake: FakeHub) -> None:
     (tmp_path / "data.jsonl").touch()
     local = context(tmp_path, base_model_id=str(tmp_path), adapter_path=str(tmp_path), dataset="data.jsonl")
     result, _ = drive(local)
@@ -99,12 +99,12 @@ def test_nothing_remote_is_skipped_and_says_so(tmp_path: Path, fake: FakeHub) ->
 
 def test_a_reward_model_is_needed_where_it_judges(tmp_path: Path, fake: FakeHub) -> None:
     here = {"base_model_id": str(tmp_path), "adapter_path": str(tmp_path), "dataset": str(tmp_path)}
-    asked = context(tmp_path, **here, judge="reward-model", reward_model_id="someone/judge")
-    assert [str(need) for need in hub_requirements(asked.config, asked.run)] == ["reward model someone/judge"]
-    assert hub_requirements(context(tmp_path, **here, judge="self").config, asked.run) == ()
+    needed = context(tmp_path, **here, judge="reward-model", reward_model_id="someone/judge")
+    assert [str(need) for need in hub_requirements(needed.config, needed.run)] == ["reward model someone/judge"]
+    assert hub_requirements(context(tmp_path, **here, judge="self").config, needed.run) == ()
 
 
-def test_what_is_remote_is_base_model_adapter_and_dataset(tmp_path: Path, fake: FakeHub) -> None:
+def test_base_model_adapter_and_dataset_may_be_remote(tmp_path: Path, fake: FakeHub) -> None:
     given = context(tmp_path, adapter_path="someone/stage2")
     assert [need.what for need in hub_requirements(given.config, given.run)] == [
         "base model",
@@ -139,7 +139,7 @@ def test_the_variable_is_used_where_none_is_given(
     assert os.environ["HF_TOKEN"] == CANARY
 
 
-def test_tokens_that_are_in_the_way_are_cleared_and_named(
+def test_conflicting_tokens_are_cleared_and_reported(
     tmp_path: Path, fake: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_stale")
@@ -150,7 +150,7 @@ def test_tokens_that_are_in_the_way_are_cleared_and_named(
 
 
 @pytest.mark.fault("F1")
-def test_a_wrong_token_stops_before_any_repository_is_asked(tmp_path: Path, fake: FakeHub) -> None:
+def test_an_invalid_token_stops_before_any_repository_is_requested(tmp_path: Path, fake: FakeHub) -> None:
     fake.refused = {CANARY}
     error, events = drive(context(tmp_path, token=CANARY))
     assert isinstance(error, AccessError) and error.exit_code == 4
@@ -159,7 +159,7 @@ def test_a_wrong_token_stops_before_any_repository_is_asked(tmp_path: Path, fake
 
 
 @pytest.mark.fault("F2")
-def test_a_licence_that_is_not_accepted_names_the_page(tmp_path: Path, fake: FakeHub) -> None:
+def test_the_error_for_an_unaccepted_licence_names_the_page(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "gated"
     error, events = drive(context(tmp_path, token=CANARY))
     assert isinstance(error, AccessError) and f"{fake.endpoint}/{BASE}" in error.what_to_do
@@ -167,7 +167,7 @@ def test_a_licence_that_is_not_accepted_names_the_page(tmp_path: Path, fake: Fak
     assert f"{fake.endpoint}/{BASE}" in detail(events, f"base model {BASE}")
 
 
-def test_without_a_token_a_gated_model_asks_for_one_in_every_way_there_is(tmp_path: Path, fake: FakeHub) -> None:
+def test_the_error_for_a_gated_model_without_a_token_lists_every_way_to_pass_one(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "gated"
     error, _ = drive(context(tmp_path))
     assert isinstance(error, AccessError)
@@ -182,7 +182,7 @@ def test_without_a_token_public_repositories_pass(tmp_path: Path, fake: FakeHub)
     assert checks(events)["token"] == "skipped" and given.token is None
 
 
-def test_a_hub_that_does_not_answer_is_not_a_token_trouble(tmp_path: Path, fake: FakeHub) -> None:
+def test_a_hub_that_does_not_respond_is_not_a_token_error(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "503"
     error, _ = drive(context(tmp_path))
     assert isinstance(error, NetworkError) and error.exit_code == 5
@@ -191,7 +191,7 @@ def test_a_hub_that_does_not_answer_is_not_a_token_trouble(tmp_path: Path, fake:
 # -- which token, and what it may do -------------------------------------------------------------------------------------
 
 
-def test_a_refused_token_says_where_it_came_from_and_where_another_is(
+def test_the_error_for_a_refused_token_names_its_source_and_others(
     tmp_path: Path, fake: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", CANARY)
@@ -238,9 +238,7 @@ def test_a_refusal_of_a_fine_grained_token_names_both_reasons_where_it_may_be_ei
     assert "public gated repos" not in what_to_do(reads_gated=True)
 
 
-def test_adapter_and_reward_model_are_asked_for_after_base_model_and_before_the_end(
-    tmp_path: Path, fake: FakeHub
-) -> None:
+def test_access_to_adapter_and_reward_model_is_checked_too(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos |= {"someone/stage2": "ok", "someone/judge": "gated"}
     options = {"adapter_path": "someone/stage2", "judge": "reward-model", "reward_model_id": "someone/judge"}
     error, events = drive(context(tmp_path, token=CANARY, **options))
@@ -254,14 +252,14 @@ def test_adapter_and_reward_model_are_asked_for_after_base_model_and_before_the_
 # -- kept on request -----------------------------------------------------------------------------------------------------
 
 
-def test_a_token_is_stored_where_that_is_asked_for_and_the_screen_says_where(tmp_path: Path, fake: FakeHub) -> None:
+def test_store_token_stores_it_and_reports_where(tmp_path: Path, fake: FakeHub) -> None:
     _, events = drive(context(tmp_path, token=CANARY, store_token=True))
     assert detail(events, "stored token").startswith(f"{tmp_path}/home/token, readable only by you")
     assert huggingface_hub.get_token() == CANARY
     assert holders_of(CANARY, tmp_path) == {tmp_path / "home/token", tmp_path / "home/stored_tokens"}
 
 
-def test_a_token_is_in_no_file_where_nobody_asked(tmp_path: Path, fake: FakeHub) -> None:
+def test_a_token_is_in_no_file_unless_requested(tmp_path: Path, fake: FakeHub) -> None:
     drive(context(tmp_path, token=CANARY))
     assert holders_of(CANARY, tmp_path) == set()
 
@@ -297,7 +295,7 @@ def test_without_a_token_a_login_shows_page_and_code_and_continues_with_its_toke
     assert holders_of(FROM_BROWSER, tmp_path) == set()
 
 
-def test_who_has_logged_in_is_not_asked_again_in_this_process(tmp_path: Path, fake: FakeHub) -> None:
+def test_a_login_is_requested_once_per_process(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "members"
     first = recorded(context(tmp_path, device_login=True))
     fake.requests.clear()
@@ -307,7 +305,7 @@ def test_who_has_logged_in_is_not_asked_again_in_this_process(tmp_path: Path, fa
     assert "/oauth/device" not in fake.paths()
 
 
-def test_the_code_is_on_the_screen_before_the_waiting_begins(tmp_path: Path, fake: FakeHub) -> None:
+def test_the_login_code_is_shown_before_the_wait(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "members"
     stage = credentials.run(context(tmp_path, device_login=True))
     first = next(stage)
@@ -315,7 +313,7 @@ def test_the_code_is_on_the_screen_before_the_waiting_begins(tmp_path: Path, fak
     assert "/oauth/token" not in fake.paths()
 
 
-def test_nobody_is_sent_to_a_browser_without_need(tmp_path: Path, fake: FakeHub) -> None:
+def test_no_login_is_requested_if_none_is_needed(tmp_path: Path, fake: FakeHub) -> None:
     drive(context(tmp_path, device_login=True))
     drive(context(tmp_path, device_login=True, token=CANARY))
     fake.repos[BASE] = "members"
@@ -324,7 +322,7 @@ def test_nobody_is_sent_to_a_browser_without_need(tmp_path: Path, fake: FakeHub)
     assert "/oauth/device" not in fake.paths()
 
 
-def test_a_refused_token_leads_to_the_login_where_one_is_wanted(tmp_path: Path, fake: FakeHub) -> None:
+def test_a_refused_token_leads_to_a_login_if_requested(tmp_path: Path, fake: FakeHub) -> None:
     fake.refused = {CANARY}
     given = context(tmp_path, token=CANARY, device_login=True)
     result, _ = drive(given)
@@ -337,7 +335,7 @@ def test_a_login_that_was_refused_ends_the_stage(tmp_path: Path, fake: FakeHub) 
     assert isinstance(error, AccessError) and checks(events)[credentials.LOGIN_CHECK] == "failed"
 
 
-def test_a_run_that_is_asked_to_stop_waits_for_nobody(tmp_path: Path, fake: FakeHub) -> None:
+def test_a_stopping_run_does_not_wait_for_the_login(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE], fake.login, fake.login_interval = "members", ["authorization_pending"], 60
     given = context(tmp_path, device_login=True)
     given.stop.request("SIGTERM")
@@ -377,7 +375,7 @@ def test_a_branch_that_moved_since_the_run_began_needs_a_decision(
     assert f"{flag} {FIRST_COMMIT}" in error.what_to_do and "--from credentials" in error.what_to_do
 
 
-def test_the_first_way_out_continues_with_what_the_run_began_with(tmp_path: Path, fake: FakeHub) -> None:
+def test_the_first_choice_continues_with_the_original_commit(tmp_path: Path, fake: FakeHub) -> None:
     first = recorded(context(tmp_path))
     fake.commits[BASE] = "2" * 40
     second = recorded(again(first, base_model_revision=FIRST_COMMIT))
@@ -385,14 +383,14 @@ def test_the_first_way_out_continues_with_what_the_run_began_with(tmp_path: Path
     assert isinstance(drive(again(second))[0], DamagedState), "main still means another one"
 
 
-def test_the_second_way_out_takes_the_new_one(tmp_path: Path, fake: FakeHub) -> None:
+def test_the_second_choice_uses_the_new_commit(tmp_path: Path, fake: FakeHub) -> None:
     first = recorded(context(tmp_path))
     fake.commits[BASE] = "2" * 40
     first.run.forget_stage("credentials")  # as --from credentials does
     assert recorded(again(first)).config.base_model_revision == "2" * 40
 
 
-def test_a_revision_that_is_asked_for_by_another_name_is_a_wish_and_no_surprise(tmp_path: Path, fake: FakeHub) -> None:
+def test_requesting_another_revision_is_not_a_moved_branch(tmp_path: Path, fake: FakeHub) -> None:
     first = recorded(context(tmp_path))
     fake.commits[BASE] = "2" * 40
     assert recorded(again(first, base_model_revision="2" * 40)).config.base_model_revision == "2" * 40
@@ -456,7 +454,7 @@ def test_a_link_in_the_cache_whose_file_is_gone_counts_as_missing(tmp_path: Path
     assert missing_from(snapshot, wanted) == ("model.safetensors",)
 
 
-def test_what_killed_downloads_left_behind_is_reported(tmp_path: Path, fake: FakeHub) -> None:
+def test_leftovers_of_killed_downloads_are_reported(tmp_path: Path, fake: FakeHub) -> None:
     blobs = tmp_path / "home/hub/models--google--gemma-2b-it/blobs"
     blobs.mkdir(parents=True)
     with (blobs / "abc.1234abcd.incomplete").open("wb") as file:
@@ -481,7 +479,7 @@ def local_and_pushed(tmp_path: Path, token: str | None = CANARY) -> Context:
     return context(tmp_path, token=token, push_to_hub="someone/stage3", **here)
 
 
-def test_a_token_that_may_write_is_found_good_and_nothing_is_made(tmp_path: Path, push_hub: FakeHubPush) -> None:
+def test_a_token_with_write_access_passes_and_creates_nothing(tmp_path: Path, push_hub: FakeHubPush) -> None:
     result, events = drive(local_and_pushed(tmp_path))
     assert isinstance(result, StageEnd) and result.summary == "someone may write to someone/stage3"
     assert "new" in detail(events, "push: repository") and "create" not in push_hub.steps
@@ -500,7 +498,7 @@ def test_a_push_without_a_token_is_refused_before_the_training(tmp_path: Path, p
     assert checks(events) == {"token": "failed"} and push_hub.requests == []
 
 
-def test_what_was_pushed_already_needs_no_token(tmp_path: Path, push_hub: FakeHubPush) -> None:
+def test_a_finished_push_needs_no_token(tmp_path: Path, push_hub: FakeHubPush) -> None:
     done = local_and_pushed(tmp_path, token=None)
     done.run.record_stage("packaging", status="done", result={"pushed": {"repo_id": "someone/stage3"}})
     result, _ = drive(done)

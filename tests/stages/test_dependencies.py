@@ -37,14 +37,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A child that reports a working CPU at once, and counts its runs."""
-    asked: list[str] = []
+    probed: list[str] = []
 
     def answer(device: str, *_: Any) -> dict[str, Any]:
-        asked.append(device)
+        probed.append(device)
         return dict(FOUND)
 
     monkeypatch.setattr(dependencies, "try_device", answer)
-    return asked
+    return probed
 
 
 def install(site: Path, name: str, version: str, *requires: str) -> None:
@@ -82,7 +82,7 @@ def drive(context: Context) -> tuple[StageEnd | Stage3Error, dict[str, Check], l
 # -- versions ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_installed_stands_beside_what_is_needed(tmp_path: Path, site: Path, no_probe: list[str]) -> None:
+def test_installed_versions_are_shown_beside_the_required_ones(tmp_path: Path, site: Path, no_probe: list[str]) -> None:
     install(
         site,
         "stage3-tui",
@@ -98,7 +98,7 @@ def test_what_is_installed_stands_beside_what_is_needed(tmp_path: Path, site: Pa
     assert "tomli" not in checks and "pytest" not in checks
 
 
-def test_missing_and_too_old_packages_are_refused_with_the_line_that_installs_them(
+def test_missing_and_old_packages_are_refused_with_the_command_that_installs_them(
     tmp_path: Path, site: Path, no_probe: list[str]
 ) -> None:
     install(site, "stage3-tui", "0.1", "made-up-trl>=2", "made-up-peft>=1")
@@ -110,7 +110,7 @@ def test_missing_and_too_old_packages_are_refused_with_the_line_that_installs_th
     assert no_probe == []
 
 
-def test_without_metadata_nothing_is_read_and_that_is_said(
+def test_without_metadata_requirements_are_reported_as_unread(
     tmp_path: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "DISTRIBUTION", "made-up-name-of-nothing")
@@ -120,7 +120,7 @@ def test_without_metadata_nothing_is_read_and_that_is_said(
 
 
 @pytest.mark.parametrize(
-    ("options", "asked"),
+    ("options", "expected"),
     [
         ({}, set()),
         ({"load_in_4bit": True}, {"made-up-bits"}),
@@ -129,8 +129,8 @@ def test_without_metadata_nothing_is_read_and_that_is_said(
         ({"load_in_4bit": True, "report_to": "tensorboard"}, {"made-up-bits", "made-up-board"}),
     ],
 )
-def test_an_extra_is_needed_where_an_option_asks_for_it_and_nowhere_else(
-    tmp_path: Path, site: Path, no_probe: list[str], options: dict[str, Any], asked: set[str]
+def test_an_extra_is_needed_only_if_an_option_uses_it(
+    tmp_path: Path, site: Path, no_probe: list[str], options: dict[str, Any], expected: set[str]
 ) -> None:
     install(
         site,
@@ -142,13 +142,13 @@ def test_an_extra_is_needed_where_an_option_asks_for_it_and_nowhere_else(
         "made-up-dev>=3; extra == 'dev'",
     )
     outcome, checks, _ = drive(context(tmp_path, **options))
-    assert {name for name in checks if name.startswith("made-up")} == asked
-    assert isinstance(outcome, PreconditionError if asked else StageEnd)
-    if "made-up-bits" in asked:
+    assert {name for name in checks if name.startswith("made-up")} == expected
+    assert isinstance(outcome, PreconditionError if expected else StageEnd)
+    if "made-up-bits" in expected:
         assert checks["made-up-bits"].detail == "missing; needs >=1, for --load-in-4bit"
 
 
-def test_an_optimizer_of_bitsandbytes_asks_for_it(tmp_path: Path, site: Path, no_probe: list[str]) -> None:
+def test_an_optimizer_from_bitsandbytes_requires_it(tmp_path: Path, site: Path, no_probe: list[str]) -> None:
     install(site, "stage3-tui", "0.1", "made-up-bits>=1; extra == 'bitsandbytes'")
     _, checks, _ = drive(context(tmp_path, optim="adamw_8bit"))
     assert checks["made-up-bits"].detail == "missing; needs >=1, for --optim"
@@ -182,7 +182,7 @@ def test_conflicts_of_what_the_run_needs_are_named_and_those_of_others_counted(
     )
 
 
-def test_of_two_packages_of_one_name_the_one_that_is_imported_counts(tmp_path: Path, site: Path) -> None:
+def test_of_two_packages_of_one_name_the_imported_one_counts(tmp_path: Path, site: Path) -> None:
     install(site, "stage3-tui", "0.1", "textual>=8")  # before the one in the environment
     install(site, "textual", "7.0")
     assert find_conflicts().of_the_run == ("stage3-tui 0.1 needs textual>=8, installed: 7.0",)
@@ -211,7 +211,7 @@ def lacks_trl(site: Path) -> Path:
     return site
 
 
-def test_install_lets_uv_install_into_this_python_and_looks_again(
+def test_install_runs_uv_for_this_python_and_checks_again(
     tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -232,7 +232,7 @@ def test_nothing_is_installed_without_install(
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_torch_comes_as_the_driver_wants_it_where_uv_knows_how(
+def test_uv_installs_the_torch_build_that_fits_the_driver(
     tmp_path: Path, site: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch, knows: bool
 ) -> None:
     install(site, "stage3-tui", "0.1", "torch>=99")
@@ -240,7 +240,7 @@ def test_torch_comes_as_the_driver_wants_it_where_uv_knows_how(
     fake_uv(tmp_path, monkeypatch, f'[ "$3" = --help ] && {{ {helps}; exit; }}; echo "got $*"')
     _, _, events = drive(context(tmp_path, install=True))
     assert ("--torch-backend=auto torch>=99" in str(events)) is knows
-    assert ("This uv does not know --torch-backend=auto" in str(events)) is not knows
+    assert ("This uv does not support --torch-backend=auto" in str(events)) is not knows
 
 
 def test_a_build_script_gets_no_token(
@@ -274,7 +274,7 @@ def test_a_build_script_gets_no_token(
         ("kill -9 $$", PreconditionError, "memory ran out"),
     ],
 )
-def test_an_installation_that_fails_says_why(
+def test_the_error_for_a_failed_installation_says_why(
     tmp_path: Path,
     lacks_trl: Path,
     no_probe: list[str],
@@ -311,7 +311,7 @@ def test_an_installation_that_hangs_is_ended_and_one_that_failed_may_be_tried_ag
 
 
 @pytest.mark.fault("F11")
-def test_what_uv_prints_is_bounded_and_drives_no_terminal(
+def test_uvs_output_is_limited_and_cannot_control_the_terminal(
     tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     megabyte = f"{sys.executable} -S -c \"print('x' * (1 << 20))\""
@@ -325,7 +325,7 @@ def test_what_uv_prints_is_bounded_and_drives_no_terminal(
 # -- the device --------------------------------------------------------------------------------------------------------
 
 
-def test_the_device_really_computes_in_a_child_that_has_no_token(
+def test_the_device_computes_in_a_child_process_without_the_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
@@ -337,7 +337,7 @@ def test_the_device_really_computes_in_a_child_that_has_no_token(
     assert result.facts["probe"]["device"] == "cpu" and result.facts["probe"]["seconds"] > 0
 
 
-def test_the_same_environment_is_not_tried_twice_but_another_is(tmp_path: Path, no_probe: list[str]) -> None:
+def test_the_same_environment_is_not_probed_twice_but_another_is(tmp_path: Path, no_probe: list[str]) -> None:
     given = context(tmp_path)
     drive(given)
     _, checks, _ = drive(given)
@@ -354,19 +354,19 @@ def test_a_device_that_does_not_exist_is_refused_with_what_to_do() -> None:
     assert "finds no CUDA device" in failure["what"] and "--device cpu" in failure["what_to_do"]
 
 
-def test_a_wrong_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_product_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     equal = torch.equal
     monkeypatch.setattr(torch, "equal", lambda a, b: equal(a + 1e-3, b))
-    assert "gets a matrix product wrong" in probe.probe("cpu")["failure"]["what"]
+    assert "computes a wrong matrix product" in probe.probe("cpu")["failure"]["what"]
 
 
-def test_an_import_that_breaks_is_named_with_its_words() -> None:
+def test_a_failing_import_is_reported_with_its_message() -> None:
     failure = probe.probe("cpu", (("json", "loads"), ("json", "no_such_thing")))["failure"]
     assert failure["where"] == "imports" and "json.no_such_thing" in failure["what"]
 
 
-def test_what_an_option_needs_is_imported_too(tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extras_of_an_option_are_imported_too(tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "IMPORTS", (("json", "loads"),))  # nothing heavy: this one is about the other
     install(site, "stage3-tui", "0.1", "bitsandbytes>=1; extra == 'bitsandbytes'")
     install(site, "bitsandbytes", "1.0")
@@ -379,15 +379,15 @@ def test_what_an_option_needs_is_imported_too(tmp_path: Path, site: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "message"),
     [
         ("echo 'Fatal Python error: Segmentation fault' >&2; kill -11 $$", "Segmentation fault"),
         ("exec sleep 976", "timed out after"),
         ("echo 'stage3-probe {broken'; exit 1", "exit code 1"),
     ],
 )
-def test_a_trial_that_crashes_or_hangs_is_a_failure_with_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+def test_a_probe_that_crashes_or_hangs_fails_with_its_last_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
@@ -395,7 +395,7 @@ def test_a_trial_that_crashes_or_hangs_is_a_failure_with_its_last_words(
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(probe, "PROBE_SECONDS", 0.5)
     error, checks, _ = drive(context(tmp_path))
-    assert isinstance(error, PreconditionError) and told in error.what
+    assert isinstance(error, PreconditionError) and message in error.what
     assert checks["device computes"].status == "failed"
 
 

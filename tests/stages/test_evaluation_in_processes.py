@@ -19,10 +19,10 @@ from peft import PeftModel
 from engine.core import layout
 from engine.core.errors import NumbersError, Stopped
 from engine.core.events import Event, Message, Progress
-from engine.dpo.evaluation.both_models import load_both_models
-from engine.dpo.evaluation.in_processes import KIND, AskProcesses, after_processes, key_of_task, work_of
-from engine.dpo.evaluation.line import Found, Task
+from engine.dpo.evaluation.in_processes import KIND, RunTasksInProcesses, reusing_results, task_handler, task_key
+from engine.dpo.evaluation.policies import load_policies
 from engine.dpo.evaluation.report import evaluate
+from engine.dpo.evaluation.tasks import Results, Task
 from engine.dpo.training.trainer import save_adapter
 from engine.models.generation import sampling
 from engine.models.tensors import adapter_tensors, hash_tensors
@@ -74,23 +74,23 @@ def report_of(context: Context) -> bytes:
 
 
 def forget(context: Context) -> None:
-    """What one process found must not be what several are asked."""
+    """Remove what one process found, so that several have to find it."""
     (context.run / layout.EVALUATION_REPORT).unlink()
     (context.run.cache / layout.ANSWERS).unlink()
 
 
-def told(events: Sequence[Event]) -> list[tuple[str, int, int, str]]:
+def progress_of(events: Sequence[Event]) -> list[tuple[str, int, int, str]]:
     return [(each.unit, each.done, each.total, each.note) for each in events if isinstance(each, Progress)]
 
 
-def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trained: tuple[Context, Any]):
+def test_two_processes_write_the_report_of_one_even_if_one_is_killed(trained: tuple[Context, Any]):
     context, made = trained
     alone, _ = run_stage(comparing(context, made))
     expected = report_of(context)
     forget(context)
     model = weakref.ref(made.model)
     together = replace(context, config=context.config.model_copy(update={"num_processes": 2}))
-    was, made.plan = made.plan, made.plan.dealt_out(4)
+    was, made.plan = made.plan, made.plan.for_processes(4)
     assert made.plan.micro_batch < was.micro_batch, "the training was split as before"
     events: list[Event] = []
     for event in comparing(together, made, partial(evaluation_workers, together, made)):
@@ -102,14 +102,14 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
     messages = [event.text for event in events if isinstance(event, Message)]
     assert any("ended by SIGKILL" in text and "takes over its work" in text for text in messages), messages
     assert report_of(context) == expected and json.loads(expected)["judge"] == "self"
-    after_the_exam = [line for line in told(alone) if line[0] != "exam comparisons"]
-    assert told(events) == after_the_exam
+    after_the_exam = [line for line in progress_of(alone) if line[0] != "exam comparisons"]
+    assert progress_of(events) == after_the_exam
     assert not (context.run / layout.EVALUATION_SHARES_DIR).exists()
 
 
-def here_as_there(do: Callable[[Task], Found], run: Any) -> AskProcesses:
-    """Asks a pool whose only worker is this process; what is sent and told goes through JSON, as through a pipe."""
-    return AskProcesses(PoolHere(work_of(do, no_judge)), run, "models")  # type: ignore[arg-type]
+def here_as_there(do: Callable[[Task], Results], run: Any) -> RunTasksInProcesses:
+    """A pool whose only worker is this process; requests and results go through JSON, as through a pipe."""
+    return RunTasksInProcesses(PoolHere(task_handler(do, no_judge)), run, "models")  # type: ignore[arg-type]
 
 
 def no_judge() -> Any:
@@ -120,40 +120,40 @@ TASKS = [{"read": [{"ids": [number]}]} for number in range(5)]
 
 
 class Counting:
-    """Finds the ids of a task, and notes that it was asked."""
+    """Finds the ids of a task, and records the request."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.requests: list[int] = []
 
-    def __call__(self, task: Task) -> Found:
-        self.asked.append(task["read"][0]["ids"][0])
-        return [[self.asked[-1] / 3, None, "é"]]
+    def __call__(self, task: Task) -> Results:
+        self.requests.append(task["read"][0]["ids"][0])
+        return [[self.requests[-1] / 3, None, "é"]]
 
 
-def test_what_was_sent_is_what_was_found_though_it_is_no_number(context):
+def test_results_survive_the_transfer_even_if_not_finite(context):
     strange = [0.1 + 0.2, -1e-300, math.inf, -math.inf, math.nan, None, "\x1b[2J\u2028"]
     (found,) = here_as_there(lambda task: strange, context().run)(TASKS[:1])
     assert repr(found) == repr(strange)
 
 
-def test_one_process_or_several_go_on_with_what_several_left(context):
+def test_one_process_or_several_continue_what_several_left(context):
     run, do = context().run, Counting()
-    whole = list(here_as_there(do, run)(TASKS))
+    complete = list(here_as_there(do, run)(TASKS))
     share = share_file(run, KIND, 1)
     share.parent.mkdir(parents=True)
-    rows = PoolHere(work_of(Counting(), no_judge)).rows(
-        [{**task, "key": key_of_task("models", task)} for task in TASKS[1:4]]
+    rows = PoolHere(task_handler(Counting(), no_judge)).rows(
+        [{**task, "key": task_key("models", task)} for task in TASKS[1:4]]
     )
     share.write_text("".join(f"{dumps(row)}\n" for row in rows) + '{"key": "torn')
-    for ask in (here_as_there, lambda do, run: after_processes(alone(do), run, "models")):
+    for ask in (here_as_there, lambda do, run: reusing_results(alone(do), run, "models")):
         do = Counting()
-        assert list(ask(do, run)(TASKS)) == whole and do.asked == [0, 4]
+        assert list(ask(do, run)(TASKS)) == complete and do.requests == [0, 4]
     do = Counting()
-    list(AskProcesses(PoolHere(work_of(do, no_judge)), run, "other models")(TASKS))  # type: ignore[arg-type]
-    assert do.asked == [0, 1, 2, 3, 4]
+    list(RunTasksInProcesses(PoolHere(task_handler(do, no_judge)), run, "other models")(TASKS))  # type: ignore[arg-type]
+    assert do.requests == [0, 1, 2, 3, 4]
 
 
-def alone(do: Callable[[Task], Found]) -> Any:
+def alone(do: Callable[[Task], Results]) -> Any:
     return lambda tasks: (do(task) for task in tasks)
 
 
@@ -183,10 +183,10 @@ def test_the_processes_of_this_machine_evaluate(config, options, expected):
     assert evaluation_process_count(config(device="cpu", **options)) == expected
 
 
-def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple[Context, Any], monkeypatch):
+def test_an_adapter_that_differs_from_its_file_is_not_compared(trained: tuple[Context, Any], monkeypatch):
     context, made = trained
     stage2 = Path(context.config.adapter_path or "")
-    loaded = load_both_models(made.plan.applied_to(context.config), context.run, stage2)
+    loaded = load_policies(made.plan.applied_to(context.config), context.run, stage2)
     assert hash_tensors(adapter_tensors(loaded.model, "default")) == made.tensors_sha256
     assert hash_tensors(adapter_tensors(loaded.model, "ref")) == made.stage2_sha256
     loading = PeftModel.load_adapter
@@ -196,4 +196,4 @@ def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple
 
     monkeypatch.setattr(PeftModel, "load_adapter", passes_over_stage_3)
     with pytest.raises(NumbersError, match=layout.ADAPTER_DIR):
-        load_both_models(made.plan.applied_to(context.config), context.run, stage2)
+        load_policies(made.plan.applied_to(context.config), context.run, stage2)

@@ -58,7 +58,7 @@ def records(at_work: Context) -> list[dict[str, Any]]:
     return [dict(record) for _, record in read_jsonl(at_work.run / layout.PAIRS_JSONL)]  # type: ignore[call-overload]
 
 
-def test_pairs_of_another_tool_become_the_records_of_the_run(context: Callable[..., Context], theirs: Path):
+def test_pairs_from_another_tool_become_the_runs_records(context: Callable[..., Context], theirs: Path):
     at_work = context(pairs=theirs)
     _, result = imported(at_work)
     assert (result.records, result.ok, result.generated_tokens) == (30, 30, 0)
@@ -70,7 +70,7 @@ def test_pairs_of_another_tool_become_the_records_of_the_run(context: Callable[.
     assert read_result(PairsResult, json.loads(json.dumps(result.as_dict()))) == result
 
 
-def test_the_gate_and_what_follows_take_them_like_any_others(context: Callable[..., Context], theirs: Path):
+def test_the_gate_and_later_stages_treat_imported_pairs_like_others(context: Callable[..., Context], theirs: Path):
     at_work = context(
         pairs=theirs, min_pairs=5, min_eval_pairs=3, judge="none", relevance=False, accept_quality="a test"
     )
@@ -79,7 +79,7 @@ def test_the_gate_and_what_follows_take_them_like_any_others(context: Callable[.
     assert end.result.train + end.result.held_out == 30
 
 
-def test_the_same_file_again_gives_the_same_bytes_and_another_sets_them_aside(
+def test_the_same_file_gives_the_same_bytes_and_another_sets_them_aside(
     context: Callable[..., Context], theirs: Path, tmp_path: Path
 ):
     at_work = context(pairs=theirs)
@@ -101,7 +101,7 @@ def test_the_same_file_again_gives_the_same_bytes_and_another_sets_them_aside(
     assert kept in decided and gone not in decided
 
 
-def test_what_people_decided_beside_the_file_comes_along_once(context: Callable[..., Context], theirs: Path):
+def test_decisions_beside_the_file_are_imported_once(context: Callable[..., Context], theirs: Path):
     at_work = context(pairs=theirs)
     imported(at_work)
     first = records(at_work)[0]["id"]
@@ -121,9 +121,7 @@ def test_pairs_that_share_an_id_are_distinguished(context: Callable[..., Context
     assert [record["id"] for record in records(at_work)] == ["x", "x-2"]
 
 
-def test_rows_that_are_not_pair_are_reported_and_too_many_are_refused_and_leave_nothing(
-    context: Callable[..., Context], tmp_path: Path
-):
+def test_rows_that_are_not_pairs_are_reported_and_too_many_are_refused(context: Callable[..., Context], tmp_path: Path):
     path = write(tmp_path / "some.jsonl", [orca(1), orca(2, chosen=None), orca(3)])
     events, result = imported(context(pairs=path))
     assert (result.records, (result.imported or {})["bad_rows"]) == (2, 1)
@@ -137,7 +135,7 @@ def test_rows_that_are_not_pair_are_reported_and_too_many_are_refused_and_leave_
         imported(context(pairs=tmp_path / "nowhere.jsonl"))
 
 
-def test_they_are_looked_at_before_a_model_is_loaded_and_no_dataset_is_asked_for(
+def test_imported_pairs_are_checked_before_a_model_is_loaded(
     context: Callable[..., Context], theirs: Path, tmp_path: Path
 ):
     here = {"base_model_id": str(tmp_path), "adapter_path": str(tmp_path)}
@@ -150,9 +148,7 @@ def test_they_are_looked_at_before_a_model_is_loaded_and_no_dataset_is_asked_for
         run_stage(credentials.run(at_work))
 
 
-def test_preflight_takes_its_prompts_from_them_and_the_plan_says_that_nothing_is_made(
-    context: Callable[..., Context], theirs: Path
-):
+def test_preflight_uses_imported_prompts_and_the_plan_generates_nothing(context: Callable[..., Context], theirs: Path):
     at_work = context(pairs=theirs, num_examples=7)
     assert len(load_prompts(at_work.config)) == pairs_wanted(at_work.config) == 30
     planned = {one.name: one for one in planned_stages(at_work)}

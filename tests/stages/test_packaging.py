@@ -27,7 +27,7 @@ def context(trained: Context, tmp_path: Path) -> Context:
     return copied(trained, tmp_path / "run")
 
 
-def test_the_stage_tells_all_that_brings_the_archive_home(context: Context, monkeypatch: pytest.MonkeyPatch):
+def test_the_stage_prints_every_command_that_fetches_the_archive(context: Context, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.7 51000 192.0.2.44 2222")
     events, result = run_stage(stage.run(context))
     details = {event.name: event.detail for event in events if isinstance(event, Check)}
@@ -45,17 +45,17 @@ def test_the_stage_tells_all_that_brings_the_archive_home(context: Context, monk
 
 
 @pytest.mark.fault("F2-4")
-def test_a_finished_stage_holds_as_long_as_its_archive_is_there(context: Context):
+def test_a_finished_stage_is_valid_while_its_archive_exists(context: Context):
     made = build_archive(context.run)
     before = stage.evidence(context)
     context.run.record_stage("packaging", status="done", result={"sha256": made.sha256})
     assert stage.evidence(context) == before
-    whole = context.run.archive.read_bytes()
-    context.run.archive.write_bytes(whole[:1000])
+    content = context.run.archive.read_bytes()
+    context.run.archive.write_bytes(content[:1000])
     assert stage.evidence(context) != before
     context.run.archive.unlink()
     assert stage.evidence(context) != before
-    context.run.archive.with_suffix(".elsewhere").write_bytes(whole)
+    context.run.archive.with_suffix(".elsewhere").write_bytes(content)
     context.run.archive.symlink_to(context.run.archive.with_suffix(".elsewhere"))
     assert stage.evidence(context) != before, "a link is no archive"
 
@@ -74,7 +74,7 @@ def test_an_archive_of_the_same_files_is_not_made_again(context: Context, monkey
 @pytest.mark.parametrize(
     "what", ["a file", "a new file", "the archive", "its hash", "the recorded hash", "another training"]
 )
-def test_an_archive_that_is_of_something_else_is_made_again(what: str, context: Context):
+def test_an_archive_of_other_files_is_made_again(what: str, context: Context):
     build_archive(context.run)
     assert existing_archive(context.run) is not None
     if what == "a file":
@@ -92,7 +92,7 @@ def test_an_archive_that_is_of_something_else_is_made_again(what: str, context: 
     assert existing_archive(context.run) is None
 
 
-def test_what_was_accepted_or_left_out_is_reported_in_the_stages_table(context: Context):
+def test_accepted_and_left_out_files_are_in_the_stages_table(context: Context):
     key = "AKIA" + "IOSFODNN7EXAMPLE"
     rows = [{"id": f"p{number}", "prompt": f"{key} of the manual"} for number in range(2)]
     write_pairs(context.run / layout.PAIRS_JSONL, rows)
@@ -103,9 +103,9 @@ def test_what_was_accepted_or_left_out_is_reported_in_the_stages_table(context: 
         run_stage(stage.run(context))
     context.config = context.config.model_copy(update={"accept_lookalikes": "it is Amazon's own example"})
     events, _ = run_stage(stage.run(context))
-    told = {event.name: event.detail for event in events if isinstance(event, Check) and event.status == "warning"}
-    assert set(told) == {"notes.txt", "pair p0", f"{layout.PAIRS_JSONL}:2"}
-    assert told[f"{layout.PAIRS_JSONL}:2"].endswith("an AWS access key; accepted: it is Amazon's own example")
+    warnings = {event.name: event.detail for event in events if isinstance(event, Check) and event.status == "warning"}
+    assert set(warnings) == {"notes.txt", "pair p0", f"{layout.PAIRS_JSONL}:2"}
+    assert warnings[f"{layout.PAIRS_JSONL}:2"].endswith("an AWS access key; accepted: it is Amazon's own example")
 
 
 # -- the fresh process ----------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_an_adapter_of_nan_or_of_nothing_is_not_packed(factor: float, reason: st
         ("echo '[7]'", "Its output is invalid."),
     ],
 )
-def test_what_the_fresh_process_says_against_an_adapter_keeps_the_archive_from_its_name(
+def test_an_adapter_that_fails_in_the_fresh_process_leaves_no_archive(
     script: str, reason: str, context: Context, monkeypatch: pytest.MonkeyPatch
 ):
     python = context.run.folder.parent / "python"

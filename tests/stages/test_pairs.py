@@ -37,7 +37,7 @@ class Backend:
         self.drafted += [talk[-1]["content"] for talk in talks if len(talk) == 1]
         beside = "".join(talk[0]["content"].split()[-1] for talk in talks).replace("?", ".")
         return [
-            RefusedReply("", False, 0, "The server returns 500. out of memory\x1b[31m", failed=True)
+            RefusedReply("", False, 0, "The server returned 500. out of memory\x1b[31m", failed=True)
             if self.fails_at(talk[0]["content"])
             else Reply(
                 f"{self.KIND[len(talk)]}, as number {seed % 9973} says at {settings.temperature} of {beside}", True, 5
@@ -104,14 +104,14 @@ def test_more_examples_make_only_what_is_missing(made):
 @pytest.mark.parametrize(
     "damaged", ['{"id": "cut", "status": "o', "[1, 2]", "\0" * 40], ids=["cut off", "a list", "zeros"]
 )
-def test_a_damaged_line_is_named_before_anything_is_made(made, damaged: str):
+def test_a_damaged_line_is_reported_before_anything_is_made(made, damaged: str):
     made(num_examples=12)
     path = made.context().run / layout.PAIRS_JSONL
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:3], damaged + "\n", *lines[4:]]))
-    with pytest.raises(DamagedState, match=r"Line 4 of .*pairs\.jsonl is damaged") as told:
+    with pytest.raises(DamagedState, match=r"Line 4 of .*pairs\.jsonl is damaged") as error:
         made(num_examples=20)
-    assert "remove that line" in told.value.what_to_do
+    assert "remove that line" in error.value.what_to_do
     assert len(path.read_text().splitlines()) == 12, "nothing was made, and nothing taken away"
     path.write_text("".join([*lines[:3], *lines[4:]]))
     made(num_examples=12)
@@ -130,7 +130,7 @@ def test_fewer_examples_are_a_selection_and_nothing_is_deleted(made):
     assert sum(isinstance(event, (PairMade, PairFailed)) for event in events) == 12, "a screen counts the new set"
 
 
-def test_going_back_to_what_was_made_before_makes_nothing(made):
+def test_returning_to_earlier_options_generates_nothing(made):
     made(num_examples=12)
     run = made.context().run
     before = records(run)
@@ -157,7 +157,7 @@ def test_a_longer_limit_asks_only_what_was_too_long_before(made, prompts):
     assert drafted == [] and sum(row["status"] == "prompt too long" for row in records(made.context().run)) == 1
 
 
-def test_after_from_nothing_is_taken_over(made):
+def test_after_from_no_record_is_reused(made):
     made()
     run = made.context().run
     run.set_aside("pairs", why="--from pairs", reusable=False)
@@ -168,27 +168,27 @@ def test_killed_while_records_are_taken_over_it_ends_with_the_same_file(made):
     made(num_examples=20)
     made(num_examples=12)
     run = made.context().run
-    whole = (run / layout.PAIRS_JSONL).read_bytes()
+    content = (run / layout.PAIRS_JSONL).read_bytes()
     for kept in (1, 5, 11):
-        lines = whole.splitlines(keepends=True)
+        lines = content.splitlines(keepends=True)
         (run / layout.PAIRS_JSONL).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
-        assert made(num_examples=12)[0] == [] and (run / layout.PAIRS_JSONL).read_bytes() == whole
+        assert made(num_examples=12)[0] == [] and (run / layout.PAIRS_JSONL).read_bytes() == content
 
 
 def test_killed_anywhere_while_more_are_made_it_ends_with_the_same_file(made):
     made(num_examples=9)
     made(num_examples=25)
     run = made.context().run
-    whole = (run / layout.PAIRS_JSONL).read_bytes()
-    lines = whole.splitlines(keepends=True)
+    content = (run / layout.PAIRS_JSONL).read_bytes()
+    lines = content.splitlines(keepends=True)
     for kept in range(9, 25):
         (run / layout.PAIRS_JSONL).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
         made(num_examples=25)
-        assert (run / layout.PAIRS_JSONL).read_bytes() == whole
+        assert (run / layout.PAIRS_JSONL).read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", ['{"batch_size": -3}', "", "[]", "{", '{"made_for": 1}'])
-def test_a_batch_plan_that_cannot_be_used_is_passed_over(made, damage):
+def test_an_unusable_batch_plan_is_ignored(made, damage):
     made(num_examples=9)
     (made.context().run / layout.PAIRS_PLAN).write_text(damage)
     made(num_examples=25)
@@ -206,8 +206,8 @@ def test_decisions_follow_a_pair_while_its_texts_are_the_same_and_are_listed_whe
     assert set(read_edits(run / layout.EDITS_JSONL)) == kept
     _, events = made(temperature=0.3)
     assert not read_edits(run / layout.EDITS_JSONL)
-    told = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
-    assert any("decisions about 12 pairs" in text for text in told)
+    warnings = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert any("decisions about 12 pairs" in text for text in warnings)
     made(num_examples=12)  # back: the texts are those that were decided about
     assert not read_edits(run / layout.EDITS_JSONL), "decisions are carried from the set before, and that had none"
 
@@ -216,7 +216,7 @@ def inventory_of(context: Context, *, from_scratch: bool = False) -> Inventory:
     return take_inventory(context.config, context.run, None, from_scratch=from_scratch)
 
 
-def test_the_inventory_says_what_the_stage_does(made):
+def test_the_inventory_matches_what_the_stage_does(made):
     made(num_examples=12)
     assert inventory_of(made.context(num_examples=20)) == Inventory(12, 0, 8)
     made(num_examples=20)
@@ -248,7 +248,7 @@ def test_a_prompt_at_which_the_server_fails_is_a_record_with_its_reason_and_the_
     assert again == [] and len(failed_of(run)) == 2, "as few as that stay as they are"
 
 
-def test_too_many_of_them_end_the_stage_with_the_reason_and_only_they_are_asked_again(made):
+def test_too_many_failures_end_the_stage_and_only_they_are_retried(made):
     with pytest.raises(NetworkError, match=r"failed on \d of \d+ prompts.*--max-failed-share.*out of memory") as caught:
         made(is_one_of(*range(0, 30, 3)), num_examples=30)
     assert caught.value.exit_code == ExitCode.NETWORK and "\x1b" not in str(caught.value)
@@ -264,6 +264,6 @@ def test_too_many_of_them_end_the_stage_with_the_reason_and_only_they_are_asked_
     assert set(drafted) >= {row["prompt"] for row in before.values() if row["status"] == "failed on the server"}
 
 
-def test_a_higher_limit_goes_on_without_them(made):
+def test_a_higher_limit_continues_without_them(made):
     made(is_one_of(*range(0, 30, 3)), num_examples=30, max_failed_share=0.5)
     assert len(failed_of(made.context().run)) == 10

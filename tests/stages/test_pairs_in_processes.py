@@ -67,7 +67,7 @@ def pairs_of(context: Context) -> bytes:
     return (context.run / layout.PAIRS_JSONL).read_bytes()
 
 
-def test_two_processes_make_the_pairs_of_one_and_what_a_killed_run_left_is_not_made_again(at_work, monkeypatch):
+def test_two_processes_make_the_pairs_of_one_and_reuse_what_a_killed_run_left(at_work, monkeypatch):
     alone, together = at_work("alone"), at_work("together", num_processes=2)
     run_stage(stage.run(alone))
     events = stage.run(together)
@@ -89,16 +89,16 @@ def test_two_processes_make_the_pairs_of_one_and_what_a_killed_run_left_is_not_m
     assert pairs_of(together) == pairs_of(alone)
     ids = [str(json.loads(line)["id"]) for line in pairs_of(alone).splitlines()]
     batches = [ids[first : first + 2] for first in range(0, len(ids), 2)]
-    # A batch that a process had written half of when it was ended is made as a whole.
+    # A batch that a killed process had half written is made again in full.
     assert sorted(made) == sorted(name for batch in batches if not left.issuperset(batch) for name in batch)
     assert len(made) < 10
     assert not (together.run / layout.SHARES_DIR).exists()
 
 
-def test_one_process_goes_on_with_what_several_left(at_work, monkeypatch):
-    whole, begun = at_work("whole"), at_work("begun")
-    run_stage(stage.run(whole))
-    lines = pairs_of(whole).splitlines(keepends=True)
+def test_one_process_continues_what_several_left(at_work, monkeypatch):
+    complete, begun = at_work("whole"), at_work("begun")
+    run_stage(stage.run(complete))
+    lines = pairs_of(complete).splitlines(keepends=True)
     share = share_file(begun.run, "pairs", 1)
     share.parent.mkdir(parents=True)
     share.write_bytes(b"".join(lines[2:6]))
@@ -111,7 +111,7 @@ def test_one_process_goes_on_with_what_several_left(at_work, monkeypatch):
 
     monkeypatch.setattr(LocalBackend, "reply", listen)
     run_stage(stage.run(begun))
-    assert pairs_of(begun) == pairs_of(whole)
+    assert pairs_of(begun) == pairs_of(complete)
     assert set(made).isdisjoint(json.loads(line)["prompt"] for line in lines[2:6]) and len(made) == 6
     assert not share.exists()
 
@@ -131,7 +131,7 @@ PAIRS = [
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
+def test_two_processes_score_like_one_even_if_one_is_killed(at_work):
     alone, together = at_work("alone"), at_work("together", num_processes=2)
     local = scores.in_this_process(lambda: load_judge(alone), alone.stop)  # type: ignore[arg-type, return-value]
     _, expected = run_stage(scores.score_pairs(alone.run / layout.SCORES_JSONL, PAIRS, "self", lambda: local))
@@ -156,7 +156,7 @@ def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
     assert [json.loads(row)["id"] for row in rows[0]] == [json.loads(row)["id"] for row in rows[1]]
 
 
-def test_scores_that_were_sent_by_another_process_are_the_judges_own(at_work):
+def test_scores_from_another_process_are_the_judges_own(at_work):
     alone, together = at_work("alone"), at_work("together")
     judge = load_judge(alone)
     assert judge is not None
@@ -170,7 +170,7 @@ def test_scores_that_were_sent_by_another_process_are_the_judges_own(at_work):
     assert files[0] == files[1]
 
 
-def test_the_relevance_that_was_sent_by_another_process_is_the_models_own(at_work):
+def test_relevance_from_another_process_is_the_models_own(at_work):
     alone, together = at_work("alone"), at_work("together")
     pairs = [*PAIRS, replace(PAIRS[0], id="empty", revised_response="")]
     meter = RelevanceMeter(load_base(alone.config), load_tokenizer(alone.config))
@@ -196,6 +196,6 @@ def test_the_relevance_that_was_sent_by_another_process_is_the_models_own(at_wor
         ({"num_machines": 2, "main_process_ip": "10.0.0.1"}, "none", 1, 1),
     ],
 )
-def test_only_models_of_this_machine_are_loaded_several_times(config, options, judge, making, judging):
+def test_only_local_models_are_loaded_in_several_processes(config, options, judge, making, judging):
     given = config(**{"device": "cpu", "judge": "self", "num_processes": 2, **options})
     assert (pair_process_count(given, judge), judge_process_count(given)) == (making, judging)

@@ -67,7 +67,7 @@ def texts_of(rows: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.02 * number)
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.02 * number)
     with ExitStack() as stack:
         servers = [stack.enter_context(fake_server()) for _ in range(2)]
         for server in servers:
@@ -77,8 +77,8 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
 
 def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: list[FakeServer], at_work: MakeContext):
     context = at_work(*(server.url for server in two), server_model="ours", num_examples=40, server_concurrency=3)
-    told: list[Event] = []
-    context.emit = told.append
+    emitted: list[Event] = []
+    context.emit = emitted.append
     poisoned = load_prompts(context.config, None)[30].messages[-1]["content"]
     back_at: list[float] = []
 
@@ -103,8 +103,8 @@ def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: li
     assert Counter(event.id for event in events if isinstance(event, PairMade | PairFailed)) == {
         row["id"]: 1 for row in rows
     }
-    words = [event.text for event in told if isinstance(event, Message)]
-    assert any(two[0].url in text and "1 of 2 servers go on" in text for text in words)
+    words = [event.text for event in emitted if isinstance(event, Message)]
+    assert any(two[0].url in text and "1 of 2 servers remain" in text for text in words)
     assert f"The server at {two[0].url} answers again." in words
     assert len(two[1].requests) > 26, "it was busy twice"
 
@@ -115,13 +115,11 @@ def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: li
     assert texts_of(records(alone)) | {failed["id"]: ()} == texts_of(rows) | {failed["id"]: ()}
 
 
-def test_when_all_are_away_the_stage_ends_and_goes_on_later_with_what_it_has(
-    two: list[FakeServer], at_work: MakeContext
-):
+def test_if_all_servers_are_down_the_stage_ends_and_continues_later(two: list[FakeServer], at_work: MakeContext):
     context = at_work(*(server.url for server in two), server_model="ours", num_examples=60, server_concurrency=1)
     for server in two:
         server.mood_for = lambda text, server=server: BROKEN if len(server.requests) > 30 else "ok"  # type: ignore[misc]
-    with pytest.raises(NetworkError, match="None of the 2 servers answers") as caught:
+    with pytest.raises(NetworkError, match="None of the 2 servers responds") as caught:
         run_stage(stage.run(context))
     assert caught.value.exit_code == ExitCode.NETWORK
     before = texts_of(records(context))
@@ -188,8 +186,8 @@ def test_two_real_servers_of_which_one_is_killed_and_started_again(
         a.start()
         b.start()
         context = at_work(a.proxy.url, b.proxy.url, server_model=str(model), num_examples=160, server_concurrency=4)
-        told: list[Event] = []
-        context.emit = told.append
+        emitted: list[Event] = []
+        context.emit = emitted.append
         killer = threading.Thread(target=kill_and_start, args=(b, poison), daemon=True)
         killer.start()
         run_stage(stage.run(context))
@@ -202,7 +200,7 @@ def test_two_real_servers_of_which_one_is_killed_and_started_again(
     [failed] = [row for row in rows if row["status"] == "failed on the server"]
     assert failed["prompt"].endswith(poisoned[0][-40:]) and "out of memory" in failed["critic_notes"]
     assert a.proxy.statuses[429] >= 3 and b.proxy.statuses[502] >= 1 and b.starts == 2
-    assert f"The server at {b.proxy.url} answers again." in [e.text for e in told if isinstance(e, Message)]
+    assert f"The server at {b.proxy.url} answers again." in [e.text for e in emitted if isinstance(e, Message)]
     assert texts_of(rows) | {failed["id"]: ()} == locally(context) | {failed["id"]: ()}
 
 

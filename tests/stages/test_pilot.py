@@ -98,7 +98,7 @@ def records(context: Context, name: str = layout.PAIRS_JSONL) -> list[dict[str, 
     return [json.loads(line) for line in (context.run / name).read_text().splitlines()]
 
 
-def test_what_the_pilot_made_is_not_made_again(run_of, monkeypatch):
+def test_the_pilots_pairs_are_not_made_again(run_of, monkeypatch):
     context, backend = run_of(), Backend()
     events, pairs = pilot(context, backend)
     assert len(pairs) == 24 and len(backend.drafted) == 24
@@ -114,15 +114,15 @@ def test_a_pilot_that_was_killed_continues_and_ends_with_the_same_file(run_of):
     context = run_of()
     pilot(context, Backend())
     path = context.run / layout.PILOT_PAIRS
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
     for kept in (0, 1, 5, 23):
         path.write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
         pilot(context, Backend())
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == content
 
 
-def test_another_method_makes_another_pilot_and_keeps_the_one_before(run_of):
+def test_another_method_makes_another_pilot_and_keeps_the_previous_one(run_of):
     pilot(run_of(), Backend())
     before = records(run_of(), layout.PILOT_PAIRS)
     context = run_of(temperature=0.3)
@@ -136,19 +136,19 @@ def test_another_method_makes_another_pilot_and_keeps_the_one_before(run_of):
     assert back.drafted == [], "and going back makes nothing"
 
 
-def test_the_pilot_says_what_the_gate_will_say_with_an_interval(run_of):
+def test_the_pilot_estimates_the_gates_figures_with_an_interval(run_of):
     context = run_of()
     events, estimates = judged(context, pilot(context, Backend())[1])
     usable = figures(events)["usable_share"]
     assert (usable["successes"], usable["n"], usable["threshold"]) == (24, 24, 0.5)
     assert 0.86 < usable["low"] < 0.87 and usable["high"] == pytest.approx(1.0)
     assert "improved_share" not in figures(events), "nobody judged"
-    told = json.loads((context.run / layout.PILOT_REPORT).read_text())
-    assert told["method"] == "critique-revision" and told["figures"] == list(figures(events).values())
+    report = json.loads((context.run / layout.PILOT_REPORT).read_text())
+    assert report["method"] == "critique-revision" and report["figures"] == list(figures(events).values())
     run_stage(hope(context, estimates))
 
 
-def test_without_hope_it_ends_there_unless_a_person_accepts_it(run_of):
+def test_a_hopeless_pilot_ends_the_run_unless_a_person_accepts_it(run_of):
     context = run_of()
     events, estimates = judged(context, pilot(context, Mumbling())[1])
     assert figures(events)["usable_share"]["hopeless"]
@@ -157,11 +157,11 @@ def test_without_hope_it_ends_there_unless_a_person_accepts_it(run_of):
         run_stage(hope(context, estimates))
     assert str(context.run / layout.PILOT_PAIRS) in refused.value.what_to_do
     accepts = run_of(accept_quality="to see them")
-    told, _ = run_stage(hope(accepts, judged(accepts, pilot(accepts, Mumbling())[1])[1]))
-    assert [event.level for event in told if isinstance(event, Message)] == ["warning"]
+    events, _ = run_stage(hope(accepts, judged(accepts, pilot(accepts, Mumbling())[1])[1]))
+    assert [event.level for event in events if isinstance(event, Message)] == ["warning"]
 
 
-def test_pairs_that_training_would_find_too_long_are_seen_in_the_pilot(run_of):
+def test_the_pilot_detects_pairs_that_are_too_long_to_train_on(run_of):
     context = run_of(max_length=16)
     events, estimates = judged(context, pilot(context, Backend())[1])
     assert figures(events)["too_long_share"]["hopeless"]
@@ -169,7 +169,7 @@ def test_pairs_that_training_would_find_too_long_are_seen_in_the_pilot(run_of):
         run_stage(hope(context, estimates))
 
 
-def test_a_believed_judge_scores_the_pilot_and_stage_quality_finds_its_scores(run_of):
+def test_a_trusted_judge_scores_the_pilot_and_stage_quality_reuses_its_scores(run_of):
     context = run_of(judge="demo")
     pairs = pilot(context, Backend())[1]
     events, _ = judged(context, pairs, lambda *_: GrammarJudge())
@@ -179,7 +179,7 @@ def test_a_believed_judge_scores_the_pilot_and_stage_quality_finds_its_scores(ru
     assert {row["id"] for row in scored} == {pair.id for pair in pairs}
 
 
-def test_what_would_fit_any_prompt_is_measured_in_the_pilot_and_not_again(run_of):
+def test_relevance_is_measured_in_the_pilot_and_not_again(run_of):
     context = run_of(relevance=True)
     pairs = pilot(context, Backend())[1]
     events, _ = judged(context, pairs)
@@ -190,7 +190,7 @@ def test_what_would_fit_any_prompt_is_measured_in_the_pilot_and_not_again(run_of
     assert (context.run / layout.RELEVANCE_JSONL).read_text().splitlines() == kept
 
 
-def test_the_screen_gets_some_pairs_with_what_was_found_of_each(run_of):
+def test_the_screen_gets_some_pairs_with_their_findings(run_of):
     context = run_of()
     events, _ = judged(context, pilot(context, Mumbling())[1])
     (done,) = [event for event in events if isinstance(event, PilotDone)]
@@ -206,10 +206,8 @@ def test_a_target_forecasts_the_prompts_that_the_pilots_share_asks_for(config):
 # -- stage pairs stops early, and draws towards a target -----------------------------------------------------------------
 
 
-def test_stage_pairs_stops_where_the_gate_can_no_longer_be_passed_and_continues_where_a_person_wants_it(
-    run_of, monkeypatch
-):
-    with pytest.raises(DataError, match=r"After \d+ prompts there is no hope left") as refused:
+def test_stage_pairs_stops_once_the_gate_cannot_open_unless_a_person_accepts_it(run_of, monkeypatch):
+    with pytest.raises(DataError, match=r"After \d+ prompts, the gate can no longer open") as refused:
         whole_run(run_of(), monkeypatch, Mumbling())
     made = len(records(run_of()))
     assert 48 <= made < 60 and "--method contrast" in refused.value.what_to_do
@@ -244,7 +242,7 @@ class Dying(HalfOfThem):
         return super().reply(talks, settings, seeds)
 
 
-def test_a_target_draws_prompts_until_so_many_usable_pairs_are_there(run_of, monkeypatch):
+def test_a_target_draws_prompts_until_enough_usable_pairs_exist(run_of, monkeypatch):
     context, backend = run_of(target_pairs=14, num_examples=5), HalfOfThem()
     whole_run(context, monkeypatch, backend)
     made = records(context)
@@ -260,7 +258,7 @@ def test_a_run_towards_a_target_that_was_killed_makes_the_same_file(run_of, monk
     path, plan = context.run / layout.PAIRS_JSONL, context.run / layout.PAIRS_PLAN
     calls = Dying(1000)
     whole_run(context, monkeypatch, calls)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for lived in range(1, calls.calls):
         path.unlink()
         plan.unlink(missing_ok=True)
@@ -268,10 +266,10 @@ def test_a_run_towards_a_target_that_was_killed_makes_the_same_file(run_of, monk
             whole_run(context, monkeypatch, Dying(lived))
         path.write_bytes(path.read_bytes() + b'{"id":"not fin')
         whole_run(context, monkeypatch, HalfOfThem())
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == content
 
 
-def test_a_target_that_the_prompts_cannot_give_is_said(run_of, monkeypatch):
+def test_an_unreachable_target_is_reported(run_of, monkeypatch):
     events = whole_run(run_of(target_pairs=50), monkeypatch, HalfOfThem())
-    told = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
-    assert any("All 60 prompts" in text and "30 usable pairs" in text for text in told)
+    warnings = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert any("All 60 prompts" in text and "30 usable pairs" in text for text in warnings)

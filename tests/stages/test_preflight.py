@@ -18,7 +18,7 @@ from engine.demo.preset import demo_defaults
 from engine.dpo.planning.forecast import Machine
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training import trl_trainer
-from engine.dpo.training.voice import rank_log
+from engine.dpo.training.worker_messages import rank_log
 from engine.models import loading, number_format
 from engine.models.chat_template import conversation_ids
 from engine.models.loading import (
@@ -79,8 +79,8 @@ def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[
     assert facts["forecast"]["seconds_training"] > 0 and facts["forecast"]["peak_bytes"] > 100 << 20
     rehearsed = [event.done for event in events if isinstance(event, Progress) and event.unit == "steps rehearsed"]
     assert rehearsed[0] == 0 and rehearsed[-1] == 3 == max(rehearsed)
-    told = checks(events)
-    assert {"number format", "memory", "plan", "resume", "archive", "forecast: memory, training"} <= told.keys()
+    found = checks(events)
+    assert {"number format", "memory", "plan", "resume", "archive", "forecast: memory, training"} <= found.keys()
     assert not (context.run / "preflight/trial").exists()
 
 
@@ -89,9 +89,9 @@ def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[
 def test_the_rehearsal_trains_on_as_many_processes_as_the_run(sharding: str, demo: Callable[..., Context]):
     context = demo(num_processes=2, sharding=sharding, pilot_prompts=0)
     events, result = run_stage(preflight.run(context))
-    told = checks(events)
-    assert "in each of 2 processes, loss starts at ln 2" in told["training step"]
-    assert "resumed from step" in told["resume"] and "archive" in told
+    found = checks(events)
+    assert "in each of 2 processes, loss starts at ln 2" in found["training step"]
+    assert "resumed from step" in found["resume"] and "archive" in found
     assert result.facts["plan"]["processes"] == 2
     assert not (context.run / layout.PROCESSES_DIR).exists()
 
@@ -108,13 +108,13 @@ def test_the_logs_of_processes_that_fail_in_the_rehearsal_are_kept(
 
 
 @pytest.mark.fault("D8")
-def test_a_plan_that_does_not_fit_the_longest_pair_is_lowered_until_it_does(
+def test_a_plan_that_does_not_fit_the_longest_pair_is_reduced_until_it_does(
     demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     real = trl_trainer.Stage3Trainer.compute_loss
 
     def small(self: Any, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
-        if self.side_by_side > 2:
+        if self.pairs_per_pass > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
         return real(self, model, inputs, *args, **more)
 
@@ -123,11 +123,11 @@ def test_a_plan_that_does_not_fit_the_longest_pair_is_lowered_until_it_does(
     plan = TrainingPlan.from_dict(result.facts["plan"])
     assert plan is not None and (plan.micro_batch, plan.accumulation) == (2, 4)
     assert plan.why["micro_batch"] == "4 was tried and did not fit"
-    said = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
-    assert len(said) == 2 and all("Tried to allocate 1.95 GiB" in text for text in said)
+    warnings = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert len(warnings) == 2 and all("Tried to allocate 1.95 GiB" in text for text in warnings)
 
 
-def test_a_pair_that_does_not_fit_at_all_is_refused_with_what_would(
+def test_a_pair_that_cannot_fit_is_refused_with_options_that_would(
     demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     def never(*_: Any, **__: Any) -> Any:
@@ -139,7 +139,7 @@ def test_a_pair_that_does_not_fit_at_all_is_refused_with_what_would(
     assert "--max-length 48" in refused.value.what_to_do and "activations" in refused.value.why
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_tried(
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_tried(
     demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(machine, "machine_of", a_machine(0.01))
@@ -150,7 +150,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_tried(
         assert way in refused.value.what_to_do
 
 
-def test_on_a_gpu_4_bits_are_among_what_would_fit(demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
+def test_on_a_gpu_the_advice_includes_4_bits(demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
     context = demo()
     inputs = PlanInputs(
         context.config.model_copy(update={"dtype": "bfloat16"}),
@@ -163,7 +163,7 @@ def test_on_a_gpu_4_bits_are_among_what_would_fit(demo: Callable[..., Context], 
     assert "--load-in-4bit (" in refused.value.what_to_do
 
 
-def test_a_computer_is_not_filled_to_the_brim_and_a_gpu_nearly(demo: Callable[..., Context]):
+def test_host_memory_keeps_a_reserve_and_gpu_memory_a_small_one(demo: Callable[..., Context]):
     context = demo(max_length=64)
     config = context.config.model_copy(update={"dtype": "float32"})
     for device, most in (("cpu", 0.6), ("cuda", 0.92)):
@@ -174,10 +174,10 @@ def test_a_computer_is_not_filled_to_the_brim_and_a_gpu_nearly(demo: Callable[..
 # -- the chat template -------------------------------------------------------------------------------------------------
 
 
-def test_the_template_is_tried_on_all_that_the_run_renders_before_anything_is_loaded(tiny_run: Context):
-    told = next(event for event in preflight.run(tiny_run) if isinstance(event, Check))
-    assert (told.name, told.status) == ("chat template", "ok")
-    assert told.detail == "a reply ends with <end_of_turn>; a system message stands in the first user turn"
+def test_the_chat_template_is_checked_before_anything_is_loaded(tiny_run: Context):
+    check = next(event for event in preflight.run(tiny_run) if isinstance(event, Check))
+    assert (check.name, check.status) == ("chat template", "ok")
+    assert check.detail == "a reply ends with <end_of_turn>; a system message stands in the first user turn"
 
 
 def test_a_template_that_cannot_be_trained_with_is_refused_before_a_weight_is_loaded(
@@ -222,14 +222,14 @@ def prompt_ids(context: Context) -> list[list[int]]:
 
 
 @pytest.mark.fault("D3")
-def test_float16_is_proved_on_the_real_adapter_and_refused_where_it_overflows(tiny: tuple[Path, Path], tmp_path: Path):
+def test_float16_is_tried_on_the_real_adapter_and_refused_if_it_overflows(tiny: tuple[Path, Path], tmp_path: Path):
     context = build_context(tmp_path / "run", *tiny)
     assert overflow_in_float16(half_policy(context, tiny), prompt_ids(context)) == ""
     assert "not finite" in overflow_in_float16(half_policy(context, tiny, scale=3000.0), prompt_ids(context))
 
 
 @pytest.mark.fault("D3")
-def test_a_gradient_that_overflows_counts_as_well(tiny: tuple[Path, Path], tmp_path: Path):
+def test_an_overflowing_gradient_counts_as_well(tiny: tuple[Path, Path], tmp_path: Path):
     context = build_context(tmp_path / "run", *tiny)
     policy = half_policy(context, tiny)
     next(p for n, p in policy.named_parameters() if "lora_B" in n).register_hook(lambda gradient: gradient / 0)
@@ -241,7 +241,7 @@ def test_a_gradient_that_overflows_counts_as_well(tiny: tuple[Path, Path], tmp_p
     ("has_bfloat16", "overflow", "expected"),
     [(True, "", "bfloat16"), (False, "", "float16"), (False, "a prompt gives NaN", "float32")],
 )
-def test_on_a_gpu_the_format_is_chosen_by_what_it_has_and_what_was_tried(
+def test_on_a_gpu_the_number_format_depends_on_its_support_and_the_trial(
     has_bfloat16: bool, overflow: str, expected: str, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(number_format, "resolve_device", lambda _: torch.device("cuda"))
@@ -251,7 +251,7 @@ def test_on_a_gpu_the_format_is_chosen_by_what_it_has_and_what_was_tried(
     assert choose_dtype(config(dtype="float16"), lambda: "not asked")[0] == "float16"
 
 
-def test_what_the_preflight_found_holds_for_the_whole_run(
+def test_preflights_choices_hold_for_the_whole_run(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(loading, "resolve_device", lambda _: torch.device("cuda"))
@@ -270,7 +270,9 @@ def test_4_bits_without_a_gpu_are_refused(config: Callable[..., Any]):
         load_base(config(load_in_4bit=True, device="cpu"))
 
 
-def test_4_bits_without_bitsandbytes_name_the_extra(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+def test_4_bits_without_bitsandbytes_are_refused_with_the_extra_to_install(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
     import importlib.util
 
     monkeypatch.setattr(loading, "resolve_device", lambda _: torch.device("cuda"))
@@ -289,7 +291,7 @@ def test_4_bits_compute_in_16(config: Callable[..., Any], monkeypatch: pytest.Mo
         quantization_arguments(config(load_in_4bit=True), torch.float32)
 
 
-def test_an_adapter_that_trl_rounded_is_what_it_was_again(tiny: tuple[Path, Path], tmp_path: Path):
+def test_an_adapter_that_trl_rounded_is_restored(tiny: tuple[Path, Path], tmp_path: Path):
     context = build_context(tmp_path / "run", *tiny)
     policy = load_policy(load_base(context.config), tiny[1], trainable=True)
     policy.load_adapter(str(tiny[1]), adapter_name="ref")
@@ -307,7 +309,7 @@ def test_an_adapter_that_trl_rounded_is_what_it_was_again(tiny: tuple[Path, Path
 
 
 def test_the_figures_of_each_step_are_written_for_tensorboard():
-    from engine.dpo.training.callbacks import Figures
+    from engine.dpo.training.callbacks import TensorBoardCallback
 
     class Writer:
         def __init__(self) -> None:
@@ -322,7 +324,7 @@ def test_the_figures_of_each_step_are_written_for_tensorboard():
         global_step = 3
 
     writer: Any = Writer()
-    Figures(writer).on_log(None, State(), None, logs={"loss": 0.5, "note": "text"})  # type: ignore[arg-type]
+    TensorBoardCallback(writer).on_log(None, State(), None, logs={"loss": 0.5, "note": "text"})  # type: ignore[arg-type]
     assert writer.seen == [("train/loss", 0.5, 3)]
 
 

@@ -1,4 +1,4 @@
-"""Pairs that training would refuse as too long show in the gate before a judge is asked."""
+"""Pairs that training would refuse as too long show in the gate before a judge scores them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def share(context: Context) -> dict[str, Any]:
 
 
 @pytest.mark.fault("C8")
-def test_the_gates_share_is_the_one_that_training_finds(made):
+def test_the_gates_share_of_long_pairs_matches_training(made):
     context = made(max_too_long_share=0.6, accept_quality="nobody judges these")
     events, _ = run_stage(quality.run(context))
     rows = load_rows(context.run / layout.TRAIN_JSONL)
@@ -79,24 +79,24 @@ def test_the_gates_share_is_the_one_that_training_finds(made):
     assert any(isinstance(event, Check) and event.name == "too long share" for event in events)
 
 
-def test_too_many_of_them_keep_the_gate_shut_and_no_judge_is_asked(made):
+def test_too_many_long_pairs_keep_the_gate_shut_and_skip_the_judge(made):
     context = made(judge="demo")
-    told: list[Any] = []
+    events: list[Any] = []
     with pytest.raises(DataError, match="too long share is") as refused:
         for event in quality.run(context):
-            told.append(event)
+            events.append(event)
     assert "--max-length" in refused.value.what_to_do
     assert not (context.run / layout.SCORES_JSONL).exists()
-    assert any(isinstance(event, Message) and "No judge was asked" in event.text for event in told)
+    assert any(isinstance(event, Message) and "The judge was skipped" in event.text for event in events)
 
 
-def test_a_person_may_accept_it_and_then_the_judge_is_asked(made):
+def test_if_a_person_accepts_it_the_judge_scores_the_pairs(made):
     context = made(judge="demo", min_gain=-1, accept_quality="training may leave them out")
     run_stage(quality.run(context))
     assert (context.run / layout.SCORES_JSONL).exists() and share(context)["passes"] is False
 
 
-def test_before_the_models_were_read_nothing_is_measured(made):
+def test_before_a_model_is_loaded_nothing_is_measured(made):
     context = made(read_models=False, accept_quality="nobody judges these")
     run_stage(quality.run(context))
     report = json.loads((context.run / layout.PAIRS_REPORT).read_text())

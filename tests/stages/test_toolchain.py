@@ -67,14 +67,14 @@ def test_every_tool_is_named_with_its_version(tmp_path: Path, programs: Path) ->
     assert checks["python"].detail.startswith(".".join(map(str, sys.version_info[:3])))
 
 
-def test_what_is_missing_warns_and_says_how_to_get_it(tmp_path: Path, programs: Path) -> None:
+def test_a_missing_tool_is_a_warning_with_how_to_get_it(tmp_path: Path, programs: Path) -> None:
     result, checks, _ = drive(tmp_path)
     assert {checks[name].status for name in ("uv", "git", "tmux")} == {"warning"}
     assert "astral.sh/uv" in checks["uv"].detail and "apt install tmux" in checks["tmux"].detail
     assert "without uv, git, tmux" in result.summary
 
 
-def test_a_missing_git_is_a_failure_only_where_something_is_to_be_cloned(tmp_path: Path, programs: Path) -> None:
+def test_a_missing_git_fails_only_if_something_must_be_cloned(tmp_path: Path, programs: Path) -> None:
     with pytest.raises(PreconditionError, match="git: missing") as refused:
         drive(tmp_path, repo_url="https://example.org/a.git")
     assert "apt install git" in refused.value.what_to_do
@@ -84,14 +84,14 @@ def test_a_missing_git_is_a_failure_only_where_something_is_to_be_cloned(tmp_pat
     ("name", "says", "oldest"),
     [("uv", "uv 0.7.13", "0.7.14"), ("git", "git version 2.14.5", "2.15"), ("tmux", "tmux 2.1", "2.2")],
 )
-def test_a_tool_that_is_too_old_says_what_is_the_oldest_and_why(
+def test_the_error_for_an_old_tool_names_the_minimum_and_why(
     tmp_path: Path, programs: Path, name: str, says: str, oldest: str
 ) -> None:
     program(programs, name, f"echo '{says}'")
     result, checks, _ = drive(tmp_path)
-    told = checks[name].detail
+    detail = checks[name].detail
     assert checks[name].status == "warning" and result.facts[name] is None
-    assert f"{says.split()[-1]} is too old, at least {oldest} is needed (" in told and "get it with" in told
+    assert f"{says.split()[-1]} is too old; it must be at least {oldest} (" in detail and "install it with" in detail
 
 
 def test_an_old_git_clones_nothing(tmp_path: Path, programs: Path) -> None:
@@ -108,7 +108,7 @@ def test_versions_are_compared_by_their_numbers(version: str, numbers: tuple[int
     assert version_numbers(version) == numbers
 
 
-def test_uv_is_found_where_its_installer_puts_it_although_that_is_not_on_the_path(
+def test_uv_is_found_where_its_installer_puts_it_outside_the_path(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -126,7 +126,7 @@ def test_a_python_that_the_packages_do_not_allow_is_refused(
     assert supported_python() == SpecifierSet(">=3.11")
 
 
-def test_a_broken_tool_counts_as_missing_and_its_words_cannot_drive_the_terminal(
+def test_a_broken_tool_counts_as_missing_and_its_output_cannot_control_the_terminal(
     tmp_path: Path, programs: Path
 ) -> None:
     program(programs, "uv", "printf 'segfault\\033[2J'; exit 139")
@@ -135,7 +135,7 @@ def test_a_broken_tool_counts_as_missing_and_its_words_cannot_drive_the_terminal
     assert "segfault␛[2J" in checks["uv"].detail
 
 
-def test_uv_is_installed_with_pip_where_asked(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uv_is_installed_with_pip_if_requested(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside = tmp_path / "python/bin"
     beside.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -162,8 +162,8 @@ def test_an_environment_without_pip_gets_one_first(
         importlib.util, "find_spec", lambda name, *rest: None if name == "pip" else find_spec(name, *rest)
     )
     *_, events = drive(tmp_path, install=True)
-    said = [event.text for event in events if isinstance(event, Message) and event.text.startswith("pip: ")]
-    assert [line.split()[2] for line in said] == ["ensurepip", "pip"]
+    lines = [event.text for event in events if isinstance(event, Message) and event.text.startswith("pip: ")]
+    assert [line.split()[2] for line in lines] == ["ensurepip", "pip"]
 
 
 def test_an_installation_that_fails_is_reported_and_does_not_end_the_stage(tmp_path: Path, programs: Path) -> None:
@@ -175,7 +175,7 @@ def test_an_installation_that_fails_is_reported_and_does_not_end_the_stage(tmp_p
     assert "No module named pip" in str(events)
 
 
-def test_nothing_is_installed_unasked(tmp_path: Path, programs: Path) -> None:
+def test_nothing_is_installed_unless_requested(tmp_path: Path, programs: Path) -> None:
     beside = tmp_path / "python/bin"
     beside.mkdir(parents=True)
     program(beside, "python", f"touch {tmp_path}/ran")
@@ -193,7 +193,7 @@ def test_a_cpu_run_needs_no_driver(tmp_path: Path, programs: Path, monkeypatch: 
 
 
 @pytest.mark.fault("E5")
-def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
+def test_processes_that_hold_gpu_memory_are_named_without_their_command_line(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with subprocess.Popen(["/bin/sleep", "979"], stdout=subprocess.DEVNULL) as other:
@@ -207,18 +207,18 @@ def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
         finally:
             other.kill()
             gone.wait()
-    told = checks["GPU 0"].detail
+    detail = checks["GPU 0"].detail
     assert checks["NVIDIA driver"].detail == result.facts["driver"] == "570.86.10"
     assert checks["GPU 0"].status == "warning"
-    assert told.startswith("NVIDIA L4␛[2J, 6.0 of 24.0 GiB free; used by ")
-    assert f"process {other.pid} (sleep of " in told and ", 11.0 GiB)" in told and "979" not in told
-    assert f"process {zombie} (true of " in told and "is a zombie" in told
-    assert f"process {1 << 22} (outside of this container, or gone, 1.0 GiB)" in told
-    assert f"process {os.getpid()} " not in told
+    assert detail.startswith("NVIDIA L4␛[2J, 6.0 of 24.0 GiB free; used by ")
+    assert f"process {other.pid} (sleep of " in detail and ", 11.0 GiB)" in detail and "979" not in detail
+    assert f"process {zombie} (true of " in detail and "is a zombie" in detail
+    assert f"process {1 << 22} (outside this container, or gone, 1.0 GiB)" in detail
+    assert f"process {os.getpid()} " not in detail
 
 
 @pytest.mark.fault("E5")
-def test_preflight_names_them_too_where_a_gpu_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_reports_them_too_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvml(tmp_path, monkeypatch, (1 << 22, 3 << 30))
     (check,) = gpu_memory_held_by_others("cuda")
     assert check.status == "warning" and f"GPU 0: process {1 << 22} (outside" in check.detail
@@ -226,7 +226,7 @@ def test_preflight_names_them_too_where_a_gpu_computes(tmp_path: Path, monkeypat
 
 
 @pytest.mark.fault("E2")
-def test_a_driver_that_fails_halfway_leaves_out_what_it_does_not_say(
+def test_a_driver_that_fails_halfway_leaves_gaps(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuses = """
@@ -256,28 +256,30 @@ def test_the_build_of_torch_is_read_without_importing_it(tmp_path: Path, monkeyp
     assert str(build) == "torch 2.9.1+cu128, built for CUDA 12.8"
 
 
-def test_the_build_that_is_read_is_that_of_the_torch_that_is_imported() -> None:
+def test_the_build_read_is_that_of_the_imported_torch() -> None:
     torch = pytest.importorskip("torch")
     assert read_torch_build() == TorchBuild(torch.__version__, torch.version.cuda, torch.version.hip)
 
 
 @pytest.mark.parametrize(
-    ("device", "cuda", "driver", "told"),
+    ("device", "cuda", "driver", "expected"),
     [
         ("auto", None, None, ""),
         ("auto", "13.0", None, ""),
         ("auto", "12.8", "525.60.13", ""),
-        ("auto", "12.8", "520.61.05", "needs driver 525 or newer, there is 520.61.05"),
-        ("auto", "13.0", "570.86.10", "needs driver 580 or newer, there is 570.86.10"),
+        ("auto", "12.8", "520.61.05", "needs driver 525 or newer, and 520.61.05 is installed"),
+        ("auto", "13.0", "570.86.10", "needs driver 580 or newer, and 570.86.10 is installed"),
         ("auto", "99.0", "570.86.10", ""),
         ("auto", None, "570.86.10", "the GPU is not used"),
         ("cpu", None, "570.86.10", ""),
         ("cpu", "13.0", "570.86.10", ""),
     ],
 )
-def test_torchs_build_is_compared_with_the_driver(device: str, cuda: str | None, driver: str | None, told: str) -> None:
+def test_torchs_build_is_compared_with_the_driver(
+    device: str, cuda: str | None, driver: str | None, expected: str
+) -> None:
     fault = driver_fault(TorchBuild("2.13.0", cuda), driver, device)
-    assert told in fault and bool(told) == bool(fault)
+    assert expected in fault and bool(expected) == bool(fault)
     assert not fault or "--torch-backend=auto" in fault
 
 
@@ -291,7 +293,7 @@ BATCH_JOB = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n"
 
 @pytest.mark.fault("A9")
 @pytest.mark.parametrize(
-    ("belongs", "manager", "linger", "status", "told"),
+    ("belongs", "manager", "linger", "status", "expected"),
     [
         (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "no", "warning", "systemd-run --user --scope tmux"),
         (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "yes", "warning", "even in tmux"),
@@ -311,7 +313,7 @@ def test_a_logout_that_would_end_the_run_is_reported_with_the_remedy(
     manager: str,
     linger: str,
     status: str | None,
-    told: str,
+    expected: str,
 ) -> None:
     answer_of_user = f"Name=anna\nLinger={linger}"
     program(programs, "loginctl", f'[ $# = 1 ] && printf "{manager}\n" || printf "{answer_of_user}\n"')
@@ -319,17 +321,17 @@ def test_a_logout_that_would_end_the_run_is_reported_with_the_remedy(
     session_lifetime.CGROUP.write_text(belongs)
     result, checks, _ = drive(tmp_path, device="cpu")
     assert ("logout" in checks) == (status is not None)
-    assert status is None or (checks["logout"].status == status and told in checks["logout"].detail)
+    assert status is None or (checks["logout"].status == status and expected in checks["logout"].detail)
     assert result.facts["ends_at_logout"] == (status == "warning")
 
 
 @pytest.mark.parametrize("script", ["exit 1", "sleep 60", "echo no such thing", None])
-def test_a_login_manager_that_does_not_answer_is_not_a_fault(
+def test_a_login_manager_that_does_not_respond_is_not_a_failure(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
 ) -> None:
     if script is not None:
         program(programs, "loginctl", script.replace("sleep", SLEEP))
     monkeypatch.setattr(session_lifetime, "CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(session_lifetime, "ASK_SECONDS", 0.3)
+    monkeypatch.setattr(session_lifetime, "LOGINCTL_SECONDS", 0.3)
     session_lifetime.CGROUP.write_text(SESSION)
     assert session_lifetime.logout_behaviour() is None

@@ -39,7 +39,7 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         drive(context(tmp_path, repo_root=tmp_path / "nowhere"))
 
 
-def test_a_folder_inside_a_checkout_is_one_of_that_checkout(tmp_path: Path, upstream: Path) -> None:
+def test_a_folder_inside_a_checkout_belongs_to_it(tmp_path: Path, upstream: Path) -> None:
     (upstream / "below").mkdir()
     assert drive(context(tmp_path, repo_root=upstream / "below"))[0].facts["commit"] == git(
         upstream, "rev-parse", "HEAD"
@@ -93,7 +93,7 @@ TRAPS = ("fsmonitor", "hook", "clean", "process", "included", "lazy fetch", "sig
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-def test_looking_at_a_checkout_runs_nothing_of_its(tmp_path: Path, upstream: Path, trap: str) -> None:
+def test_inspecting_a_checkout_runs_none_of_its_code(tmp_path: Path, upstream: Path, trap: str) -> None:
     arm(upstream, tmp_path / "ran", trap)
     dirtied(upstream)
     (tmp_path / "ran").unlink(missing_ok=True)  # arming alone may set it off
@@ -103,7 +103,7 @@ def test_looking_at_a_checkout_runs_nothing_of_its(tmp_path: Path, upstream: Pat
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-def test_a_careless_look_sets_the_trap_off(tmp_path: Path, upstream: Path, trap: str) -> None:
+def test_a_careless_inspection_triggers_the_trap(tmp_path: Path, upstream: Path, trap: str) -> None:
     arm(upstream, tmp_path / "ran", trap)
     dirtied(upstream)
     (tmp_path / "ran").unlink(missing_ok=True)
@@ -114,7 +114,7 @@ def test_a_careless_look_sets_the_trap_off(tmp_path: Path, upstream: Path, trap:
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-def test_a_folder_in_the_way_runs_nothing_while_it_is_looked_at(
+def test_inspecting_a_folder_in_the_way_runs_none_of_its_code(
     tmp_path: Path, upstream: Path, here: Path, trap: str
 ) -> None:
     hostile = make_upstream(here / "upstream")
@@ -127,7 +127,7 @@ def test_a_folder_in_the_way_runs_nothing_while_it_is_looked_at(
 
 
 @pytest.mark.parametrize("name", ["e vil", "e  vil", "e=vil", "e\u200bvil"])
-def test_a_filter_that_the_command_line_cannot_switch_off_is_not_looked_behind(
+def test_a_repository_whose_filters_cannot_be_disabled_is_not_inspected(
     tmp_path: Path, upstream: Path, name: str
 ) -> None:
     with (upstream / ".git/config").open("a") as file:
@@ -143,7 +143,7 @@ def test_a_filter_that_the_command_line_cannot_switch_off_is_not_looked_behind(
 # -- a clone -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_clone_stands_at_the_head_of_its_branch(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_a_clone_is_at_the_head_of_its_branch(tmp_path: Path, upstream: Path, here: Path) -> None:
     result, _ = drive(context(tmp_path, repo_url=str(upstream)))
     assert result.facts["folder"] == str(here / "upstream")
     assert result.facts["commit"] == git(upstream, "rev-parse", "main")
@@ -160,7 +160,7 @@ def test_a_tag_and_a_commit_are_refs_too(tmp_path: Path, upstream: Path, here: P
     assert result.facts["commit"] == first
 
 
-def test_links_are_not_made_and_do_not_count_as_changes(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_links_are_not_created_and_do_not_count_as_changes(tmp_path: Path, upstream: Path, here: Path) -> None:
     result, _ = drive(context(tmp_path, repo_url=str(upstream)))
     assert not (here / "upstream/link").is_symlink()
     assert result.facts["dirty"] is False
@@ -213,9 +213,9 @@ def test_a_folder_in_the_way_is_moved_aside_and_its_uncommitted_work_is_named(
     assert names_in(here) == {"upstream", "upstream.aside-1"}
     assert (here / "upstream.aside-1/readme").read_text() == "my work"
     assert (here / "upstream/readme").read_text() == "second"
-    told = detail(events, "moved aside")
-    assert "upstream.aside-1, unchanged." in told
-    assert 'It contains unpushed work: 1 changed file (readme); 1 untracked file ("my new file").' in told
+    moved = detail(events, "moved aside")
+    assert "upstream.aside-1, unchanged." in moved
+    assert 'It contains unpushed work: 1 changed file (readme); 1 untracked file ("my new file").' in moved
 
 
 def test_stashes_and_commits_that_no_remote_has_are_named(tmp_path: Path, upstream: Path, here: Path) -> None:
@@ -239,40 +239,38 @@ def test_stashes_and_commits_that_no_remote_has_are_named(tmp_path: Path, upstre
     )
 
 
-def test_a_clone_that_is_committed_and_pushed_holds_no_work_of_its_own(
-    tmp_path: Path, upstream: Path, here: Path
-) -> None:
+def test_a_committed_and_pushed_clone_contains_no_unsaved_work(tmp_path: Path, upstream: Path, here: Path) -> None:
     git(here, "clone", "-q", str(upstream), "upstream")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
     assert detail(events, "moved aside").endswith("unchanged.")
 
 
-def test_a_repository_without_a_remote_is_all_work_of_its_own(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_a_repository_without_a_remote_counts_as_unpushed(tmp_path: Path, upstream: Path, here: Path) -> None:
     make_upstream(here / "upstream")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
     assert "on no remote: 2 commits of main." in detail(events, "moved aside")
 
 
-def test_a_bare_repository_in_the_way_is_looked_into(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_a_bare_repository_in_the_way_is_inspected(tmp_path: Path, upstream: Path, here: Path) -> None:
     git(here, "clone", "-q", "--bare", str(upstream), "upstream")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
     assert "on no remote: 2 commits of main." in detail(events, "moved aside")
 
 
-def test_what_is_not_looked_into_is_said(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_what_was_not_inspected_is_reported(tmp_path: Path, upstream: Path, here: Path) -> None:
     git(here, "clone", "-q", str(upstream), "main")
     git(here / "main", "worktree", "add", "-q", "-b", "other", str(here / "upstream"))
     (here / "upstream/.gitmodules").write_text("")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
-    told = detail(events, "moved aside")
-    assert "linked worktree" in told and "git worktree repair" in told and "submodules were not checked" in told
+    moved = detail(events, "moved aside")
+    assert "linked worktree" in moved and "git worktree repair" in moved and "submodules were not checked" in moved
 
 
 @pytest.mark.parametrize("damage", ["no HEAD", "no configuration"])
-def test_a_damaged_repository_in_the_way_is_moved_and_that_it_was_not_read_is_said(
+def test_a_damaged_repository_in_the_way_is_moved_and_reported_as_unread(
     tmp_path: Path, upstream: Path, here: Path, damage: str
 ) -> None:
-    git(here, "init", "-q")  # the one above it would answer, and is not asked
+    git(here, "init", "-q")  # not searched: the one above would answer
     make_upstream(here / "upstream")
     (here / "upstream/.git" / {"no HEAD": "HEAD", "no configuration": "config"}[damage]).write_text("[[[\n")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
@@ -281,7 +279,7 @@ def test_a_damaged_repository_in_the_way_is_moved_and_that_it_was_not_read_is_sa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
-def test_a_repository_of_another_user_is_not_looked_into_and_whose_it_is_is_said(
+def test_another_users_repository_is_not_inspected_and_its_owner_is_named(
     tmp_path: Path, upstream: Path, here: Path
 ) -> None:
     make_upstream(here / "upstream")
@@ -292,7 +290,7 @@ def test_a_repository_of_another_user_is_not_looked_into_and_whose_it_is_is_said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_place_where_this_user_may_not_write_says_whose_it_is() -> None:
+def test_the_error_for_an_unwritable_folder_names_its_owner() -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom tests.support.git_repositories import context, drive\n"
         "os.setgid(65534); os.setuid(65534)\n"
@@ -331,9 +329,7 @@ def test_a_link_in_the_way_is_moved_not_what_it_points_to(tmp_path: Path, upstre
 
 
 @pytest.mark.parametrize("target", [".", "..", "RUN", "SOURCE"])
-def test_a_folder_that_something_stands_on_is_not_moved(
-    tmp_path: Path, upstream: Path, here: Path, target: str
-) -> None:
+def test_a_folder_in_use_is_not_moved(tmp_path: Path, upstream: Path, here: Path, target: str) -> None:
     before = names_in(tmp_path)
     root = {"RUN": tmp_path / "run", "SOURCE": upstream}.get(target, Path(target))
     given = context(tmp_path, repo_url=str(upstream), repo_root=root)
@@ -346,7 +342,7 @@ def test_a_folder_that_something_stands_on_is_not_moved(
 # -- used again --------------------------------------------------------------------------------------------------------
 
 
-def test_our_own_clone_is_used_again_by_another_run(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_our_clone_is_reused_by_another_run(tmp_path: Path, upstream: Path, here: Path) -> None:
     drive(context(tmp_path, repo_url=str(upstream)))
     (here / "upstream/artifact").write_text("kept")
     other = Context(
@@ -357,15 +353,13 @@ def test_our_own_clone_is_used_again_by_another_run(tmp_path: Path, upstream: Pa
     assert (here / "upstream/artifact").read_text() == "kept"
 
 
-def test_a_clone_that_others_made_is_not_used_again(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_a_clone_made_by_others_is_not_reused(tmp_path: Path, upstream: Path, here: Path) -> None:
     git(here, "clone", "-q", str(upstream), "upstream")
     drive(context(tmp_path, repo_url=str(upstream)))
     assert names_in(here) == {"upstream", "upstream.aside-1"}
 
 
-def test_a_clone_of_ours_whose_configuration_is_strange_now_is_not_used_again(
-    tmp_path: Path, upstream: Path, here: Path
-) -> None:
+def test_our_clone_is_not_reused_if_its_configuration_changed(tmp_path: Path, upstream: Path, here: Path) -> None:
     drive(context(tmp_path, repo_url=str(upstream)))
     with (here / "upstream/.git/config").open("a") as file:
         file.write(f'[filter "e vil"]\n\tclean = "touch {tmp_path}/ran"\n')
@@ -388,7 +382,7 @@ def test_a_run_stays_at_its_commit_when_the_branch_moves_but_a_new_run_follows_i
     assert names_in(here) == {"upstream", "upstream.aside-1"}
 
 
-def test_fresh_clones_again_once_in_a_run(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_fresh_clones_again_once_per_run(tmp_path: Path, upstream: Path, here: Path) -> None:
     drive(context(tmp_path, repo_url=str(upstream)))
     fresh = Context(
         load_config({"repo_url": str(upstream), "base_model_id": ".", "fresh": True}, environment={}),

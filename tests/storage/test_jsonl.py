@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path):
     try:
         with JsonlAppender(path) as appender:
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limit[1]))
-            with pytest.raises(DiskError, match="could not be written"):
+            with pytest.raises(DiskError, match="Cannot write"):
                 appender.append({"id": "a record that does not fit any more"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -41,4 +41,4 @@ def fake_nvml(
     (path / "pynvml.py").write_text(ONE_GPU.format(holders=list(holders)) + instead)
     before = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(path), *([before] if before else [])]))
-    monkeypatch.setattr("engine.machine.gpus.DRIVER", [])
+    monkeypatch.setattr("engine.machine.gpus.DRIVER_VERSIONS", [])

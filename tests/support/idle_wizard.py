@@ -104,7 +104,7 @@ async def until(pilot: Pilot, holds: Callable[[], object], what: str = "it", sec
 async def look_at(pilot: Pilot, app: Wizard, stage: str) -> None:
     """Go to a stage by its digit and wait until it is drawn."""
     await pilot.press(str((STAGES.index(stage) + 1) % 10))
-    await until(pilot, lambda: app.main.selected == stage and app.main.is_whole, stage)
+    await until(pilot, lambda: app.main.selected == stage and app.main.is_ready, stage)
     await pilot.pause()
 
 

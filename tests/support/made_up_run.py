@@ -300,7 +300,7 @@ CHECKS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     ),
     "toolchain": (
         ("python", "ok", "3.11.7 at /usr/bin/python3"),
-        ("uv", "warning", "missing; get it with `curl -LsSf https://astral.sh/uv/install.sh | sh`"),
+        ("uv", "warning", "missing; install it with `curl -LsSf https://astral.sh/uv/install.sh | sh`"),
         ("git", "ok", "2.39.5"),
         ("NVIDIA driver", "ok", "580.65: NVIDIA H100 80GB HBM3"),
     ),

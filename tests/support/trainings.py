@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from engine.core.events import Event
-from engine.dpo.training import processes, trainer
+from engine.dpo.training import distributed, trainer
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.trainer import Trained
 from engine.run.context import Context
@@ -17,4 +17,4 @@ def train(context: Context, rows: Sequence[Row], **options: Any) -> Generator[Ev
 
 
 def train_as_planned(context: Context, rows: Sequence[Row], **options: Any) -> Generator[Event, None, Trained]:
-    return processes.train_as_planned(context.config, context.run, rows, stop=context.stop, **options)
+    return distributed.train_as_planned(context.config, context.run, rows, stop=context.stop, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from themes.loader import BUILT_IN, DEFAULT, MEANINGS, ThemeProblem, as_textual, find_themes, load_theme
+from themes.loader import BUILT_IN, DEFAULT, MEANINGS, ThemeError, as_textual, find_themes, load_theme
 
 SHIPPED = sorted(BUILT_IN.glob("*.toml"))
 
@@ -28,7 +28,7 @@ def test_every_shipped_theme_has_every_meaning(path: Path):
 
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem != "ansi"], ids=lambda path: path.stem)
-def test_text_can_be_read_on_its_ground(path: Path):
+def test_text_is_readable_on_the_background(path: Path):
     """4.5 to 1 (WCAG 2.2, 1.4.3); the theme `contrast` has 7 to 1."""
     from textual.color import Color
 
@@ -50,7 +50,7 @@ GROUNDS = ("background", "surface", "panel", "rail-background", "bar-background"
 
 @pytest.mark.parametrize("depth", ["truecolor", "256"])
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem != "ansi"], ids=lambda path: path.stem)
-def test_every_text_can_be_read_on_every_ground_with_all_colours_and_with_256(path: Path, depth: str):
+def test_every_text_is_readable_on_every_background_in_true_colour_and_with_256(path: Path, depth: str):
     """3 to 1, WCAG's minimum; tmux without RGB shows the nearest of 256 colours, which can differ a lot."""
     theme = as_textual(load_theme(path))
     colours = {**vars(theme), **theme.variables}
@@ -75,7 +75,7 @@ def _shown(value: str, depth: str) -> object:
     return Color(*EIGHT_BIT_PALETTE[number])
 
 
-def test_a_small_theme_gets_what_it_does_not_say(tmp_path: Path):
+def test_a_theme_with_only_a_primary_colour_is_completed(tmp_path: Path):
     (tmp_path / "mine.toml").write_text('[colours]\nprimary = "#336699"\n')
     found, problems = find_themes(tmp_path)
     assert "mine" in found and not problems
@@ -95,7 +95,7 @@ def test_a_small_theme_gets_what_it_does_not_say(tmp_path: Path):
         "\xff\xfe",
     ],
 )
-def test_a_broken_theme_is_one_notice_and_the_others_are_there(tmp_path: Path, text: str):
+def test_broken_themes_are_one_notice_and_the_others_still_load(tmp_path: Path, text: str):
     (tmp_path / "broken.toml").write_text(text, encoding="latin-1")
     (tmp_path / "broken2.toml").write_text(text, encoding="latin-1")
     (tmp_path / "good.toml").write_text('[colours]\nprimary = "#336699"\n')
@@ -104,10 +104,10 @@ def test_a_broken_theme_is_one_notice_and_the_others_are_there(tmp_path: Path, t
     assert len(problems) == 1 and "broken.toml" in problems[0] and "broken2.toml" in problems[0]
 
 
-def test_a_problem_names_the_entry(tmp_path: Path):
+def test_an_error_names_the_entry(tmp_path: Path):
     path = tmp_path / "broken.toml"
     path.write_text('[colours]\nprimary = "bluish"\n')
-    with pytest.raises(ThemeProblem, match="bluish"):
+    with pytest.raises(ThemeError, match="bluish"):
         as_textual(load_theme(path))
 
 

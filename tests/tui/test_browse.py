@@ -37,7 +37,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-async def test_any_file_is_looked_at_and_decided_about_beside_it(file: Path, config: Callable[..., Stage3Config]):
+async def test_any_file_can_be_browsed_and_decisions_go_beside_it(file: Path, config: Callable[..., Stage3Config]):
     source = PairFile(file, config(min_pairs=3))
     app = PairFileBrowser(source)
     before = file.read_bytes()
@@ -45,7 +45,7 @@ async def test_any_file_is_looked_at_and_decided_about_beside_it(file: Path, con
     try:
         async with app.run_test(size=(100, 30)) as pilot:
             browser = app.main.query_one(PairBrowser)
-            await until(pilot, lambda: len(browser.store.rows) == 7 and not browser.store.unjudged, "the pairs")
+            await until(pilot, lambda: len(browser.store.rows) == 7 and not browser.store.unchecked, "the pairs")
             await app.tick()
             await pilot.pause()
             shown = screen_text(app)
@@ -75,6 +75,6 @@ def test_what_cannot_be_browsed_is_reported_before_the_screen(tmp_path: Path, co
             PairFile(tmp_path / name, config())
 
 
-def test_of_a_long_path_the_end_is_shown_whole_in_the_title():
-    line = title_line(f"/{'folder/' * 30}preferences.jsonl", Content("nothing runs "), 80).plain
-    assert line.startswith(" stage3-tui browse …") and "/preferences.jsonl  nothing runs" in line and len(line) == 80
+def test_the_title_shows_the_end_of_a_long_path():
+    line = title_line(f"/{'folder/' * 30}preferences.jsonl", Content("no run "), 80).plain
+    assert line.startswith(" stage3-tui browse …") and "/preferences.jsonl  no run" in line and len(line) == 80

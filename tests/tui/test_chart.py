@@ -49,14 +49,14 @@ def test_points_outside_the_window_stay_inside_the_chart():
     assert braille([(0, 9)], 1, 1, UNIT) == ["⠁"]
 
 
-def test_the_window_holds_all_points_and_levels_with_air():
+def test_the_window_holds_all_points_and_levels_with_a_margin():
     window = window_of([Series([(1, 0.5), (9, 0.7)], "")], [Level(math.log(2), "ln 2")])
     assert window is not None
     assert (window.left, window.right) == (1, 9)
     assert window.bottom < 0.5 and window.top > 0.7
 
 
-def test_what_is_never_negative_gets_no_axis_that_is():
+def test_values_that_are_never_negative_get_no_negative_axis():
     norms = window_of([Series([(1, 0.01), (2, 2.9)], "")])
     margins = window_of([Series([(1, -0.2), (2, 1.3)], "")])
     assert norms is not None and norms.bottom == 0.0
@@ -69,12 +69,12 @@ def test_one_point_and_equal_points_have_a_window_too():
         assert window is not None and window.top > window.bottom and window.right > window.left
 
 
-def test_only_nan_has_no_window_and_says_so():
+def test_points_that_are_all_nan_have_no_window_and_a_note():
     assert window_of([Series([(1, math.nan)], "")]) is None
     assert chart([Series([(1, math.nan)], "")], [], 40, 8)[0].plain == "No points yet."
 
 
-def test_a_chart_is_as_wide_and_as_high_as_asked():
+def test_a_chart_has_the_requested_width_and_height():
     lines = chart([Series([(1, 0.7), (2, 0.6), (3, 0.65)], "")], [Level(math.log(2), "ln 2")], 40, 8)
     assert len(lines) == 8
     assert {line.cell_length for line in lines} == {40}
@@ -86,7 +86,7 @@ def test_a_chart_too_small_to_draw_does_not_fail():
     assert chart([Series([(1, 0.7)], "")], [], 6, 2)
 
 
-def test_the_moving_average_leaves_nan_out():
+def test_the_moving_average_ignores_nan():
     assert moving_average([(1, 1.0), (2, math.nan), (3, 3.0)], 2) == [(1, 1.0), (3, 2.0)]
 
 
@@ -98,13 +98,13 @@ def test_a_bar_is_filled_to_an_eighth_of_a_cell():
     assert bar(0.25, 4, marks=(peak_mark(1.0),)).plain == "█  ▏"
 
 
-def test_marks_stand_on_what_is_filled_and_on_what_is_not():
+def test_marks_are_drawn_on_filled_and_empty_cells():
     assert bar(0.75, 4, marks=(forecast_mark(0.5),)).plain == "█┃█ "
     assert bar(0.25, 4, marks=(forecast_mark(0.75), peak_mark(0.5))).plain == "█▏┃ "
     assert bar(0.5, 4, marks=(forecast_mark(7.0), forecast_mark(math.nan))).plain == "██ ┃"
 
 
-def test_a_peak_behind_what_is_used_now_is_not_a_mark_and_a_forecast_always_is():
+def test_a_peak_below_current_use_is_not_marked_but_a_forecast_always_is():
     assert memory_bar(3, 4, 4, peak=2, forecast=1).plain == "┃██ "
 
 
@@ -115,7 +115,7 @@ def gpus(on_gpu: bool, gpu: int | None = 0, width: int = 120) -> list[str]:
     return [line.plain for line in lines]
 
 
-def test_a_gauge_has_used_peak_and_forecast_and_what_the_driver_says():
+def test_a_gauge_shows_use_peak_forecast_and_the_drivers_figures():
     gpu, mine, host = gpus(on_gpu=True)
     for told in ("GPU 0  T4", "6.0 GiB of 16.0 GiB", "91 %", "66 °C", "70 W", "peak 9.0 GiB", "forecast 11.0 GiB"):
         assert told in gpu
@@ -123,13 +123,13 @@ def test_a_gauge_has_used_peak_and_forecast_and_what_the_driver_says():
     assert "forecast" not in mine and "2.0 GiB of 64.0 GiB" in mine and "8.0 GiB of 64.0 GiB" in host
 
 
-def test_on_few_columns_the_marks_are_told_and_the_watts_left_out_whole():
+def test_in_few_columns_the_marks_are_named_and_the_watts_left_out():
     gpu = gpus(on_gpu=True, width=78)[0]
     assert gpu.endswith(("▏peak 9.0 GiB   ┃forecast 11.0 GiB   91 %", "forecast 11.0 GiB"))
     assert "…" not in gpu and "W" not in gpu
 
 
-def test_on_the_cpu_the_forecast_is_about_this_run_and_of_another_gpu_there_is_none():
+def test_on_the_cpu_the_forecast_is_about_this_run_and_another_gpu_has_none():
     gpu, mine, _ = gpus(on_gpu=False)
     assert "forecast" not in gpu and "forecast 11.0 GiB" in mine
     assert "forecast" not in gpus(on_gpu=True, gpu=1)[0]
@@ -145,7 +145,7 @@ def test_without_a_gpu_the_gauge_says_so_and_shows_the_machines_memory():
     assert short.startswith("no GPU  RAM ") and short.endswith(" 8/64 GiB")
 
 
-def test_words_that_changed_are_marked():
+def test_changed_words_are_marked():
     before, after, common = word_diff("the cat sat", "the dog sat")
     assert (before.plain, after.plain) == ("the cat sat", "the dog sat")
     assert [(before.plain[s.start : s.end], s.style) for s in before.spans] == [("cat ", "strike $diff-removed")]

@@ -29,7 +29,7 @@ def stage3(*arguments: object, cwd: Path = ROOT, **environment: str) -> subproce
     )
 
 
-def test_version_and_help_answer():
+def test_version_and_help_print():
     assert stage3("--version").stdout == f"stage3-tui {__version__}\n"
     shown = stage3("--help-all").stdout
     for option in options():
@@ -38,7 +38,7 @@ def test_version_and_help_answer():
         assert f"stage3-tui {command}" in shown
 
 
-def test_help_is_there_before_a_person_notices():
+def test_help_responds_before_a_person_notices():
     """Not a benchmark: the fastest of five against twice what was measured here (0.10 s)."""
     seconds = []
     for _ in range(5):
@@ -62,14 +62,14 @@ def test_help_is_there_before_a_person_notices():
         ([], "--auto"),
     ],
 )
-def test_a_wrong_call_says_what_to_do_and_exits_2(arguments: list[str], hint: str, tmp_path: Path):
+def test_a_usage_error_prints_what_to_do_and_exits_2(arguments: list[str], hint: str, tmp_path: Path):
     done = stage3(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("failed: ") and hint in done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
 
 
-def test_a_strangers_package_in_the_place_of_ours_is_noticed(tmp_path: Path):
+def test_another_distributions_package_in_place_of_ours_is_detected(tmp_path: Path):
     (tmp_path / "themes").mkdir()
     (tmp_path / "themes" / "__init__.py").write_text("")
     done = stage3("status", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}", cwd=tmp_path)
@@ -82,9 +82,9 @@ def test_validate_reads_the_notebooks_pairs_and_refuses_with_9():
     done = stage3("validate", path)
     assert done.returncode == 9
     assert "1,291 pairs" in done.stdout and "488 with a revision byte-identical" in done.stdout
-    told = json.loads(stage3("validate", path, "--json").stdout)
-    assert (told["pairs"], told["figures"]["byte_identical"], told["gate"]["open"]) == (1291, 488, False)
-    assert set(told["verdicts"][0]) == {"line", "usable", "reasons"}
+    report = json.loads(stage3("validate", path, "--json").stdout)
+    assert (report["pairs"], report["figures"]["byte_identical"], report["gate"]["open"]) == (1291, 488, False)
+    assert set(report["verdicts"][0]) == {"line", "usable", "reasons"}
 
 
 def test_validate_opens_for_pairs_that_can_teach(tmp_path: Path):
@@ -102,7 +102,7 @@ def test_validate_opens_for_pairs_that_can_teach(tmp_path: Path):
     assert stage3("validate", path, "--min-pairs", "41").returncode == 9
 
 
-def test_auto_json_prints_events_and_nothing_else_and_status_tells_the_same(tmp_path: Path):
+def test_auto_json_prints_only_events_and_status_agrees(tmp_path: Path):
     run = tmp_path / "run"
     done = stage3("--auto", "--demo", "--json", "--until", "toolchain", "--output-dir", run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -125,12 +125,12 @@ def test_the_wizard_continues_with_the_options_that_the_run_was_started_with(tmp
     run.manifest["config"] = {"num_examples": 77, "beta": 0.7, "output_dir": "elsewhere", "of_another_version": 1}
     run.save()
     given = argparse.Namespace(output_dir=str(tmp_path / "run"), beta="0.3")
-    resumed = config_of(given, goes_on=True)
+    resumed = config_of(given, continues=True)
     assert (resumed.num_examples, resumed.beta, resumed.output_dir) == (77, 0.3, tmp_path / "run")
     assert config_of(given).num_examples == 2500
 
 
-def test_a_failed_run_says_what_failed_why_and_what_to_do(tmp_path: Path):
+def test_a_failed_run_prints_what_failed_why_and_what_to_do(tmp_path: Path):
     run = tmp_path / "run"
     done = stage3("--auto", "--demo", "--until", "workspace", "--repo-url", tmp_path / "none", "--output-dir", run)
     assert done.returncode == 3

@@ -48,7 +48,7 @@ async def test_with_the_mouse_alone(chooser: RunChooser):
 
 
 @pytest.mark.parametrize("width", [60, 78, 118, 198])
-def test_the_tables_fit_and_name_what_differs_in_words(chooser: RunChooser, tmp_path: Path, width: int):
+def test_the_tables_fit_and_name_the_options_that_differ(chooser: RunChooser, tmp_path: Path, width: int):
     found = compare([tmp_path / name for name in ("a", "b", "c")])
     lines = [*legend_lines(found, width), *table_lines(found, width)]
     assert all(line.cell_length <= width for line in lines)
@@ -58,12 +58,12 @@ def test_the_tables_fit_and_name_what_differs_in_words(chooser: RunChooser, tmp_
     assert sum("━━" in line and "better" in line for line in shown) == 3
 
 
-def test_each_run_has_a_colour_of_its_own_and_the_first_lies_on_top():
+def test_each_run_has_its_own_colour_and_the_first_is_drawn_on_top():
     series = series_of([[0.7, 0.5], [0.7, 0.6], []])
     assert [one.style for one in series] == [COLOURS[2], COLOURS[1], COLOURS[0]]
     assert series[-1].thick and [len(one.points) for one in series] == [0, 2, 2]
 
 
-def test_runs_are_named_by_the_part_of_their_paths_in_which_they_differ():
+def test_runs_are_named_by_the_part_of_their_paths_that_differs():
     assert names_of([Path("/x/y/a"), Path("/x/y/b")]) == ["a", "b"]
     assert names_of([Path("/x/a/trials/1"), Path("/x/b/trials/1")]) == ["a/trials/1", "b/trials/1"]

@@ -19,8 +19,8 @@ from tui.screens.curves import CurvesView, drawn_curve
 from tui.screens.curves_file import curves_csv, curves_svg
 from tui.screens.training import TrainingView
 from tui.terminal import sequences
-from tui.widgets.chart import BLOCKS, HeldOut, Level, Look, Series, chart, plot_of
-from tui.widgets.layout import as_fits
+from tui.widgets.chart import BLOCKS, ChartStyle, HeldOut, Level, Series, chart, plot_of
+from tui.widgets.layout import join_fitting
 from tui.widgets.line_chart import LineChart
 from tui.wizard.app import Wizard
 
@@ -36,7 +36,7 @@ EVALUATION = EvalDone("better", figures={"margin": 0.25, "margin_low": 0.2, "mar
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def test_the_headline_says_the_newest_step_and_its_mean_by_name():
+def test_the_headline_has_the_newest_step_and_its_mean():
     title = drawn_curve("loss", STEPS, CurvesView(), None).headline
     assert title.startswith("Loss  0.3000  mean of 2 0.3050")
 
@@ -46,12 +46,12 @@ def test_without_smoothing_there_is_one_line_and_no_mean():
     assert "mean" not in drawn.headline and len(drawn.series) == 1
 
 
-def test_under_the_cursor_stand_the_figures_of_its_step():
+def test_the_headline_has_the_figures_of_the_step_under_the_cursor():
     title = drawn_curve("loss", STEPS, CurvesView(cursor=11), None).headline
     assert title.startswith("Loss  0.5900  at step 11  mean of 2 0.5950")
 
 
-def test_the_cursor_goes_to_the_nearest_step_and_stays_among_those_that_are_shown():
+def test_the_cursor_goes_to_the_nearest_visible_step():
     view = CurvesView().pointed_at(11.4, STEPS)
     assert view.cursor == 11
     assert view.moved(-100, STEPS).cursor == 1 and view.moved(100, STEPS).cursor == 40
@@ -60,22 +60,22 @@ def test_the_cursor_goes_to_the_nearest_step_and_stays_among_those_that_are_show
     assert view.pointed_at(None, STEPS).cursor is None
 
 
-def test_the_held_out_figure_stands_at_the_last_step_with_its_interval():
+def test_the_held_out_figure_is_at_the_last_step_with_its_interval():
     drawn = drawn_curve("margin", STEPS, CurvesView(), EVALUATION)
-    assert drawn.look.held_out == (HeldOut(40.0, 0.25, 0.2, 0.4),)
+    assert drawn.style.held_out == (HeldOut(40.0, 0.25, 0.2, 0.4),)
     assert "◆ held out 0.250  (0.200 to 0.400)" in drawn.headline
-    assert drawn_curve("loss", STEPS, CurvesView(), EVALUATION).look.held_out == (), "it was not measured"
+    assert drawn_curve("loss", STEPS, CurvesView(), EVALUATION).style.held_out == (), "it was not measured"
     measured = replace(EVALUATION, figures={"loss": 0.6, "loss_low": 0.55, "loss_high": 0.65})
-    assert drawn_curve("loss", STEPS, CurvesView(), measured).look.held_out == (HeldOut(40.0, 0.6, 0.55, 0.65),)
+    assert drawn_curve("loss", STEPS, CurvesView(), measured).style.held_out == (HeldOut(40.0, 0.6, 0.55, 0.65),)
 
 
-def test_what_stands_above_a_narrow_chart_is_left_out_whole_and_never_cut():
+def test_titles_that_do_not_fit_are_left_out_and_never_cut():
     drawn = drawn_curve("margin", STEPS, CurvesView(), EVALUATION)
-    assert as_fits(drawn.titles, 60).plain == "Reward margin  0.310  mean of 2 0.310  ◆ held out 0.250"
-    assert as_fits(drawn.titles, 44).plain == "Reward margin  0.310  mean of 2 0.310"
+    assert join_fitting(drawn.titles, 60).plain == "Reward margin  0.310  mean of 2 0.310  ◆ held out 0.250"
+    assert join_fitting(drawn.titles, 44).plain == "Reward margin  0.310  mean of 2 0.310"
 
 
-def test_on_a_log_scale_equal_factors_are_equal_heights_and_nothing_has_no_height():
+def test_on_a_log_scale_equal_factors_are_equal_heights_and_zero_has_none():
     drawn = drawn_curve("gradient", [*STEPS, step(41, 0.3, 0.0)], CurvesView(log=True), None)
     heights = [y for _, y in drawn.raw]
     assert heights[10] - heights[0] == pytest.approx(heights[30] - heights[20]) == pytest.approx(-1.0)
@@ -85,26 +85,26 @@ def test_on_a_log_scale_equal_factors_are_equal_heights_and_nothing_has_no_heigh
 # -- how it is drawn ---------------------------------------------------------------------------------------------------
 
 
-def test_half_blocks_take_the_place_of_braille():
-    lines = chart([Series([(0, 0), (1, 0)], "")], [], 20, 4, (0, 1), Look(BLOCKS))
+def test_half_blocks_replace_braille():
+    lines = chart([Series([(0, 0), (1, 0)], "")], [], 20, 4, (0, 1), ChartStyle(BLOCKS))
     drawn = "".join(line.plain for line in lines)
     assert "▄" in drawn and not any(0x2800 <= ord(letter) < 0x2900 for letter in drawn)
 
 
-def test_the_consoles_font_is_known_to_have_no_braille(monkeypatch: pytest.MonkeyPatch):
+def test_the_consoles_font_has_no_braille(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "linux")
     assert sequences.lacks_braille()
     monkeypatch.setenv("TERM", "xterm-256color")
     assert not sequences.lacks_braille()
 
 
-def test_a_held_out_interval_and_the_cursor_stand_in_their_columns():
-    look = Look(cursor=0.0, held_out=(HeldOut(10.0, 0.5, 0.25, 0.75),))
+def test_a_held_out_interval_and_the_cursor_are_in_their_columns():
+    style = ChartStyle(cursor=0.0, held_out=(HeldOut(10.0, 0.5, 0.25, 0.75),))
     series, levels = [Series([(0, 0.0), (10, 0.0)], "")], [Level(1.0, "1")]
-    rows = [line.plain for line in chart(series, levels, 30, 12, (0, 1), look)]
+    rows = [line.plain for line in chart(series, levels, 30, 12, (0, 1), style)]
     assert [row[-1] for row in rows if row[-1] in "◆┃"].count("◆") == 1
     assert sum(row[-1] == "┃" for row in rows) >= 3
-    plot = plot_of(series, levels, 30, (0, 1), look)
+    plot = plot_of(series, levels, 30, (0, 1), style)
     assert plot is not None and all(row[plot.gutter + 1] == "│" for row in rows[1:-2])
 
 
@@ -118,7 +118,7 @@ def test_a_cell_stands_for_the_x_that_is_drawn_in_it():
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_a_row_a_step_with_every_figure_and_its_mean():
+def test_the_table_has_a_row_per_step_with_every_figure_and_its_mean():
     rows = list(csv.DictReader(curves_csv(STEPS).splitlines()))
     assert len(rows) == 40 and rows[10]["step"] == "11"
     assert float(rows[10]["loss"]) == pytest.approx(0.59) and float(rows[10]["loss_mean_of_2"]) == pytest.approx(0.595)
@@ -157,7 +157,7 @@ async def test_with_keys_alone(finished: Runner):
         assert curves(app).cursor == 1
         await pilot.press("m", "g")
         await until(
-            pilot, lambda: "log scale" in screen_text(app) and "mean of" not in screen_text(app), "the other look"
+            pilot, lambda: "log scale" in screen_text(app) and "mean of" not in screen_text(app), "the other view"
         )
         await pilot.press("escape")
         assert curves(app).cursor is None

@@ -133,7 +133,7 @@ async def test_questions_and_windows(
         shots.check()
 
 
-async def test_while_pairs_are_made_and_for_who_watches(size: str, theme: str, tmp_path: Path, config):
+async def test_while_pairs_are_made_and_for_a_watcher(size: str, theme: str, tmp_path: Path, config):
     folder = make_run(tmp_path / "stage3_constitutional", through="pairs", pairs=40)
     run = Run(folder)
     run.folder = ShownPath(run.folder)

@@ -25,7 +25,7 @@ def state_of(*events: tuple[float, object]) -> RunState:
     return fold(Entry(number, T + when, event) for number, (when, event) in enumerate(events))
 
 
-def test_what_failed_stands_among_the_messages_in_order_of_time():
+def test_failures_are_among_the_messages_in_order_of_time():
     state = state_of(
         (0, StageStarted("adapter")),
         (2, Message("info", "reading", "adapter")),
@@ -42,7 +42,7 @@ def test_what_failed_stands_among_the_messages_in_order_of_time():
     assert rows[1].stage == "adapter" and rows[1].text == "No adapter. The folder is empty. Fill it."
 
 
-def test_a_line_of_the_file_has_the_stage_that_ran_then_and_a_traceback_the_level_of_its_error():
+def test_a_line_has_the_stage_that_ran_and_a_traceback_has_the_level_of_its_error():
     state = state_of((0, StageStarted("pairs")), (60, StageFinished("pairs", "done")), (61, StageStarted("training")))
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(T + 30))
     later = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(T + 90))
@@ -75,13 +75,13 @@ async def test_with_keys_alone(logged: Runner):
         await pilot.press("l")
         await until(pilot, lambda: log_is_drawn(app))
         await pilot.press("v")
-        await until(pilot, lambda: rows(app).shown == 300, "run.log")
+        await until(pilot, lambda: rows(app).row_count == 300, "run.log")
         assert rows(app).cursor == 299 and "line 299" in screen_text(app)
         await pilot.press("e")
         assert {line.level for line in rows(app).lines} == {"warning", "error"}
         await pilot.press("e")
         await until(pilot, lambda: "the disk is full" in screen_text(app))
-        assert rows(app).shown == 1
+        assert rows(app).row_count == 1
         await pilot.press("e", "slash", *"line 12", "enter")
         await until(pilot, lambda: "“line 12”" in screen_text(app))
         found = [line.text for line in (rows(app).lines[at] for at in rows(app).matches)]
@@ -97,7 +97,7 @@ async def test_with_keys_alone(logged: Runner):
             file.write("2026-11-29 10:00:01,000 INFO engine: one more\n")
         await until(pilot, lambda: rows(app).cursor == 300, "the new line")
         await pilot.press("slash", *"more", "escape")
-        assert rows(app).sought == "" and is_open(app, LogScreen) and not app.screen.query_one(Input).display
+        assert rows(app).search_text == "" and is_open(app, LogScreen) and not app.screen.query_one(Input).display
         await pilot.press("escape")
         await until(pilot, lambda: not is_open(app, LogScreen))
 
@@ -119,7 +119,7 @@ async def test_with_the_mouse_alone(logged: Runner):
     async with app.run_test(size=(120, 35)) as pilot:
         app.action_log()
         await until(pilot, lambda: log_is_drawn(app))
-        await click_on(pilot, app, "run.log", lambda: rows(app).shown == 300)
+        await click_on(pilot, app, "run.log", lambda: rows(app).row_count == 300)
         await click_on(pilot, app, "level", lambda: rows(app).level == "warning")
         await click_on(pilot, app, "find", lambda: app.screen.query_one(Input).has_focus)
         await click_on(pilot, app, "line 290", lambda: rows(app).line is not None and "290" in rows(app).line.text)
@@ -128,4 +128,4 @@ async def test_with_the_mouse_alone(logged: Runner):
 
 
 def test_a_copied_line_has_its_time_level_and_stage():
-    assert LogLine("10:00:00", "error", "pairs", "it broke").whole == "10:00:00 error pairs it broke"
+    assert LogLine("10:00:00", "error", "pairs", "it broke").full_text == "10:00:00 error pairs it broke"

@@ -10,8 +10,15 @@ from engine.pipeline.trials import options_to_try
 from tests.support.idle_wizard import Sessions, click_on, look_at, screen_text, turn_to, until
 from tui.runs.runner import Runner
 from tui.screens.base import STAGE_OPTIONS, options_of
+from tui.widgets.option_help import (
+    choices_of,
+    consequence_sentence,
+    differs,
+    option_help_lines,
+    parse_input,
+    shown_value,
+)
 from tui.widgets.option_rows import OptionRows
-from tui.widgets.option_words import choices_of, consequence_words, differs, given, option_words, shown_value
 from tui.widgets.options_editor import OptionsEditor
 from tui.wizard.app import Wizard
 
@@ -19,7 +26,7 @@ OPTION = {option.name: option for option in options()}
 SCREEN_ONLY = {option.name for option in options() if option.group == "Display"}
 
 
-def test_every_option_stands_on_some_screen():
+def test_every_option_is_on_a_screen():
     shown = {option.name for stage in STAGE_OPTIONS for option in options_of(stage)}
     assert set(OPTION) - shown == SCREEN_ONLY
     known = set(OPTION) | {option.group for option in options()}
@@ -27,7 +34,7 @@ def test_every_option_stands_on_some_screen():
 
 
 def drawn(rows: OptionRows, width: int = 100) -> list[Content]:
-    return [rows.row_content(index, width) for index in range(rows.shown)]
+    return [rows.row_content(index, width) for index in range(rows.row_count)]
 
 
 async def editor_of(pilot, app: Wizard, stage: str, option: str) -> OptionsEditor:
@@ -44,7 +51,7 @@ async def editor_of(pilot, app: Wizard, stage: str, option: str) -> OptionsEdito
     return editor
 
 
-async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(runner: Runner):
+async def test_a_value_is_checked_while_it_is_typed_and_used_once_it_is_saved(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         editor = await editor_of(pilot, app, "pairs", "num_examples")
@@ -64,7 +71,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(run
         await until(pilot, lambda: runner.config.num_examples == 2500)
 
 
-async def test_what_is_typed_is_seen(runner: Runner):
+async def test_typed_text_is_visible(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await editor_of(pilot, app, "training", "beta")
@@ -85,7 +92,7 @@ async def test_esc_leaves_the_value_as_it_was(runner: Runner):
         assert editor.rows.option.name == "learning_rate", "the list has the focus again"
 
 
-async def test_choices_and_switches_are_gone_through_with_arrows_and_enter(runner: Runner):
+async def test_arrows_and_enter_step_through_choices_and_switches(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         await editor_of(pilot, app, "quality", "judge")
@@ -103,7 +110,7 @@ async def test_choices_and_switches_are_gone_through_with_arrows_and_enter(runne
         await until(pilot, lambda: runner.config.gradient_checkpointing is None)
 
 
-async def test_nothing_typed_leaves_an_option_to_the_program_where_that_may_be(runner: Runner):
+async def test_an_empty_input_lets_the_program_choose_if_it_may(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         await editor_of(pilot, app, "pairs", "generation_batch_size")
@@ -147,7 +154,7 @@ async def test_a_click_puts_the_cursor_on_an_option_and_a_second_one_opens_it(ru
         await until(pilot, lambda: editor.editing)
 
 
-def test_what_differs_from_its_default_is_known_by_number_and_not_by_spelling():
+def test_a_value_is_compared_with_its_default_as_a_number():
     assert not differs(OPTION["learning_rate"], 5e-05)
     assert differs(OPTION["learning_rate"], 5e-04)
     assert not differs(OPTION["repo_root"], None) and differs(OPTION["repo_root"], "/x")
@@ -163,14 +170,14 @@ def test_what_differs_from_its_default_is_known_by_number_and_not_by_spelling():
         ("beta", ()),
     ],
 )
-def test_what_there_is_to_choose_from(name: str, choices: tuple):
+def test_the_choices_of_an_option(name: str, choices: tuple):
     assert choices_of(OPTION[name]) == choices
 
 
-def test_blank_text_is_nothing_only_where_nothing_may_be():
-    assert given(OPTION["repo_root"], "  ") is None
-    assert given(OPTION["split"], "  ") == ""
-    assert given(OPTION["split"], " train ") == "train"
+def test_blank_text_is_none_only_if_none_is_allowed():
+    assert parse_input(OPTION["repo_root"], "  ") is None
+    assert parse_input(OPTION["split"], "  ") == ""
+    assert parse_input(OPTION["split"], " train ") == "train"
 
 
 async def test_turning_to_the_options_and_back_with_o(runner: Runner):
@@ -185,7 +192,7 @@ async def test_turning_to_the_options_and_back_with_o(runner: Runner):
 # -- for people --------------------------------------------------------------------------------------------------------
 
 
-def test_every_option_has_a_label_of_its_own_under_its_heading():
+def test_every_option_has_a_label_that_is_unique_under_its_heading():
     named = [(option.topic, option.label) for option in options()]
     assert all(label and topic for topic, label in named)
     assert len(set(named)) == len(named)
@@ -199,9 +206,9 @@ def test_values_are_shown_with_their_units():
     assert shown_value(OPTION["seed"], 42) == "42" and shown_value(OPTION["install"], True) == "yes"
 
 
-def test_an_option_of_the_training_says_how_several_values_are_tried():
+def test_a_training_option_explains_how_to_try_several_values():
     told = {
-        name: " ".join(line.plain.strip() for line in option_words(OPTION[name], "", False, False, 160))
+        name: " ".join(line.plain.strip() for line in option_help_lines(OPTION[name], "", False, False, 160))
         for name in OPTION
     }
     assert "`stage3-tui sweep --beta A,B`" in told["beta"]
@@ -215,27 +222,30 @@ def test_several_addresses_are_shown_as_they_are_typed():
 
 
 def test_a_share_may_be_typed_in_percent():
-    assert given(OPTION["eval_fraction"], " 15 % ") == "0.15" and given(OPTION["eval_fraction"], "0.2") == "0.2"
-    assert given(OPTION["eval_fraction"], "x%") == "x%", "the configuration says what is wrong with it"
+    assert (
+        parse_input(OPTION["eval_fraction"], " 15 % ") == "0.15"
+        and parse_input(OPTION["eval_fraction"], "0.2") == "0.2"
+    )
+    assert parse_input(OPTION["eval_fraction"], "x%") == "x%", "the configuration says what is wrong with it"
 
 
-def test_what_a_change_does_again_is_told_with_its_time_and_what_stays():
+def test_a_change_names_what_it_repeats_how_long_it_takes_and_what_is_kept():
     done = {"adapter": 2.0, "preflight": 7.0, "pairs": 3_000.0, "quality": 60.0, "training": 240.0, "packaging": 9.0}
-    assert consequence_words(OPTION["learning_rate"], done) == (
-        "A change repeats training (about 4m), then packaging if the results differ; pairs and quality stay."
+    assert consequence_sentence(OPTION["learning_rate"], done) == (
+        "A change repeats training (about 4m), then packaging if the results differ; pairs and quality are kept."
     )
-    assert consequence_words(OPTION["eval_prompts"], done) == (
-        "A change repeats the evaluation, then packaging if the results differ; pairs, quality and training stay."
+    assert consequence_sentence(OPTION["eval_prompts"], done) == (
+        "A change repeats the evaluation, then packaging if the results differ; pairs, quality and training are kept."
     )
-    assert consequence_words(OPTION["save_steps"], done) == "Changes no result."
-    assert consequence_words(OPTION["repo_root"], done) == "Changes nothing that is done already."
-    assert consequence_words(OPTION["learning_rate"], {}) == ""
+    assert consequence_sentence(OPTION["save_steps"], done) == "A change affects no result."
+    assert consequence_sentence(OPTION["repo_root"], done) == "A change affects nothing that is already done."
+    assert consequence_sentence(OPTION["learning_rate"], {}) == ""
 
 
-def test_the_words_below_the_rows_are_wrapped_and_never_cut():
+def test_the_description_below_the_rows_is_wrapped_and_never_cut():
     for width in (40, 78, 164):
         for option in options():
-            lines = option_words(option, "", False, False, width, {"training": 240.0})
+            lines = option_help_lines(option, "", False, False, width, {"training": 240.0})
             assert all(line.cell_length <= width for line in lines)
             assert "".join(option.sentence.split()) in "".join("".join(line.plain for line in lines).split())
 
@@ -273,7 +283,7 @@ async def test_an_option_is_found_by_typing_and_esc_shows_all_again(runner: Runn
         await pilot.press("enter", "right")
         await until(pilot, lambda: runner.config.load_in_4bit)
         await pilot.press("slash", *"zzz")
-        await until(pilot, lambda: "No option has these words." in screen_text(app))
+        await until(pilot, lambda: "No option matches." in screen_text(app))
         await pilot.press("escape")
         await until(pilot, lambda: len(editor.rows.options) > 1)
         assert app.main.view.page == "Options"

@@ -44,7 +44,7 @@ async def browse(pilot: Pilot, app: Wizard) -> PairBrowser:
     await until(pilot, lambda: app.main.view is not None and app.main.view.query("#browser"), "the browser")
     browser = app.main.view.query_one(PairBrowser)
     await until(pilot, lambda: browser.query(PairList), "its parts")
-    await until(pilot, lambda: browser.pairs.count and not browser.store.unjudged, "the verdicts")
+    await until(pilot, lambda: browser.pairs.count and not browser.store.unchecked, "the verdicts")
     await until(pilot, lambda: browser.pairs.has_focus, "the focus")
     return browser
 
@@ -67,7 +67,7 @@ def edits_of(app: Wizard):
 # -- the sample --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_sample_is_thirty_usable_pairs_and_stays_the_same_while_they_are_decided(
+async def test_the_sample_is_thirty_usable_pairs_and_stays_the_same_during_decisions(
     tmp_path: Path, config: Callable, sessions: Sessions
 ):
     folder = tmp_path / "run"
@@ -78,12 +78,12 @@ async def test_the_sample_is_thirty_usable_pairs_and_stays_the_same_while_they_a
     async with app.run_test(size=(120, 40)) as pilot:
         browser = await browse(pilot, app)
         await pilot.press("S")
-        await until(pilot, lambda: browser.pairs.shown == 30, "the sample")
+        await until(pilot, lambda: browser.pairs.row_count == 30, "the sample")
         before = {one.id for one in browser.store.rows if one.sampled}
         assert all(int(pair_id.removeprefix("id")) % 5 for pair_id in before)
         await pilot.press("x")
         await until(pilot, lambda: edits_of(app).decisions, "the decision")
-        await until(pilot, lambda: not browser.store.unjudged, "the verdict")
+        await until(pilot, lambda: not browser.store.unchecked, "the verdict")
         browser.store.mark_sample()  # as the next S does
         assert {one.id for one in browser.store.rows if one.sampled} == before
 
@@ -96,13 +96,13 @@ async def test_in_the_sample_one_key_decides_and_shows_the_next(tmp_path: Path, 
     async with app.run_test(size=(120, 40)) as pilot:
         browser = await browse(pilot, app)
         await pilot.press("S")
-        await until(pilot, lambda: browser.pairs.shown == 30, "the sample")
+        await until(pilot, lambda: browser.pairs.row_count == 30, "the sample")
         for number in range(30):
             await until(pilot, lambda left=30 - number: f"30 of 40 pairs, {left} left to decide" in screen_text(app))
             await pilot.press("x" if number % 3 == 0 else "y")
         decisions = edits_of(app).decisions
         assert [one.accepted for one in decisions.values()].count(True) == 20 and len(decisions) == 30
-        end = "All of the sample are decided: r goes on."
+        end = "The whole sample is decided: press r to continue."
         await until(pilot, lambda: any(end in notice.message for notice in app._notifications), "the end is said")
 
 
@@ -117,20 +117,20 @@ def test_a_hundred_thousand_rows_are_filtered_and_sorted():
     ]
     pairs = PairList(rows)
     pairs.take_new()
-    assert (pairs.count, pairs.shown, pairs.cursor) == (MANY, MANY, 0)
+    assert (pairs.count, pairs.row_count, pairs.cursor) == (MANY, MANY, 0)
     pairs.cursor = MANY - 1
     pairs.filter("NEEDLE")
-    assert pairs.shown == 100
+    assert pairs.row_count == 100
     assert pairs.row is not None and pairs.row.line.number == 99_007
     pairs.filter("needle !99")
-    assert pairs.shown == 99
+    assert pairs.row_count == 99
     pairs.sort(Order("prompt", reverse=True))
     assert pairs.row_content(0, 80).plain.split()[0] == "98008"
     pairs.filter("")
-    assert pairs.shown == MANY
+    assert pairs.row_count == MANY
 
 
-def test_at_the_last_row_new_rows_are_followed_and_elsewhere_not():
+def test_the_cursor_follows_new_rows_only_from_the_last_row():
     rows = [listed(n) for n in range(10)]
     pairs = PairList(rows)
     pairs.take_new()
@@ -141,7 +141,7 @@ def test_at_the_last_row_new_rows_are_followed_and_elsewhere_not():
     pairs.cursor = 8
     rows.append(listed(11))
     pairs.take_new()
-    assert (pairs.cursor, pairs.shown) == (8, 12)
+    assert (pairs.cursor, pairs.row_count) == (8, 12)
 
 
 def test_the_cursor_stays_on_its_pair_when_filter_and_order_change():
@@ -157,18 +157,18 @@ def test_the_cursor_stays_on_its_pair_when_filter_and_order_change():
     assert pairs.cursor == 41
 
 
-def test_an_empty_list_and_an_empty_filter_say_so():
+def test_an_empty_list_shows_whether_the_filter_is_the_reason():
     rows = []
     pairs = PairList(rows)
-    assert "No pairs yet" in pairs.nothing()
+    assert "No pairs yet" in pairs.empty_text()
     rows.append(listed(1))
     pairs.take_new()
     pairs.filter("nothing has this word")
-    assert "No pair matches" in pairs.nothing() and pairs.row is None
+    assert "No pair matches" in pairs.empty_text() and pairs.row is None
 
 
 @pytest.mark.parametrize("width", [46, 64, 90, 140])
-def test_columns_stand_under_their_titles(width: int):
+def test_columns_are_below_their_titles(width: int):
     title, cells = header_text(width, Order()).plain, row_text(listed(1), width).plain
     assert title.index("#↑") == 4
     assert len(cells[: title.index("prompt")].rstrip()) < title.index("prompt") <= width
@@ -204,7 +204,7 @@ def test_the_tail_and_the_rows_agree(tmp_path: Path):
 # -- looking -----------------------------------------------------------------------------------------------------------
 
 
-async def test_b_browses_the_pairs_from_any_stage_and_the_gate_stands_beside_them(wizard: Wizard):
+async def test_b_browses_the_pairs_from_any_stage_and_shows_the_gate(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await until(pilot, lambda: "Gate ✓ open" in screen_text(wizard))
@@ -218,21 +218,21 @@ async def test_b_browses_the_pairs_from_any_stage_and_the_gate_stands_beside_the
         assert not browser.has_class("-zoomed")
 
 
-async def test_the_filter_is_read_as_it_is_typed_and_says_what_it_cannot_read(wizard: Wizard):
+async def test_the_filter_applies_while_typing_and_reports_invalid_parts(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("slash", *"reason:me")
-        await until(pilot, lambda: browser.pairs.shown == 4)
+        await until(pilot, lambda: browser.pairs.row_count == 4)
         await until(pilot, lambda: "4 of 16 pairs" in screen_text(wizard))
         await pilot.press(*" gain>", "enter")
         await until(pilot, lambda: "gain> needs a number" in screen_text(wizard))
         await pilot.press("j")
         assert browser.pairs.cursor == 1 and wizard.main.selected == "quality"
         await pilot.press("escape")
-        await until(pilot, lambda: browser.pairs.shown == 16)
+        await until(pilot, lambda: browser.pairs.row_count == 16)
 
 
-async def test_n_goes_to_the_next_flagged_pair_and_round_the_end(wizard: Wizard):
+async def test_n_goes_to_the_next_flagged_pair_and_wraps_around(wizard: Wizard):
     async with wizard.run_test(size=(120, 40)) as pilot:
         browser = await browse(pilot, wizard)
         seen = []
@@ -246,7 +246,7 @@ async def test_n_goes_to_the_next_flagged_pair_and_round_the_end(wizard: Wizard)
         assert browser.pairs.cursor == 13, "what is decided is not flagged any more"
 
 
-async def test_the_list_is_sorted_by_key_and_the_arrow_says_how(wizard: Wizard):
+async def test_keys_sort_the_list_and_an_arrow_shows_the_order(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("greater_than_sign")
@@ -260,7 +260,7 @@ async def test_the_list_is_sorted_by_key_and_the_arrow_says_how(wizard: Wizard):
 # -- deciding ----------------------------------------------------------------------------------------------------------
 
 
-async def test_decisions_are_appended_move_the_gate_and_are_taken_back(wizard: Wizard):
+async def test_decisions_are_appended_change_the_gate_and_can_be_undone(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
         await pilot.press("x")
@@ -279,7 +279,7 @@ async def test_decisions_are_appended_move_the_gate_and_are_taken_back(wizard: W
 
 
 @pytest.mark.fault("C13")
-async def test_pairs_are_decided_about_while_others_are_still_being_made(wizard: Wizard, sessions: Sessions):
+async def test_pairs_can_be_decided_about_while_others_are_being_made(wizard: Wizard, sessions: Sessions):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         wizard.source.start(until="pairs")
@@ -290,11 +290,11 @@ async def test_pairs_are_decided_about_while_others_are_still_being_made(wizard:
             file.write(
                 '{"id": "new", "prompt": "Is it new?", "base_response": "No.", "revised_response": "It is new."}\n'
             )
-        await until(pilot, lambda: browser.pairs.count == 17 and not browser.store.unjudged)
+        await until(pilot, lambda: browser.pairs.count == 17 and not browser.store.unchecked)
         assert browser.pairs.cursor == 0
 
 
-async def test_what_is_decided_while_training_runs_is_kept_and_said_to_count_for_the_next_run(wizard: Wizard):
+async def test_decisions_during_training_are_saved_for_the_next_run_and_a_note_says_so(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
         done = StageFinished("quality", "done", "fine", facts={"edits_bytes": 0})
@@ -307,7 +307,7 @@ async def test_what_is_decided_while_training_runs_is_kept_and_said_to_count_for
         await until(pilot, lambda: "1 decision waits for the next run." in screen_text(wizard))
 
 
-async def test_who_watches_decides_nothing(tmp_path: Path, config):
+async def test_a_watcher_cannot_decide(tmp_path: Path, config):
     folder = tmp_path / "run"
     (folder / "pairs").mkdir(parents=True)
     write_rows(folder / layout.PAIRS_JSONL, [row(1)])
@@ -319,19 +319,19 @@ async def test_who_watches_decides_nothing(tmp_path: Path, config):
         assert not (folder / layout.EDITS_JSONL).exists()
 
 
-async def test_who_watches_may_decide_where_that_was_allowed(tmp_path: Path, config):
+async def test_a_watcher_can_decide_if_allowed(tmp_path: Path, config):
     folder = tmp_path / "run"
     (folder / "pairs").mkdir(parents=True)
     write_rows(folder / layout.PAIRS_JSONL, [row(1)])
     app = Wizard(Watcher(Run(folder), config(output_dir=folder), decides=True))
     async with app.run_test(size=(160, 40)) as pilot:
         await browse(pilot, app)
-        assert "accept" in screen_text(app).splitlines()[-1] and "watching, may decide" in screen_text(app)
+        assert "accept" in screen_text(app).splitlines()[-1] and "watching, decisions allowed" in screen_text(app)
         await pilot.press("x")
         assert read_edits(folder / layout.EDITS_JSONL)["id1"].accepted is False
 
 
-async def test_two_people_at_two_terminals_lose_nothing(wizard: Wizard, tmp_path: Path):
+async def test_decisions_from_two_terminals_are_all_saved(wizard: Wizard, tmp_path: Path):
     """One decides in the wizard, the other one in a process of their own, about other pairs and about the same one."""
     path = wizard.source.run / layout.EDITS_JSONL
     script = "from pathlib import Path; from engine.pairs.data.edits import write_edit\n"
@@ -353,14 +353,14 @@ async def test_two_people_at_two_terminals_lose_nothing(wizard: Wizard, tmp_path
         assert browser.store.rows[3].decision.note == read_edits(path)["id3"].note
 
 
-async def test_a_finished_stage_says_that_decisions_wait(wizard: Wizard):
+async def test_a_finished_stage_shows_pending_decisions(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
         state = wizard.source._state.apply(StageStarted("quality"), time.time() - 60)
         done = StageFinished("quality", "done", "fine", facts={"edits_bytes": 0})
         wizard.source._state = state.apply(done, time.time() - 30)
         await pilot.press("x", "V")
-        await until(pilot, lambda: "1 decision waits for the next run: r on stage quality" in screen_text(wizard))
+        await until(pilot, lambda: "1 decision waits for the next run: press r on stage quality" in screen_text(wizard))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ async def test_a_revision_is_edited_in_place_and_the_gate_sees_the_new_text(wiza
         assert browser.pairs.has_focus and browser.pairs.row.word == "edited"
 
 
-async def test_the_draft_is_edited_too_and_esc_leaves_all_as_it_was(wizard: Wizard):
+async def test_the_draft_can_be_edited_and_esc_discards(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("e", "ctrl+t")
@@ -408,14 +408,14 @@ async def test_a_note_is_written_and_shown(wizard: Wizard):
         assert browser.pairs.row.decision.note == "Ask Maria" and not browser.pairs.row.decided
 
 
-async def test_hostile_text_in_the_editor_is_spelt_out_and_stays_as_it_is_when_nothing_is_changed(wizard: Wizard):
+async def test_hostile_text_is_escaped_in_the_editor_and_unchanged_if_not_edited(wizard: Wizard):
     write_rows(
         wizard.source.run / layout.PAIRS_JSONL, [row(1, revised_response="Say \x1b]52;c;AAAA\x07 aloud, please.")]
     )
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("e")
-        await until(pilot, lambda: "control characters are shown spelt out" in screen_text(wizard), "the editor")
+        await until(pilot, lambda: "control characters are shown escaped" in screen_text(wizard), "the editor")
         await until(pilot, lambda: "Say ␛]52;c;AAAA␇ aloud" in screen_text(wizard))
         assert "\x1b]52" not in screen_text(wizard)
         await pilot.press("ctrl+s")
@@ -423,7 +423,7 @@ async def test_hostile_text_in_the_editor_is_spelt_out_and_stays_as_it_is_when_n
         assert not edits_of(wizard)
 
 
-async def test_the_revision_is_edited_in_the_editor_that_a_person_chose(wizard: Wizard, tmp_path: Path, monkeypatch):
+async def test_the_revision_can_be_edited_in_the_users_editor(wizard: Wizard, tmp_path: Path, monkeypatch):
     """Headless tests have no terminal to suspend; test_terminal covers that on a real one."""
     seen = tmp_path / "seen"
     editor = tmp_path / "my editor"
@@ -445,7 +445,7 @@ async def test_the_revision_is_edited_in_the_editor_that_a_person_chose(wizard: 
 
 
 @pytest.mark.parametrize("script", ["exit 1", ': > "$1"', "true"])
-async def test_an_editor_that_fails_or_changes_nothing_keeps_nothing(
+async def test_an_editor_that_fails_or_changes_nothing_saves_nothing(
     wizard: Wizard, tmp_path: Path, monkeypatch, script
 ):
     editor = tmp_path / "ed"
@@ -459,7 +459,7 @@ async def test_an_editor_that_fails_or_changes_nothing_keeps_nothing(
         assert not edits_of(wizard)
 
 
-async def test_without_an_editor_it_says_what_to_do(wizard: Wizard, monkeypatch, tmp_path: Path):
+async def test_without_an_editor_a_notice_says_what_to_do(wizard: Wizard, monkeypatch, tmp_path: Path):
     for name in ("VISUAL", "EDITOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

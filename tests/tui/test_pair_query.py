@@ -26,7 +26,7 @@ def found(text: str, *rows: PairRow) -> list[int]:
     return indices
 
 
-def test_a_filter_wants_every_word_and_none_after_an_exclamation_mark():
+def test_a_filter_requires_every_word_and_excludes_those_after_an_exclamation_mark():
     letter, rude = row(prompt="A polite letter"), row(prompt="A rude LETTER")
     assert found("polite LETTER", letter, rude) == [0]
     assert found("letter !polite", letter, rude) == [1]
@@ -34,7 +34,7 @@ def test_a_filter_wants_every_word_and_none_after_an_exclamation_mark():
     assert found("  ! ", letter, rude) == [0, 1]
 
 
-def test_reasons_and_principles_are_found_by_how_they_begin():
+def test_reasons_and_principles_are_found_by_their_beginning():
     meta, loop = (
         row(reasons=("meta", "leak"), usable=False),
         row(reasons=("loop",), usable=False, principle_ids=["HP7"]),
@@ -59,7 +59,7 @@ def test_reasons_and_principles_are_found_by_how_they_begin():
         ("flag", [1]),
     ],
 )
-def test_verdicts_are_what_the_detectors_find_and_what_people_decided(verdict: str, which: list[int]):
+def test_verdicts_come_from_the_detectors_and_from_people(verdict: str, which: list[int]):
     scores = {"base_score": 0.2, "revised_score": 0.5}
     rows = (
         row(**scores, reasons=(), usable=True),
@@ -71,12 +71,12 @@ def test_verdicts_are_what_the_detectors_find_and_what_people_decided(verdict: s
     assert found(f"verdict:{verdict}", *rows) == which
 
 
-def test_a_pair_that_the_judge_finds_no_better_is_flagged_too():
+def test_a_pair_without_a_gain_is_flagged():
     assert row(base_score=0.5, revised_score=0.5, reasons=(), usable=True).flagged
     assert not row(base_score=0.5, revised_score=0.6, reasons=(), usable=True).flagged
 
 
-def test_numbers_are_compared_and_what_has_none_is_not_found():
+def test_numbers_are_compared_and_rows_without_one_do_not_match():
     better, worse = row(1, base_score=0.25, revised_score=0.75), row(2, base_score=0.75, revised_score=0.5)
     unscored = row(3, base_score=None, revised_score=None)
     assert found("gain>0", better, worse, unscored) == [0]
@@ -101,18 +101,18 @@ def test_notes_are_found_by_their_words():
         ("verdict:nice", "verdict: must be one of"),
     ],
 )
-def test_what_cannot_be_read_is_reported_and_the_rest_holds(text: str, problem: str):
+def test_an_invalid_part_is_reported_and_the_rest_applies(text: str, problem: str):
     query = parse(f"heating {text}")
     assert query.problem.startswith(problem)
     assert query.words == ("heating",)
 
 
 @pytest.mark.parametrize("text", ["http://x", "a:b", "[/]", "reason", "gain", ">3", "!!", "!gain>"])
-def test_whatever_is_typed_nothing_breaks(text: str):
+def test_any_text_can_be_typed(text: str):
     assert isinstance(parse(text), Query)
 
 
-def test_one_more_letter_looks_only_among_what_was_found():
+def test_another_letter_filters_only_the_previous_matches():
     assert parse("heat").narrows(parse("hea"))
     assert parse("heat cold").narrows(parse("heat"))
     assert not parse("hea").narrows(parse("heat"))
@@ -120,7 +120,7 @@ def test_one_more_letter_looks_only_among_what_was_found():
     assert not parse("gain>1").narrows(parse("gain>0"))
 
 
-def test_rows_are_sorted_and_those_that_say_nothing_come_last_either_way():
+def test_rows_without_a_value_come_last_in_either_order():
     rows = [
         row(0, base_score=0.0, revised_score=0.5),
         row(1, base_score=None, revised_score=None),
@@ -132,7 +132,7 @@ def test_rows_are_sorted_and_those_that_say_nothing_come_last_either_way():
     assert order.turned().sort(rows, [0, 1, 2, 3]) == [3, 0, 2, 1]
 
 
-def test_columns_are_gone_through_and_lengths_begin_with_the_longest():
+def test_sorting_steps_through_the_columns_and_starts_with_the_longest_texts():
     order, seen = Order(), []
     for _ in range(7):
         order = order.next(1)

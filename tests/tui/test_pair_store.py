@@ -33,9 +33,9 @@ def pairs_of(run: Run, *rows: dict) -> Path:
 def catch_up(store: PairStore) -> PairStore:
     """Read and assess everything, as the browser does."""
     while news := store.read():
-        store.take(news)
-    while batch := store.next_to_judge():
-        store.take_findings(store.judge(batch))
+        store.apply(news)
+    while batch := store.next_to_check():
+        store.apply_assessments(store.check(batch))
     return store
 
 
@@ -65,14 +65,14 @@ def score(run: Run, judge: str, *pairs_and_scores) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def test_pairs_are_read_as_they_come_and_a_torn_line_waits(run: Run):
+def test_pairs_are_read_as_they_are_written_and_a_torn_line_waits(run: Run):
     store = catch_up(PairStore(run))
     assert store.rows == []
     path = pairs_of(run, row(1), row(2))
     with path.open("a") as file:
         file.write(json.dumps(row(3))[:20])
     catch_up(store)
-    assert [one.id for one in store.rows] == ["id1", "id2"] and all(one.judged for one in store.rows)
+    assert [one.id for one in store.rows] == ["id1", "id2"] and all(one.checked for one in store.rows)
     with path.open("a") as file:
         file.write(json.dumps(row(3))[20:] + "\nno json\n")
     catch_up(store)
@@ -80,17 +80,17 @@ def test_pairs_are_read_as_they_come_and_a_torn_line_waits(run: Run):
     assert store.review.counts.bad_lines == 1 and not store.rows[3].usable
 
 
-def test_until_the_detectors_looked_a_row_says_what_its_record_says(run: Run):
+def test_until_it_is_checked_a_row_has_its_records_reason(run: Run):
     pairs_of(run, row(1, status="loop"), row(2))
     store = PairStore(run)
-    store.take(store.read())
-    assert [(one.reasons, one.judged) for one in store.rows] == [(("loop",), False), ((), False)]
+    store.apply(store.read())
+    assert [(one.reasons, one.checked) for one in store.rows] == [(("loop",), False), ((), False)]
     catch_up(store)
-    assert [(one.reasons, one.judged) for one in store.rows] == [((), True), ((), True)], "the text is no loop"
+    assert [(one.reasons, one.checked) for one in store.rows] == [((), True), ((), True)], "the text is no loop"
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_people_decide_the_gate_is_the_one_that_the_stage_will_find(run: Run, config, seed: int):
+def test_after_any_decisions_the_gate_is_the_stages(run: Run, config, seed: int):
     chance = random.Random(seed)
     made = [
         row(
@@ -119,7 +119,7 @@ def test_whatever_people_decide_the_gate_is_the_one_that_the_stage_will_find(run
     assert_the_gate_is_the_stages(catch_up(PairStore(run)), run, options)
 
 
-def test_a_judges_scores_move_the_gate_when_they_come_and_only_those_of_the_newest_judge_count(run: Run, config):
+def test_new_scores_change_the_gate_and_only_the_newest_judges_count(run: Run, config):
     made = [pair(number, base_score=None, revised_score=None) for number in range(6)]
     pairs_of(run, *(row(number) for number in range(6)))
     store = catch_up(PairStore(run))
@@ -139,7 +139,7 @@ def test_a_judges_scores_move_the_gate_when_they_come_and_only_those_of_the_newe
     assert_the_gate_is_the_stages(store, run, config())
 
 
-def test_scores_that_come_before_the_detectors_looked_count_too(run: Run, config):
+def test_scores_that_are_read_before_the_check_count(run: Run, config):
     pairs_of(run, row(1))
     score(run, "j", (pair(1), (0.25, 0.75)))
     store = catch_up(PairStore(run))
@@ -147,7 +147,7 @@ def test_scores_that_come_before_the_detectors_looked_count_too(run: Run, config
     assert_the_gate_is_the_stages(store, run, config())
 
 
-def test_undo_takes_back_the_last_decision_wherever_the_cursor_is(run: Run):
+def test_undo_reverts_the_last_decision_wherever_the_cursor_is(run: Run):
     pairs_of(run, row(1), row(2), row(3))
     store = catch_up(PairStore(run))
     store.decide(0, "reject")
@@ -157,7 +157,7 @@ def test_undo_takes_back_the_last_decision_wherever_the_cursor_is(run: Run):
     assert store.undo(1) is None
 
 
-def test_decisions_of_an_earlier_session_are_taken_back_where_the_cursor_is(run: Run):
+def test_undo_reverts_an_earlier_sessions_decision_under_the_cursor(run: Run):
     pairs_of(run, row(1), row(2))
     write_edit(run / layout.EDITS_JSONL, "id2", "reject")
     store = catch_up(PairStore(run))
@@ -166,19 +166,19 @@ def test_decisions_of_an_earlier_session_are_taken_back_where_the_cursor_is(run:
     assert store.undo(1) == 1 and store.rows[1].word == "usable"
 
 
-def test_what_is_decided_while_the_detectors_look_is_not_overwritten(run: Run):
+def test_a_decision_during_a_check_is_not_overwritten(run: Run):
     pairs_of(run, row(1), row(2))
     store = PairStore(run)
-    store.take(store.read())
-    batch = store.next_to_judge()
-    found = store.judge(batch)  # in its thread, from what was there before
+    store.apply(store.read())
+    batch = store.next_to_check()
+    found = store.check(batch)  # in its thread, from what was there before
     store.decide(0, "reject")
-    store.take_findings(found)
+    store.apply_assessments(found)
     assert not store.rows[0].usable and store.rows[0].word == "rejected"
     assert not catch_up(store).rows[0].usable
 
 
-def test_decisions_made_elsewhere_are_seen(run: Run):
+def test_decisions_made_elsewhere_are_read(run: Run):
     """As `attach` sees decisions of the wizard that owns the run."""
     pairs_of(run, row(1))
     watching = catch_up(PairStore(run))
@@ -195,7 +195,7 @@ def test_a_pair_without_an_id_cannot_be_decided_about(run: Run):
     assert not read_edits(run / layout.EDITS_JSONL)
 
 
-def test_a_file_that_was_made_again_is_read_again(run: Run):
+def test_a_replaced_file_is_read_from_the_start(run: Run):
     path = pairs_of(run, row(1), row(2))
     store = catch_up(PairStore(run))
     path.unlink()
@@ -212,23 +212,23 @@ def test_real_pairs_give_the_gate_that_validate_gives(run: Run, config):
     assert_the_gate_is_the_stages(store, run, config())
 
 
-def test_every_figure_of_the_gate_has_a_short_name_beside_the_pairs(config):
+def test_every_figure_of_the_gate_has_a_short_name(config):
     assert {one.name for judged in (True, False) for one in figures(Tally(), config(), judged=judged)} == set(SHORT)
 
 
-def test_a_decision_made_during_a_read_is_not_taken_back_by_it(run: Run):
+def test_a_decision_during_a_read_is_not_reverted_by_it(run: Run):
     pairs_of(run, row(0), row(1))
     store = catch_up(PairStore(run))
     write_edit(run / layout.EDITS_JSONL, "id1", "reject")
     news = store.read()
     store.decide(0, "accept")
-    store.take(news)
+    store.apply(news)
     assert store.rows[0].decision.accepted is True
     catch_up(store)
     assert (store.rows[0].decision.accepted, store.rows[1].decision.accepted) == (True, False)
 
 
-def test_what_two_stores_decide_is_seen_by_both(run: Run):
+def test_two_stores_read_each_others_decisions(run: Run):
     pairs_of(run, row(0), row(1))
     one, other = catch_up(PairStore(run)), catch_up(PairStore(run))
     one.decide(0, "reject")

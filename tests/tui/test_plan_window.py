@@ -12,8 +12,8 @@ from tui.wizard.app import Wizard
 
 PLANNED = [
     PlannedStage("adapter", "reused", "rank 8"),
-    PlannedStage("pairs", "again", "num_examples: 160 became 500, 160 kept, 340 to make", 120.0),
-    PlannedStage("quality", "open", "reused if the pairs come out the same", 1.0),
+    PlannedStage("pairs", "again", "num_examples changed from 160 to 500, 160 kept, 340 to make", 120.0),
+    PlannedStage("quality", "open", "reused if unchanged: the pairs", 1.0),
     PlannedStage("training", "goes on", "it stopped"),
 ]
 
@@ -32,31 +32,33 @@ def planned(finished: Runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-async def test_what_would_be_made_again_is_shown_and_the_same_key_starts_it(
+async def test_the_plan_is_shown_first_and_the_same_key_starts_the_run(
     size: tuple[int, int], finished: Runner, sessions: Sessions, planned: list[str]
 ):
     app = Wizard(finished)
     async with app.run_test(size=size) as pilot:
         await pilot.press("a")
-        await until(pilot, lambda: is_open(app, PlanWindow) and "num_examples: 160 became 500" in screen_text(app))
+        await until(
+            pilot, lambda: is_open(app, PlanWindow) and "num_examples changed from 160 to 500" in screen_text(app)
+        )
         assert "without Training" in screen_text(app) and not sessions.made
         await pilot.press("a")
         await until(pilot, lambda: sessions.made and sessions.last.calls == [("packaging", None)])
     assert planned == ["packaging"]
 
 
-async def test_it_is_started_and_left_with_the_mouse_alone(finished: Runner, sessions: Sessions, planned: list[str]):
+async def test_with_the_mouse_alone(finished: Runner, sessions: Sessions, planned: list[str]):
     app = Wizard(finished)
     async with app.run_test(size=(80, 24)) as pilot:
         footer = range(23, 24)
         await click_on(pilot, app, "a run all", lambda: is_open(app, PlanWindow), rows=footer)
-        await click_on(pilot, app, "Esc leaves it", lambda: app.screen is app.main)
+        await click_on(pilot, app, "Esc cancels", lambda: app.screen is app.main)
         assert not sessions.made
         await click_on(pilot, app, "a run all", lambda: is_open(app, PlanWindow), rows=footer)
-        await click_on(pilot, app, "Enter starts it", lambda: sessions.made)
+        await click_on(pilot, app, "Enter starts", lambda: sessions.made)
 
 
-async def test_esc_leaves_everything_as_it_is(finished: Runner, sessions: Sessions, planned: list[str]):
+async def test_esc_changes_nothing(finished: Runner, sessions: Sessions, planned: list[str]):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
         for key in ("r", "p"):
@@ -67,7 +69,7 @@ async def test_esc_leaves_everything_as_it_is(finished: Runner, sessions: Sessio
     assert not sessions.made
 
 
-async def test_a_plan_that_cannot_be_told_says_why_and_the_start_is_still_there(
+async def test_a_plan_that_fails_shows_why_and_the_run_can_still_start(
     finished: Runner, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ):
     def broken(until: str) -> list[PlannedStage]:

@@ -46,13 +46,13 @@ def until_restart(context: Context) -> list[Any]:
 
 def test_a_stage_that_needs_a_fresh_process_is_not_a_failure_and_continues_there(stages: Any, context: Any):
     stages["training"].failure = RestartNeeded("Memory ran out.", "2 GiB", "It goes on.")
-    at_work, said = context(), []
+    at_work, events = context(), []
     generator = loop.run_pipeline(at_work)
     with pytest.raises(RestartNeeded):
         for event in generator:
-            said.append(event)
-    assert said[-1] == Message("warning", "Memory ran out. 2 GiB It goes on.", "training")
-    assert not [event for event in said if isinstance(event, RunFinished)]
+            events.append(event)
+    assert events[-1] == Message("warning", "Memory ran out. 2 GiB It goes on.", "training")
+    assert not [event for event in events if isinstance(event, RunFinished)]
     assert at_work.run.stage("training")["status"] == "running" and at_work.run.manifest.get("error") is None
     stages["training"].failure = None
     _, code = run_all(Context(at_work.config, Run(at_work.run.folder)))
@@ -61,7 +61,7 @@ def test_a_stage_that_needs_a_fresh_process_is_not_a_failure_and_continues_there
 
 
 @pytest.mark.fault("D9")
-def test_a_broken_device_gets_one_fresh_process_a_stage_and_is_a_failure_then(stages: Any, context: Any):
+def test_a_broken_device_gets_one_fresh_process_per_stage_and_then_fails(stages: Any, context: Any):
     stages["pairs"].failure = RuntimeError(BROKEN)
     at_work = context()
     until_restart(at_work)
@@ -123,7 +123,7 @@ print("second", os.getpid(), os.read(number, 99).decode().strip(), left)
 """
 
 
-def test_the_process_keeps_its_number_hands_the_token_on_a_pipe_and_closes_all_else():
+def test_reexec_keeps_the_pid_passes_the_token_on_a_pipe_and_closes_all_else():
     done = subprocess.run(
         [sys.executable, "-c", FRESH], capture_output=True, text=True, check=True, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -153,7 +153,7 @@ sys.exit(main())
 """
 
 
-def test_a_token_that_was_found_on_the_way_is_handed_on_without_a_terminal_too(tmp_path: Path):
+def test_a_token_found_during_the_run_is_passed_on_without_a_terminal_too(tmp_path: Path):
     options = ["--auto", "--demo", "--until", "toolchain", "--output-dir", str(tmp_path / "run")]
     subprocess.run(
         [sys.executable, "-c", FOUND, *options],
@@ -162,7 +162,7 @@ def test_a_token_that_was_found_on_the_way_is_handed_on_without_a_terminal_too(t
     assert (tmp_path / "heard").read_text() == "hf_found_on_the_way"
 
 
-def test_the_wizards_runner_says_up_to_where_the_run_is_to_continue(config: Callable[..., Any], tmp_path: Path):
+def test_the_wizards_runner_records_the_last_stage_for_the_restart(config: Callable[..., Any], tmp_path: Path):
     class Session:
         def __init__(self, *_: Any) -> None: ...
 
@@ -220,7 +220,7 @@ def stage_status(folder: Path, stage: str) -> str:
         return ""
 
 
-def test_the_wizard_comes_back_reexec_and_the_run_continues_by_itself(tmp_path: Path):
+def test_the_wizard_restarts_and_the_run_continues_by_itself(tmp_path: Path):
     folder = tmp_path / "run"
     opened = spent(folder)
     opened.press("a")
@@ -236,7 +236,7 @@ def test_the_wizard_comes_back_reexec_and_the_run_continues_by_itself(tmp_path: 
     assert Run(folder).owner() is None
 
 
-def test_a_run_that_was_left_continues_without_a_screen(tmp_path: Path):
+def test_a_detached_run_continues_without_a_screen(tmp_path: Path):
     folder = tmp_path / "run"
     (tmp_path / "wait").touch()
     opened = spent(folder)

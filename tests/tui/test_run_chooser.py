@@ -32,7 +32,7 @@ async def after(app: RunChooser, *keys: str) -> Path | None:
     return app.return_value
 
 
-async def test_the_cursor_stands_on_the_run_of_output_dir_and_enter_opens_it(chooser, tmp_path: Path):
+async def test_the_cursor_is_on_the_run_of_output_dir_and_enter_opens_it(chooser, tmp_path: Path):
     assert await after(chooser("a"), "enter") == tmp_path / "a"
 
 
@@ -40,22 +40,22 @@ async def test_another_run_can_be_chosen(chooser, tmp_path: Path):
     assert await after(chooser("a"), "k", "enter") == tmp_path / "b"
 
 
-async def test_where_output_dir_is_not_a_run_yet_a_new_one_can_be_begun(chooser, tmp_path: Path):
+async def test_a_new_run_can_be_started_if_output_dir_is_not_a_run_yet(chooser, tmp_path: Path):
     assert await after(chooser("new"), "enter") == tmp_path / "b"
     assert await after(chooser("new"), "G", "enter") == tmp_path / "new"
 
 
-async def test_who_leaves_opens_nothing(chooser):
+async def test_leaving_opens_no_run(chooser):
     assert await after(chooser("a"), "q") is None
 
 
-def test_with_one_run_nothing_is_asked(tmp_path: Path, config):
+def test_with_one_run_there_is_nothing_to_choose(tmp_path: Path, config):
     made_run(tmp_path / "a")
     assert choose_run(config(output_dir=tmp_path / "new")) == tmp_path / "new"
 
 
 @pytest.mark.parametrize("width", [80, 118, 138, 198])
-def test_a_row_says_what_became_of_the_run_and_fits(width: int, tmp_path: Path):
+def test_a_row_shows_the_outcome_of_the_run_and_fits(width: int, tmp_path: Path):
     made_run(tmp_path / "a-run-with-a-name-that-is-longer-than-a-narrow-row-has-room-for", **TRAINED)
     (run,) = runs_below(tmp_path)
     row = run_row(run, tmp_path, width).plain

@@ -34,8 +34,8 @@ from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
 from tui.screens.log import LogRows, LogScreen
 from tui.screens.stage_descriptions import DESCRIPTIONS, description_of
-from tui.widgets.progress_of import seconds_to_go
-from tui.widgets.rail import clock, flat_number_at, flat_rail, run_rows, tall_rail, whole_run
+from tui.widgets.rail import clock, flat_number_at, flat_rail, run_rows, run_summary, tall_rail
+from tui.widgets.run_progress import seconds_remaining
 from tui.wizard.app import Wizard, first_stage
 
 SIZES = [(80, 24), (160, 48)]
@@ -58,7 +58,7 @@ async def test_every_view_of_every_stage_opens_and_shows_hostile_text_as_text(fi
 
 
 @pytest.mark.parametrize("size", SIZES, ids=PICTURE)
-async def test_a_failure_says_what_why_and_what_to_do(tmp_path: Path, config, size):
+async def test_a_failure_shows_what_why_and_what_to_do(tmp_path: Path, config, size):
     folder = failed_run(tmp_path / "run")
     app = Wizard(Runner(config(output_dir=folder), Run(folder)))
     async with app.run_test(size=size) as pilot:
@@ -93,10 +93,10 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
 
 
 @pytest.mark.parametrize("size", SIZES, ids=PICTURE)
-async def test_while_pairs_are_made_one_line_tells_of_the_servers_and_none_afterwards(tmp_path: Path, config, size):
+async def test_one_line_shows_the_servers_while_pairs_are_made(tmp_path: Path, config, size):
     folder = make_run(tmp_path / "run", through="pairs", pairs=20)
     away = ServerReading(
-        "http://b:8000/v1", "out", f"The server at http://b:8000/v1 returns 502 {HOSTILE[1]}. It is gone."
+        "http://b:8000/v1", "out", f"The server at http://b:8000/v1 returned 502 {HOSTILE[1]}. It is gone."
     )
     servers = Servers("server", (ServerReading("http://a:8000/v1", running=14, waiting=3, cache=0.4), away))
     runner = Runner(config(output_dir=folder), Run(folder))
@@ -160,19 +160,19 @@ async def test_under_100_columns_the_rail_is_one_line(finished: Runner):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_says_what_it_will_do_with_these_options(stage: str, config):
+def test_every_stage_describes_what_it_will_do(stage: str, config):
     told = description_of(stage, config(), RunState())
     assert set(DESCRIPTIONS) == set(STAGES) and all(sentence.endswith(".") for sentence in told)
 
 
-def test_a_plan_names_the_options_and_the_forecast(config):
+def test_a_description_has_the_options_and_the_forecast(config):
     state = RunState().apply(Forecast({"pairs": 2880.0}, {}), 1.0)
     told = " ".join(description_of("pairs", config(num_examples=37, dataset="mine.jsonl"), state))
     assert "37 prompts of mine.jsonl" in told and "48m" in told
     assert "0.25" in " ".join(description_of("training", config(beta=0.25), state))
 
 
-async def test_before_it_ran_a_stage_offers_what_can_be_done(runner: Runner):
+async def test_a_stage_offers_actions_before_it_runs(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
         await look_at(pilot, app, "pairs")
@@ -187,7 +187,7 @@ def rail(state: RunState, now: float) -> list[str]:
     return [line.plain for _, line in tall_rail(state, "pairs", now, 34)]
 
 
-def test_the_rail_has_a_line_a_stage_with_its_state_and_its_time(finished: Runner):
+def test_the_rail_has_a_line_per_stage_with_its_state_and_time(finished: Runner):
     state = finished.snapshot()
     tall = rail(state, 1.79e9)
     assert len(tall) == 10 and all(len(line) == 34 for line in tall)
@@ -206,7 +206,7 @@ def test_the_rail_shows_how_a_stage_ended(runner: Runner, outcome, glyph):
     assert f"{glyph} Pairs" in row and (outcome in row or "4s" in row)
 
 
-def test_the_stage_that_runs_has_a_second_line_with_bar_rate_and_time_left():
+def test_the_running_stage_has_a_second_line_with_bar_rate_and_time_left():
     state = RunState().apply(StageStarted("pairs"), 100.0)
     state = state.apply(Progress(1_000, 2_500, "prompts", 2.5, 600.0, stage="pairs"), 160.0)
     rows = rail(state, 160.0)
@@ -215,7 +215,7 @@ def test_the_stage_that_runs_has_a_second_line_with_bar_rate_and_time_left():
     assert [name for name, _ in tall_rail(state, "pairs", 160.0, 34)][6:8] == ["pairs", "pairs"], "a click on either"
 
 
-def test_under_the_stages_stands_the_run_as_a_whole(monkeypatch):
+def test_the_run_is_summarised_below_the_stages(monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     state = RunState().apply(RunStarted("x", "0.1.0", 7, "box", "", STAGES), 0.0).apply(StageStarted("pairs"), 100.0)
@@ -227,7 +227,7 @@ def test_under_the_stages_stands_the_run_as_a_whole(monkeypatch):
     }  # fmt: skip
     assert clock(86_400.0 + 60, 0.0) == "Fri 00:01"
     assert run_rows(RunState(), 1.0) == (), "before anything is known there is nothing to say"
-    lines = whole_run(state, 160.0, 34, 4)
+    lines = run_summary(state, 160.0, 34, 4)
     assert len(lines) == 4 and all(line.cell_length <= 34 for line in lines)
     monkeypatch.undo()
     time.tzset()
@@ -239,8 +239,8 @@ def test_the_rail_has_elapsed_and_forecast_times():
     assert rows[6].rstrip().endswith("~48m") and rows[8].rstrip().endswith("~2h 05m")
     state = state.apply(StageStarted("pairs"), 100.0)
     assert rail(state, 160.0)[6].rstrip().endswith("1m 00s of ~48m")
-    assert seconds_to_go(state, 160.0) == 2820.0 + 7500.0
-    assert seconds_to_go(RunState(), 1.0) is None
+    assert seconds_remaining(state, 160.0) == 2820.0 + 7500.0
+    assert seconds_remaining(RunState(), 1.0) is None
 
 
 def test_a_click_on_the_flat_rail_finds_its_stage(runner: Runner):
@@ -260,16 +260,16 @@ async def test_a_run_folder_at_home_is_shown_as_a_shell_would(finished: Runner, 
     assert short_path(finished.run.folder) == str(finished.run.folder)
 
 
-async def test_a_click_on_the_rail_looks_at_a_stage(finished: Runner):
+async def test_a_click_on_the_rail_selects_a_stage(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await pilot.pause(0.2)
         await pilot.click("#rail", offset=(10, 1 + 3))
         await until(pilot, lambda: app.main.selected == "dependencies")
 
 
-def test_the_first_screen_is_where_the_run_stands(runner: Runner, finished: Runner):
+def test_the_first_screen_is_the_current_stage(runner: Runner, finished: Runner):
     assert first_stage(runner.snapshot()) == "workspace"
     assert first_stage(finished.snapshot()) == "packaging"
 

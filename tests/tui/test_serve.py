@@ -56,7 +56,7 @@ def base_of(address: str) -> str:
     return address.split("/?")[0]
 
 
-async def test_without_the_token_nothing_is_given(address: str):
+async def test_without_the_token_every_request_is_refused(address: str):
     async with aiohttp.ClientSession() as session:
         for path in ("/", "/ws", "/static/js/textual.js", "/?token=wrong", "/download/x"):
             async with session.get(base_of(address) + path, allow_redirects=False) as answer:
@@ -81,7 +81,7 @@ async def test_the_page_fetches_nothing_from_elsewhere(address: str):
         }
 
 
-async def test_a_page_of_another_site_opens_no_socket(address: str):
+async def test_a_page_from_another_site_cannot_open_the_socket(address: str):
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
         await session.get(address)
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -89,7 +89,7 @@ async def test_a_page_of_another_site_opens_no_socket(address: str):
         assert refused.value.status == 403
 
 
-async def test_the_socket_draws_the_run_and_hands_are_off(address: str, run_folder: Path):
+async def test_the_socket_draws_the_run_and_changes_nothing(address: str, run_folder: Path):
     screen = pyte.Screen(100, 30)
     stream = pyte.ByteStream(screen)
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
@@ -112,7 +112,7 @@ async def test_the_socket_draws_the_run_and_hands_are_off(address: str, run_fold
             await connection.send_json(["stdin", "9"])
             await until(lambda text: "9  Training" in text)
             await connection.send_json(["stdin", "vvx"])
-            await until(lambda text: "only looks" in text)
+            await until(lambda text: "is read-only and" in text)
             assert not (run_folder / layout.CURVES_CSV).exists() and not (run_folder / layout.STOP_REQUEST).exists()
 
 
@@ -135,7 +135,7 @@ async def test_a_browser_shows_the_run(address: str, tmp_path: Path):
         assert await page.value("location.search") == ""
 
 
-def test_control_is_asked_for(tmp_path: Path):
+def test_control_must_be_requested(tmp_path: Path):
     assert "--hands-off" in command_of(tmp_path, control=False) and "--hands-off" not in command_of(
         tmp_path, control=True
     )

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tui.commands import completion, init_config, man
 from tui.commands.arguments import MANY_OPTIONS
 from tui.commands.flags import command_lines
 from tui.commands.run import EXIT_CODES, command_parser
-from tui.commands.table import COMMANDS
+from tui.commands.table import COMMANDS, Command
 
 
 def needs(program: str) -> str:
@@ -35,19 +36,25 @@ def test_help_has_twenty_options_of_the_run_and_help_all_has_every_one():
     parser = command_parser()
     short = parser.format_help()
     parser.shows_all = True  # type: ignore[attr-defined]
-    whole = parser.format_help()
+    full = parser.format_help()
     assert [option.flag for option in options() if f"  {option.flag} " in short] == [
         option.flag for option in options() if option.common
     ]
     assert len([option for option in options() if option.common]) == 20
-    assert all(f"  {option.flag} " in whole for option in options())
+    assert all(f"  {option.flag} " in full for option in options())
     assert "--help-all" in short and len(options()) > MANY_OPTIONS
 
 
 def test_an_option_that_is_yes_or_no_is_shown_once():
-    whole = stage3("--help-all").stdout
-    assert "--mouse / --no-mouse" in whole
-    assert [line for line in whole.splitlines() if line.startswith("  --no-mouse")] == []
+    output = stage3("--help-all").stdout
+    assert "--mouse / --no-mouse" in output
+    assert [line for line in output.splitlines() if line.startswith("  --no-mouse")] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+def test_help_shows_no_internal_option(command: Command):
+    shown = import_module(f"tui.commands.{command.module}").command_parser().format_help()
+    assert "SUPPRESS" not in shown and "--token-fd" not in shown and "--restarted" not in shown
 
 
 # -- --init-config -----------------------------------------------------------------------------------------------------
@@ -67,15 +74,15 @@ def test_the_file_of_options_loads_back_to_the_defaults_as_it_is_and_with_every_
     assert load_config(toml=everything, environment={}).model_dump() == defaults
 
 
-def test_every_option_stands_in_the_file_with_its_sentence():
+def test_every_option_is_in_the_file_with_its_sentence():
     text = init_config.config_text()
     assert all(f"# {option.sentence}\n# {option.name} = " in text for option in options())
 
 
-def test_a_file_that_is_there_is_not_written_over(tmp_path: Path):
+def test_an_existing_file_is_not_overwritten(tmp_path: Path):
     (tmp_path / "stage3.toml").write_text("seed = 7\n")
     done = stage3("--init-config", cwd=tmp_path)
-    assert done.returncode == 2 and "stage3.toml exists" in done.stderr
+    assert done.returncode == 2 and "stage3.toml already exists" in done.stderr
     assert (tmp_path / "stage3.toml").read_text() == "seed = 7\n"
 
 
@@ -125,8 +132,8 @@ COMPLETED = [
 @pytest.mark.parametrize(("words", "expected"), COMPLETED, ids=[" ".join(words) for words, _ in COMPLETED])
 def test_bash_completes(words: list[str], expected: set[str]):
     typed = " ".join(f"'{word}'" for word in ["stage3-tui", *words])
-    asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _stage3_tui; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-    script = f"{completion.bash()}\n{asked}"
+    completed = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _stage3_tui; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    script = f"{completion.bash()}\n{completed}"
     done = subprocess.run([needs("bash"), "--norc", "-c", script], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == expected and done.stderr == ""
 

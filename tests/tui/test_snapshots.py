@@ -1,7 +1,7 @@
-"""Every screen as a picture (SVG) at two sizes in one theme, and one screen in the others, held against tests/tui/snapshots.
+"""Every screen as a picture (SVG) at two sizes in one theme, and one screen in the others, compared with tests/tui/snapshots.
 
-`make snapshots` draws them anew; then look at what changed. `make screens` draws every screen at three sizes in a dark, a light and
-the ANSI theme, for a person to look at.
+`make snapshots` draws them again; review what changed. `make screens` draws every screen at three sizes in a dark, a light
+and the ANSI theme, for a person to look at.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def turn_to(shots: Shots, stage: str, page: str) -> None:
     await app.main.view.turn_to(page)
     if page == "Pairs":
         browser = app.main.view.browser
-        await until(shots.pilot, lambda: browser.pairs.count and not browser.store.unjudged)
+        await until(shots.pilot, lambda: browser.pairs.count and not browser.store.unchecked)
         await shots.pilot.pause(0.1)
     app.main.set_focus(None)
 
@@ -90,7 +90,7 @@ async def test_every_view_of_every_stage(wizard, size: str, theme: str, tmp_path
 
 
 @every_case
-async def test_windows_and_what_is_written(wizard, size: str, theme: str, tmp_path: Path):
+async def test_dialogs_and_the_text_editor(wizard, size: str, theme: str, tmp_path: Path):
     app = wizard(lambda folder: make_run(folder, pairs=60))
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
@@ -105,9 +105,9 @@ async def test_windows_and_what_is_written(wizard, size: str, theme: str, tmp_pa
         await pilot.press("b")
         await until(pilot, lambda: app.main.view.query("#browser"))
         browser = app.main.view.browser
-        await until(pilot, lambda: browser.pairs.has_focus and browser.pairs.count and not browser.store.unjudged)
+        await until(pilot, lambda: browser.pairs.has_focus and browser.pairs.count and not browser.store.unchecked)
         await pilot.press("slash", *"reason:identical", "enter")
-        await until(pilot, lambda: 0 < browser.pairs.shown < 60)
+        await until(pilot, lambda: 0 < browser.pairs.row_count < 60)
         await pilot.press("x")
         await until(pilot, lambda: browser.pairs.row.word == "rejected")
         app.clear_notifications()
@@ -121,7 +121,7 @@ async def test_windows_and_what_is_written(wizard, size: str, theme: str, tmp_pa
 
 
 @every_case
-async def test_before_anything_ran(wizard, size: str, theme: str, tmp_path: Path):
+async def test_a_new_run(wizard, size: str, theme: str, tmp_path: Path):
     app = wizard(lambda folder: folder.mkdir())
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
@@ -136,7 +136,7 @@ async def test_before_anything_ran(wizard, size: str, theme: str, tmp_path: Path
 
 @pytest.mark.fault("E1")
 @every_case
-async def test_while_it_trains_without_a_gpu_after_a_warning(wizard, size: str, theme: str, tmp_path: Path):
+async def test_training_without_a_gpu_after_a_warning(wizard, size: str, theme: str, tmp_path: Path):
     app = wizard(lambda folder: make_run(folder, through="training", pairs=20, gpu=False))
     async with app.run_test(size=SIZES[size]) as pilot:
         state = app.source._state.apply(RunStarted(SHOWN, "0.1.0", 7, "gpu-box", "", STAGES), NOW - 900)
@@ -198,10 +198,10 @@ async def test_one_screen_in_every_other_theme(wizard, tmp_path: Path):
         shots.check()
 
 
-async def test_what_reaches_over_the_edge_is_found(wizard):
+async def test_text_that_does_not_fit_is_found(wizard):
     app = wizard(lambda folder: folder.mkdir())
     async with app.run_test(size=SIZES["80x24"]) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         assert what_does_not_fit(app) == []
         wide = Static("wide")
         wide.styles.width = 81
@@ -210,7 +210,7 @@ async def test_what_reaches_over_the_edge_is_found(wizard):
         assert "Static" in what_does_not_fit(app)[0]
 
 
-def test_no_picture_is_left_over():
+def test_there_are_no_unused_snapshots():
     """Every picture is drawn by a test above; skipped if only some of those ran."""
     if len(RAN) - 1 < 5 * len(KEPT) + 3:
         pytest.skip("not all pictures were drawn in this process")

@@ -33,7 +33,7 @@ async def test_with_keys_alone(begun, tmp_path: Path):
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "Missing: adapter" in screen_text(app))
-        assert "Give the folder or Hub id of the Stage 2 adapter." in screen_text(app)
+        assert "Choose the folder or Hub id of the Stage 2 adapter." in screen_text(app)
         await pilot.press("enter", "ctrl+u", *str(ASSETS / "adapter"), "enter")
         await until(pilot, lambda: "Nothing is missing" in screen_text(app))
         assert runner.config.adapter_path == str(ASSETS / "adapter")
@@ -56,7 +56,7 @@ async def test_with_the_mouse_alone(begun):
 
 
 @pytest.mark.parametrize("asks", [False, True])
-async def test_only_a_wizard_that_may_asks_the_hub(begun, asks: bool, monkeypatch: pytest.MonkeyPatch):
+async def test_only_a_permitted_wizard_asks_the_hub(begun, asks: bool, monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr("tui.screens.workspace.ask_hub", lambda config, run, token: asked.append(config) or {})
     runner = begun()
@@ -70,6 +70,6 @@ async def test_only_a_wizard_that_may_asks_the_hub(begun, asks: bool, monkeypatc
 
 @pytest.mark.parametrize("width", [60, 78, 100, 164])
 def test_a_line_is_never_wider_than_the_screen_and_shows_the_end_of_a_path(width: int):
-    one = Ingredient("Adapter", "adapter_path", f"/a/{'very/' * 30}long [/] path", "missing", "not there")
+    one = Ingredient("Adapter", "adapter_path", f"/a/{'very/' * 30}long [/] path", "missing", "not found")
     line = ingredient_row(one, 25, width)
-    assert line.cell_length <= width and "long [/] path" in line.plain and "not there" in line.plain
+    assert line.cell_length <= width and "long [/] path" in line.plain and "not found" in line.plain

@@ -30,7 +30,7 @@ from tests.support.pseudo_terminal import (
     PseudoTerminal,
     demo,
 )
-from tui.terminal.driver import LAST_WRITES_SECONDS
+from tui.terminal.driver import FINAL_WRITE_SECONDS
 
 COLOURS = {str(n) for n in (*range(30, 39), *range(40, 49), *range(90, 98), *range(100, 108))}
 
@@ -91,7 +91,7 @@ def test_sigterm_restores_the_terminal_and_exits_143(wizard):
 
 @pytest.mark.fault("A4")
 @pytest.mark.parametrize("everybody", [False, True], ids=["parent", "everybody"])
-def test_sigterm_while_it_works_saves_first(everybody: bool, wizard, tmp_path: Path):
+def test_sigterm_during_a_run_saves_first(everybody: bool, wizard, tmp_path: Path):
     """The parent passes on what it gets, also where its child gets it, too."""
     terminal = wizard()
     terminal.press("a")
@@ -130,7 +130,7 @@ def test_a_closed_terminal_leaves_the_run_running_and_stop_ends_it(wizard, tmp_p
 
 
 @pytest.mark.fault("A6")
-def test_where_the_hang_up_is_ignored_the_end_of_input_is_noticed_and_nothing_spins(tmp_path: Path, open_terminals):
+def test_with_sighup_ignored_the_end_of_input_is_noticed_and_nothing_spins(tmp_path: Path, open_terminals):
     """As under nohup: no signal arrives, and a dead terminal reads as endless end of file."""
     nohup = ["sh", "-c", 'trap "" HUP; exec "$0" "$@"', *demo(tmp_path / "run")]
     terminal = PseudoTerminal(nohup)
@@ -151,9 +151,9 @@ def test_where_the_hang_up_is_ignored_the_end_of_input_is_noticed_and_nothing_sp
 # -- a terminal that does not read -------------------------------------------------------------------------------------
 
 
-def test_a_terminal_that_stopped_reading_gets_the_whole_screen_when_it_reads_again(wizard):
+def test_a_stalled_terminal_gets_a_full_redraw_when_it_reads_again(wizard):
     terminal = wizard()
-    for _ in range(40):  # of a screen that is drawn anew each time, nobody reads a byte
+    for _ in range(40):  # nothing reads the bytes of a screen that is redrawn each time
         for key in "9150":
             terminal.press(key)
             time.sleep(0.03)
@@ -165,7 +165,7 @@ def test_a_terminal_that_stopped_reading_gets_the_whole_screen_when_it_reads_aga
     assert terminal.end() == 0
 
 
-def test_sigterm_is_heard_although_the_terminal_does_not_read(wizard):
+def test_sigterm_works_while_the_terminal_does_not_read(wizard):
     terminal = wizard(columns=200, rows=50)
     for _ in range(30):
         for key in "91":
@@ -179,7 +179,7 @@ def test_sigterm_is_heard_although_the_terminal_does_not_read(wizard):
             break
         time.sleep(0.05)
     assert pid and os.waitstatus_to_exitcode(status) == 143
-    assert time.monotonic() - started < 10 + 2 * LAST_WRITES_SECONDS
+    assert time.monotonic() - started < 10 + 2 * FINAL_WRITE_SECONDS
 
 
 # -- the shell ---------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def shell(tmp_path: Path, open_terminals: list[PseudoTerminal]) -> PseudoTermina
 
 
 @pytest.mark.fault("A8")
-def test_ctrl_z_gives_the_shell_back_and_fg_the_whole_screen(shell: PseudoTerminal, tmp_path: Path):
+def test_ctrl_z_returns_to_the_shell_and_fg_restores_the_screen(shell: PseudoTerminal, tmp_path: Path):
     shell.press(" ".join(demo(tmp_path / "run")) + "\n")
     shell.wait_for("Workspace")
     shell.press("\x1a")
@@ -213,7 +213,7 @@ def test_ctrl_z_gives_the_shell_back_and_fg_the_whole_screen(shell: PseudoTermin
 
 
 @pytest.mark.fault("A8")
-def test_after_ctrl_z_what_runs_continues_and_fg_shows_it(shell: PseudoTerminal, tmp_path: Path):
+def test_after_ctrl_z_the_run_continues_and_fg_shows_it(shell: PseudoTerminal, tmp_path: Path):
     shell.press(" ".join(demo(tmp_path / "run")) + "\n")
     shell.wait_for("Workspace")
     shell.press("a")
@@ -256,7 +256,7 @@ def test_bg_draws_nothing_and_fg_still_brings_it_back(shell: PseudoTerminal, tmp
     shell.wait_for("ready>", seconds=60)
 
 
-def test_ctrl_z_without_a_shell_comes_back_by_itself(wizard):
+def test_ctrl_z_without_a_shell_resumes_by_itself(wizard):
     terminal = wizard()
     terminal.press("a")
     terminal.wait_for("running 4/10")
@@ -269,7 +269,7 @@ def test_ctrl_z_without_a_shell_comes_back_by_itself(wizard):
     assert terminal.end(60) in (0, 143)
 
 
-def test_the_editor_of_a_person_gets_the_terminal_and_the_screen_comes_back(tmp_path: Path, open_terminals):
+def test_the_users_editor_gets_the_terminal_and_the_screen_comes_back(tmp_path: Path, open_terminals):
     make_run(tmp_path / "run", pairs=3)
     editor = tmp_path / "ed"
     editor.write_text('#!/bin/sh\necho "editing on $(tty)"\nread line\necho "$line" > "$1"\n')
@@ -292,7 +292,7 @@ def test_the_editor_of_a_person_gets_the_terminal_and_the_screen_comes_back(tmp_
 
 
 @pytest.mark.fault("G1")
-def test_hostile_text_of_dataset_and_model_reaches_the_terminal_on_no_screen(tmp_path: Path, open_terminals):
+def test_hostile_text_of_dataset_and_model_never_reaches_the_terminal(tmp_path: Path, open_terminals):
     make_run(tmp_path / "run", pairs=70)
     terminal = PseudoTerminal(demo(tmp_path / "run"), columns=120, rows=40)
     open_terminals.append(terminal)
@@ -324,7 +324,7 @@ def test_hostile_text_of_dataset_and_model_reaches_the_terminal_on_no_screen(tmp
 
 
 @pytest.mark.fault("A8")
-def test_bytes_that_are_not_text_end_nothing(wizard):
+def test_input_that_is_not_text_does_not_end_the_wizard(wizard):
     """A legacy mouse report, as after reattaching tmux, and half a character."""
     terminal = wizard()
     terminal.press(b"\x1b[M \xc8\xc8\xff\xfe\xe4\xb8")
@@ -337,7 +337,7 @@ def test_bytes_that_are_not_text_end_nothing(wizard):
 
 
 @pytest.mark.fault("G8")
-def test_a_storm_of_sizes_leaves_a_screen_that_fits(wizard):
+def test_the_screen_fits_after_many_resizes(wizard):
     terminal = wizard()
     for columns, rows in ((40, 10), (200, 50), (79, 23), (120, 30), (20, 5), (100, 34)) * 3:
         terminal.resize(columns, rows)
@@ -349,7 +349,7 @@ def test_a_storm_of_sizes_leaves_a_screen_that_fits(wizard):
 
 
 @pytest.mark.fault("G8")
-def test_no_color_gives_no_colour_at_all(wizard):
+def test_no_color_means_no_colour_at_all(wizard):
     terminal = wizard(NO_COLOR="1")
     terminal.press("9q")
     assert terminal.end() == 0
@@ -357,7 +357,7 @@ def test_no_color_gives_no_colour_at_all(wizard):
     assert "7" in sequences(terminal.seen), "what is selected is seen all the same"
 
 
-def test_a_terminal_with_256_colours_gets_those(wizard):
+def test_a_terminal_with_256_colours_gets_256(wizard):
     terminal = wizard(TERM="xterm-256color")
     terminal.press("9q")
     assert terminal.end() == 0
@@ -375,7 +375,7 @@ def test_a_terminal_with_sixteen_colours_gets_the_theme_made_for_it_and_a_select
 
 
 @pytest.mark.fault("G8")
-def test_a_locale_without_other_letters_gets_ascii_alone(wizard):
+def test_a_locale_without_unicode_gets_only_ascii(wizard):
     terminal = wizard(first="Workspace waiting", LC_ALL="C")
     terminal.press("9?")
     terminal.wait_for("- Keys -")
@@ -385,7 +385,7 @@ def test_a_locale_without_other_letters_gets_ascii_alone(wizard):
     assert terminal.seen.isascii()
 
 
-def test_ascii_can_be_asked_for_and_refused(wizard):
+def test_ascii_can_be_switched_on_and_off(wizard):
     for arguments, environment, ascii_alone in ((("--ascii",), {}, True), (("--no-ascii",), {"LANG": "C"}, False)):
         terminal = wizard(*arguments, **environment)
         terminal.press("q")
@@ -393,14 +393,14 @@ def test_ascii_can_be_asked_for_and_refused(wizard):
         assert terminal.seen.isascii() is ascii_alone
 
 
-def test_without_the_mouse_no_mode_of_it_is_asked_for(wizard):
+def test_without_the_mouse_no_mouse_mode_is_requested(wizard):
     terminal = wizard("--no-mouse")
     terminal.press("q")
     assert terminal.end() == 0
     assert not re.search(rb"\x1b\[\?100[0236]", terminal.seen)
 
 
-def test_the_title_tells_the_stage_and_the_end_rings_and_notifies(wizard):
+def test_the_title_has_the_stage_and_the_end_rings_and_notifies(wizard):
     terminal = wizard()
     terminal.press("a")
     terminal.until(lambda: b"\x1b]0;4/10 Dependencies" in terminal.seen, "the title")
@@ -414,7 +414,7 @@ def test_the_title_tells_the_stage_and_the_end_rings_and_notifies(wizard):
 
 
 @pytest.mark.fault("G10")
-def test_a_pasted_token_shows_nowhere_in_the_bytes_and_in_no_file(wizard, tmp_path: Path):
+def test_a_pasted_token_is_in_no_output_and_no_file(wizard, tmp_path: Path):
     terminal = wizard()
     terminal.press("3")
     terminal.wait_for("Tab, then type or paste")
@@ -435,7 +435,7 @@ def test_a_pasted_token_shows_nowhere_in_the_bytes_and_in_no_file(wizard, tmp_pa
 
 @pytest.mark.fault("G8")
 @pytest.mark.parametrize("term", ["dumb", ""])
-def test_a_terminal_that_cannot_draw_is_refused_with_what_to_use(tmp_path: Path, open_terminals, term: str):
+def test_a_terminal_that_cannot_draw_is_an_error_with_an_alternative(tmp_path: Path, open_terminals, term: str):
     terminal = PseudoTerminal(demo(tmp_path / "run"), TERM=term)
     open_terminals.append(terminal)
     assert terminal.end() == 2
@@ -443,7 +443,7 @@ def test_a_terminal_that_cannot_draw_is_refused_with_what_to_use(tmp_path: Path,
 
 
 @pytest.mark.fault("G8")
-def test_without_a_terminal_it_says_what_to_use():
+def test_without_a_terminal_the_error_names_an_alternative():
     done = subprocess.run(
         [*WIZARD, "--demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, check=False
     )

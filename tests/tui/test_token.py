@@ -23,7 +23,7 @@ TOKEN = "hf_aVerySecretTokenOf1234567890"
 
 
 @pytest.mark.fault("G10")
-async def test_the_token_is_given_to_the_engine_and_shown_nowhere(runner: Runner, sessions: Sessions, caplog):
+async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runner, sessions: Sessions, caplog):
     caplog.set_level(logging.DEBUG)
     heard: list[str] = []
     app = Wizard(runner)
@@ -56,7 +56,7 @@ async def test_the_token_is_given_to_the_engine_and_shown_nowhere(runner: Runner
         assert not any(TOKEN[i : i + 6] in text for i in range(3, len(TOKEN) - 6))
 
 
-async def test_the_first_keys_do_not_land_in_the_token(runner: Runner):
+async def test_the_first_keys_do_not_end_up_in_the_token(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         await look_at(pilot, app, "credentials")
@@ -116,7 +116,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield server
 
 
-async def test_d_logs_in_with_a_browser_and_what_it_brings_is_the_runs_token(
+async def test_d_logs_in_with_a_browser_and_the_run_uses_the_token(
     hub: FakeHub, tmp_path: Path, config: Callable[..., object]
 ):
     run = Run(tmp_path / "run")

@@ -19,7 +19,7 @@ def state_after(*events: object) -> RunState:
     return state
 
 
-def test_before_the_first_step_it_says_what_is_under_way_and_then_only_what_asks_for_attention():
+def test_progress_messages_are_shown_before_the_first_step_and_then_only_warnings():
     loading = state_after(ELSEWHERE, LOADING, SLOW)
     assert worth_showing(loading, "training") == (LOADING, SLOW)
     assert worth_showing(state_after(ELSEWHERE, LOADING, SLOW, STEP), "training") == (SLOW,)

@@ -33,23 +33,23 @@ def folded() -> RunState:
     return state
 
 
-def test_a_trial_that_runs_says_how_far_it_is_and_one_that_ended_what_came_of_it():
+def test_a_running_trial_shows_its_progress_and_a_finished_one_its_result():
     state = folded()
     for width in (78, 160):
         lines = [line.plain for line in trial_lines(state.trials.values(), state.trials_total, 130.0, width)]
         assert all(len(line) <= width for line in lines)
         shown = "\n".join(lines)
-        assert "1 of 3 have ended" in shown and "and 1 more, waiting" in shown
+        assert "1 of 3 finished" in shown and "1 more waiting" in shown
         assert "✓ 1  beta 0.1" in shown and "better  1m 15s" in shown and "accuracy 80% (60–90%)" in shown
         assert "▶ 2  beta 0.3" in shown and "step 7 / 9  30s" in shown and "loss 0.6100" in shown
 
 
-def test_a_trial_that_failed_says_why():
+def test_a_failed_trial_shows_why():
     state = folded().apply(TrialFinished("beta-0.3", "failed", "The loss is NaN [/]."), 140.0)
     assert any("The loss is NaN [/]." in line.plain for line in trial_lines(state.trials.values(), 3, 150.0, 78))
 
 
-def test_once_all_have_ended_the_best_trial_leads_with_its_verdict_large():
+def test_once_all_have_finished_the_best_trials_verdict_is_shown_large():
     last = TrialFinished("beta-0.3", "done", "9 steps", "no different", {**FIGURES, "reward_accuracy": 0.6})
     state = folded().apply(last, 140.0)
     shown = "\n".join(line.plain for line in trial_lines(state.trials.values(), 2, 150.0, 118))
@@ -57,15 +57,15 @@ def test_once_all_have_ended_the_best_trial_leads_with_its_verdict_large():
     assert shown.count("●") == 2, "a bar for each one's accuracy"
     worse = folded().apply(TrialFinished("beta-0.1", "done", "", "worse", {}), 140.0)
     worse = worse.apply(TrialFinished("beta-0.3", "failed", "NaN"), 140.0)
-    assert any("No trial may be picked" in line.plain for line in trial_lines(worse.trials.values(), 2, 150.0, 78))
+    assert any("No trial qualifies" in line.plain for line in trial_lines(worse.trials.values(), 2, 150.0, 78))
 
 
-async def test_whoever_watches_a_sweep_sees_its_trials_come(tmp_path: Path, config):
+async def test_a_watcher_of_a_sweep_sees_new_trials(tmp_path: Path, config):
     folder = make_run(tmp_path / "run", through="quality", pairs=20)
     watcher = Watcher(Run(folder), config(output_dir=folder))
     app = Wizard(watcher)
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await look_at(pilot, app, "training")
         assert "Trials" not in app.main.view.pages
         await pilot.press("f")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine.core.events import EvalDone
-from engine.dpo.evaluation.answered import answered_of
-from engine.dpo.evaluation.carried import Carrying, carrying
+from engine.dpo.evaluation.answered_prompts import answered_prompts_from
+from engine.dpo.evaluation.key_figures import KeyFigure, key_figures
 from engine.dpo.evaluation.verdict import RULES
 from tests.support.idle_wizard import click_on, look_at, screen_text, until
 from tests.support.made_up_run import report
@@ -18,10 +18,10 @@ from tui.widgets.interval_bar import interval_bar, interval_lines
 from tui.wizard.app import Wizard
 
 MEASURED = EvalDone("better", ("The judge prefers [/]it.", "Length: 1.12."), report()["figures"], (), "judged better")
-ANSWERS = AnswersShown(answered_of(report()["samples"]))
+ANSWERS = AnswersShown(answered_prompts_from(report()["samples"]))
 
 
-def test_every_word_of_the_verdict_has_its_letters_and_its_colour():
+def test_every_verdict_has_letters_and_a_colour():
     words = {word for _, word, _ in RULES}
     assert words == set(WORD_STYLES)
     assert set("".join(words).upper()) <= set(LETTERS)
@@ -32,7 +32,7 @@ def test_every_word_of_the_verdict_has_its_letters_and_its_colour():
 
 
 @pytest.mark.parametrize("width", [60, 78, 83, 118, 164])
-def test_nothing_of_the_page_is_wider_than_it_or_cut(width: int):
+def test_no_line_of_the_page_is_too_wide_or_cut(width: int):
     lines = [*verdict_lines(MEASURED, width), *answers_lines(ANSWERS, width), *evidence_lines(MEASURED, "x", width)]
     assert all(line.cell_length <= width for line in lines), [line.plain for line in lines if line.cell_length > width]
     shown = "\n".join(line.plain for line in lines)
@@ -40,16 +40,16 @@ def test_nothing_of_the_page_is_wider_than_it_or_cut(width: int):
     assert "Judge prefers Stage 3" in shown and "73 %" in shown and "56 to 85 %" in shown
 
 
-def test_a_bar_shows_where_the_value_its_interval_and_the_mark_lie():
-    one = Carrying("x", value=0.75, low=0.5, high=1.0, mark=0.25, mark_name="even")
+def test_a_bar_shows_value_interval_and_threshold():
+    one = KeyFigure("x", value=0.75, low=0.5, high=1.0, mark=0.25, mark_name="even")
     assert interval_bar(one, 21).plain == "─────┃────━━━━━●━━━━━"
-    apart = Carrying("x", value=0.3, low=0.1, high=0.5, mark=0.0, mark_name="none", is_share=False)
+    apart = KeyFigure("x", value=0.3, low=0.1, high=0.5, mark=0.0, mark_name="none", is_share=False)
     assert interval_bar(apart, 21).plain.index("┃") == 10, "what has no bounds stands around its mark"
 
 
 def test_the_rows_of_the_figures_are_aligned():
     for width in (78, 164):
-        rows = [line.plain for line in interval_lines(carrying("judged better", MEASURED.figures), width)]
+        rows = [line.plain for line in interval_lines(key_figures("judged better", MEASURED.figures), width)]
         assert len({row.index("%") for row in rows}) == 1
 
 
@@ -60,9 +60,9 @@ def test_an_unfit_answer_is_broken_or_fits_any_message():
     assert "✗ fits any message" in shown
 
 
-def test_going_through_the_answers_of_one_kind():
+def test_stepping_through_the_answers_of_one_kind():
     worse = ANSWERS.of_kind("worse")
-    assert {one.word for one in worse.chosen} == {"worse"} and worse.place == 0
+    assert {one.preference for one in worse.chosen} == {"worse"} and worse.place == 0
     assert worse.moved(-1).place == 8 and worse.moved(-1).moved(1) == worse
     assert ANSWERS.of_kind("nonsense") is ANSWERS
     kinds = [ANSWERS.kind]
@@ -77,7 +77,7 @@ def test_going_through_the_answers_of_one_kind():
 async def test_with_keys_alone(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await look_at(pilot, app, "training")
         await until(pilot, lambda: "1 of 40" in screen_text(app), "the answers of the report")
         assert "█▀▄ █▀▀ ▀█▀" in screen_text(app) and "all 40" in screen_text(app)
@@ -85,13 +85,13 @@ async def test_with_keys_alone(finished: Runner):
         await until(pilot, lambda: "40 of 40" in screen_text(app))
         await pilot.press("w", "w", "w", "n")
         await until(pilot, lambda: "2 of 9" in screen_text(app))
-        assert "▼ worse" in screen_text(app) or app.main.view.answers.current.word == "worse"
+        assert "▼ worse" in screen_text(app) or app.main.view.answers.current.preference == "worse"
 
 
 async def test_with_the_mouse_alone(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 35)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await click_on(pilot, app, "Training", lambda: app.main.selected == "training")
         await until(pilot, lambda: "1 of 40" in screen_text(app))
         await click_on(pilot, app, " broken 2", lambda: "1 of 2" in screen_text(app))

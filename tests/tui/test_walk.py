@@ -115,7 +115,9 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
         await pilot.press("b")
         await until(pilot, lambda: app.main.view.query("#browser"))
         browser = app.main.view.query_one(PairBrowser)
-        await until(pilot, lambda: browser.pairs.count == 26 and not browser.store.unjudged and browser.pairs.has_focus)
+        await until(
+            pilot, lambda: browser.pairs.count == 26 and not browser.store.unchecked and browser.pairs.has_focus
+        )
         await pilot.press("x", "j", "m", *"fine", "ctrl+s")
         edits = runner.run / layout.EDITS_JSONL
         await until(pilot, lambda: len(read_edits(edits)) == 2)
@@ -157,7 +159,7 @@ async def test_with_the_mouse_alone(trained: Runner):
     footer = range(39, 40)
     async with app.run_test(size=(130, 40)) as pilot:
         on = partial(click_on, pilot, app)
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         await on("Training", lambda: app.main.selected == "training")
         await on(" Options ", lambda: "learning-rate" in screen_text(app))
         await on("more options", lambda: "save-steps" in screen_text(app))
@@ -168,7 +170,7 @@ async def test_with_the_mouse_alone(trained: Runner):
 
         await on("a run all", lambda: is_open(app, PlanWindow), rows=footer)
         await until(pilot, lambda: "Packaging" in screen_text(app) and "reused" in screen_text(app), "the plan", LONG)
-        await on("Enter starts it", lambda: runner.running)
+        await on("Enter starts", lambda: runner.running)
         await on("q quit", lambda: is_open(app, Question), rows=footer)
         await on("cancel", lambda: app.screen is app.main)
         await on("Quality", lambda: app.main.selected == "quality", rows=range(30))

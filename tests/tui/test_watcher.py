@@ -42,7 +42,7 @@ def test_only_what_is_new_is_read(watcher: Watcher, tmp_path: Path):
     assert [event.text for _, event in watcher.snapshot().messages] == ["one", "two", "three"]
 
 
-def test_a_torn_tail_waits_until_it_is_whole(watcher: Watcher, tmp_path: Path):
+def test_an_incomplete_last_line_waits_until_it_is_complete(watcher: Watcher, tmp_path: Path):
     journal = tmp_path / layout.EVENTS_JSONL
     write_events(journal, [message("one")])
     line = json.dumps({"seq": 1, "time": 2.0, **Message("info", "two").as_dict()})
@@ -56,7 +56,7 @@ def test_a_torn_tail_waits_until_it_is_whole(watcher: Watcher, tmp_path: Path):
 
 
 @pytest.mark.fault("A15")
-def test_damaged_lines_and_unknown_kinds_are_passed_over(watcher: Watcher, tmp_path: Path):
+def test_damaged_lines_and_unknown_kinds_are_skipped(watcher: Watcher, tmp_path: Path):
     journal = tmp_path / layout.EVENTS_JSONL
     write_events(journal, [message("one")])
     with journal.open("a") as file:
@@ -68,7 +68,7 @@ def test_damaged_lines_and_unknown_kinds_are_passed_over(watcher: Watcher, tmp_p
     assert [event.text for _, event in watcher.snapshot().messages] == ["one", "two"]
 
 
-def test_a_journal_that_begins_again_is_read_again(watcher: Watcher, tmp_path: Path):
+def test_a_replaced_journal_is_read_from_the_start(watcher: Watcher, tmp_path: Path):
     journal = tmp_path / layout.EVENTS_JSONL
     write_events(journal, [message("old"), message("older")])
     watcher.read()
@@ -79,7 +79,7 @@ def test_a_journal_that_begins_again_is_read_again(watcher: Watcher, tmp_path: P
     assert [event.text for _, event in watcher.snapshot().messages] == ["new"]
 
 
-def test_a_run_whose_process_died_is_shown_at_rest(watcher: Watcher, tmp_path: Path):
+def test_a_run_whose_process_died_is_shown_as_idle(watcher: Watcher, tmp_path: Path):
     write_events(
         tmp_path / layout.EVENTS_JSONL,
         [(1.0, RunStarted(str(tmp_path), "0", 1, "h")), (2.0, StageStarted("pairs")), message("working")],
@@ -98,8 +98,8 @@ def test_the_exit_code_is_that_of_the_journal(watcher: Watcher, tmp_path: Path):
     assert watcher.exit_code is ExitCode.DATA
 
 
-def test_stop_leaves_the_request_where_the_owner_looks(watcher: Watcher, tmp_path: Path):
-    watcher.stop("asked by a test")
+def test_stop_leaves_the_request_where_the_owner_polls(watcher: Watcher, tmp_path: Path):
+    watcher.stop("requested by a test")
     assert (tmp_path / layout.STOP_REQUEST).exists()
 
 
@@ -123,7 +123,7 @@ def test_an_open_watcher_follows_by_itself(watcher: Watcher, tmp_path: Path):
     assert watcher.snapshot().stages["adapter"].status == "done"
 
 
-def test_the_tail_tells_where_each_line_is(tmp_path: Path):
+def test_the_tail_returns_the_position_of_each_line(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_bytes('{"a": "ä\u2028"}\n\nnope\n[1]\n{"b": 2}\n{"torn'.encode())
     lines = JsonlTail(path).read().lines

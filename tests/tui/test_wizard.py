@@ -19,7 +19,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.journal import Entry
 from tests.support.idle_wizard import FakeSession, Sessions, is_open, look_at, screen_text, turn_to, until
-from themes import chosen
+from themes import saved
 from tui.keys import KEYS, PLACES, bindings, footer_keys, help_rows, keys_markdown
 from tui.pair_browser.browser import PairBrowser
 from tui.process.signals import SAME_SECONDS
@@ -53,7 +53,7 @@ OWNERS = {
 
 
 @pytest.mark.parametrize("place", sorted(OWNERS))
-def test_the_table_of_keys_is_what_is_bound(place: str):
+def test_the_table_of_keys_matches_the_bindings(place: str):
     owner = OWNERS[place]
     bound = {
         (key, one.action) for key, all_of_key in owner._merge_bindings().key_to_bindings.items() for one in all_of_key
@@ -78,7 +78,7 @@ def test_every_key_has_a_sentence_in_the_help_and_the_readme():
     assert len(bindings("app")) == sum(key.where == "app" for key in KEYS)
 
 
-def test_nobody_relies_on_keys_that_docker_or_a_terminal_takes():
+def test_no_key_is_one_that_docker_or_a_terminal_takes():
     names = {name for key in KEYS for name in key.keys.split(",")}
     assert not {"ctrl+p", "ctrl+q", "ctrl+i", "ctrl+m", "ctrl+b"} & names
 
@@ -89,16 +89,16 @@ def test_no_key_means_two_things_in_one_place():
         assert len(names) == len(set(names))
 
 
-def test_the_footer_begins_with_what_has_the_focus_and_ends_with_help():
+def test_the_footer_starts_with_the_focused_part_and_ends_with_help():
     offered = footer_keys(("pairs", "stage", "app"))
     assert offered[0].where == "pairs" and offered[-1].action == "help"
     assert not any(key.where == "options" for key in offered)
 
 
-def test_the_help_begins_with_the_keys_of_what_has_the_focus():
+def test_the_help_starts_with_the_keys_of_the_focused_part():
     told = [line.plain for line in help_lines(("options", "list", "stage", "app"), 90)]
-    assert told[0].startswith("Among the options  here")
-    assert next(i for i, line in enumerate(told) if line.startswith("Among the pairs")) > 5
+    assert told[0].startswith("In the options  here")
+    assert next(i for i, line in enumerate(told) if line.startswith("In the list of pairs")) > 5
 
 
 async def test_stages_are_walked_with_letters_brackets_and_digits(finished: Runner):
@@ -118,7 +118,7 @@ async def test_stages_are_walked_with_letters_brackets_and_digits(finished: Runn
             await until(pilot, lambda stage=stage: app.main.selected == STAGES[stage] and app.main.view is not None)
 
 
-async def test_views_are_turned_with_v_and_by_a_click_on_their_names(finished: Runner):
+async def test_v_or_a_click_on_its_name_shows_a_view(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
         await look_at(pilot, app, "training")
@@ -134,7 +134,7 @@ async def test_views_are_turned_with_v_and_by_a_click_on_their_names(finished: R
         await until(pilot, lambda: app.main.view.page == "Options")
 
 
-async def test_a_click_in_the_footer_is_the_key_that_stands_there(finished: Runner):
+async def test_a_click_in_the_footer_presses_the_key(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
         await until(pilot, lambda: "? help" in screen_text(app))
@@ -143,7 +143,7 @@ async def test_a_click_in_the_footer_is_the_key_that_stands_there(finished: Runn
         await until(pilot, lambda: is_open(app, Help))
 
 
-async def test_windows_open_with_their_keys_and_close_with_esc_with_their_keys_and_by_a_click_beside_them(
+async def test_dialogs_open_with_their_keys_and_close_with_esc_their_keys_or_a_click_outside(
     finished: Runner,
 ):
     app = Wizard(finished)
@@ -173,7 +173,7 @@ async def test_the_palette_goes_to_a_stage(finished: Runner):
 async def test_the_palette_has_every_command_and_every_option(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
-        await until(pilot, lambda: app.main.is_whole)
+        await until(pilot, lambda: app.main.is_ready)
         titles = [command.title for command in app.get_system_commands(app.screen)]
         for option in options():
             assert any(title.startswith(f"{option.label} ({option.flag}): ") for title in titles), option.name
@@ -200,45 +200,45 @@ async def test_the_palette_goes_to_an_option_in_its_form(finished: Runner, name:
 # -- themes ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_theme_is_worn_while_the_cursor_is_on_it_and_kept_by_enter(finished: Runner):
+async def test_a_theme_is_previewed_under_the_cursor_and_saved_by_enter(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
-        worn = set()
+        previewed = set()
         await pilot.press("t")
         await until(pilot, lambda: is_open(app, ThemePicker))
         for _ in app.theme_names:
             await pilot.press("down")
             await pilot.pause(0.05)
-            worn.add(app.theme)
-        assert worn == set(app.theme_names)
+            previewed.add(app.theme)
+        assert previewed == set(app.theme_names)
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is app.main)
-        assert app.theme == "midnight", "Esc leaves it as it was"
+        assert app.theme == "midnight", "Esc restores the previous theme"
         await pilot.press("t", "down", "enter")
         await until(pilot, lambda: app.screen is app.main)
         assert app.theme == app.theme_names[1]
     async with Wizard(finished).run_test(size=(100, 30)) as pilot:
-        assert pilot.app.theme == app.theme_names[1], "it is kept for the next start"
+        assert pilot.app.theme == app.theme_names[1], "the choice is saved for the next start"
     finished.config = finished.config.model_copy(update={"theme": "contrast"})
     async with Wizard(finished).run_test(size=(100, 30)) as pilot:
-        assert pilot.app.theme == "contrast", "what is asked for comes first"
+        assert pilot.app.theme == "contrast", "the option takes precedence"
 
 
 @pytest.mark.parametrize("kept", ["gone", "", "\udcff[/]"])
-async def test_a_kept_theme_that_is_gone_is_not_a_fault(finished: Runner, kept: str):
-    chosen.keep("midnight").write_bytes(kept.encode(errors="surrogateescape"))
+async def test_a_saved_theme_that_no_longer_exists_is_not_an_error(finished: Runner, kept: str):
+    saved.save_theme("midnight").write_bytes(kept.encode(errors="surrogateescape"))
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)):
         assert app.theme == "midnight"
 
 
-async def test_a_theme_that_cannot_be_kept_is_worn_and_that_is_said(finished: Runner, monkeypatch, tmp_path: Path):
+async def test_a_theme_that_cannot_be_saved_is_used_with_a_notice(finished: Runner, monkeypatch, tmp_path: Path):
     (tmp_path / "in the way").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "in the way"))
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("t", "down", "enter")
-        await until(pilot, lambda: any("saving it failed" in notice.message for notice in app._notifications))
+        await until(pilot, lambda: any("could not be saved" in notice.message for notice in app._notifications))
         assert app.theme == app.theme_names[1]
 
 
@@ -261,7 +261,7 @@ async def test_a_broken_user_theme_and_an_unknown_one_are_notices(tmp_path, conf
         assert len(app._notifications) == 2
 
 
-async def test_where_there_is_little_room_one_notice_is_shown_at_a_time(finished: Runner):
+async def test_a_small_screen_shows_one_notice_at_a_time(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         app.notify_user("Notice one")
@@ -273,7 +273,7 @@ async def test_where_there_is_little_room_one_notice_is_shown_at_a_time(finished
 # -- the engine --------------------------------------------------------------------------------------------------------
 
 
-async def test_r_runs_up_to_the_stage_that_is_looked_at(runner: Runner, sessions: Sessions):
+async def test_r_runs_up_to_the_selected_stage(runner: Runner, sessions: Sessions):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
         await look_at(pilot, app, "dependencies")
@@ -289,7 +289,7 @@ async def test_r_runs_up_to_the_stage_that_is_looked_at(runner: Runner, sessions
         await until(pilot, lambda: len(sessions.made) == 2, "a second start")
 
 
-async def test_what_can_be_done_is_offered_in_the_stage_and_a_click_does_it(runner: Runner, sessions: Sessions):
+async def test_a_stage_offers_its_actions_and_a_click_runs_one(runner: Runner, sessions: Sessions):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
         await look_at(pilot, app, "adapter")
@@ -300,7 +300,7 @@ async def test_what_can_be_done_is_offered_in_the_stage_and_a_click_does_it(runn
         await until(pilot, lambda: sessions.made and sessions.last.calls == [("adapter", None)])
 
 
-async def test_the_view_follows_the_running_stage_until_somebody_looks_elsewhere(runner: Runner, sessions: Sessions):
+async def test_the_view_follows_the_running_stage_until_the_user_selects_another(runner: Runner, sessions: Sessions):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("a")
@@ -329,7 +329,7 @@ async def test_redo_asks_first(finished: Runner, sessions: Sessions):
 
 
 @pytest.mark.fault("A18")
-async def test_a_session_that_breaks_is_reported_on_the_screen(tmp_path, config):
+async def test_a_session_that_fails_is_reported_on_the_screen(tmp_path, config):
     def broken(context: Context, listener: object) -> FakeSession:
         raise DiskError("The disk is full.", "No space left [/].", "Free some.")
 
@@ -343,9 +343,9 @@ async def test_a_session_that_breaks_is_reported_on_the_screen(tmp_path, config)
 
 
 @pytest.mark.parametrize(
-    ("looked_at", "notices"), [("workspace", []), ("pairs", ["The run: 1 of 10 stages done. All is well."])]
+    ("looked_at", "notices"), [("workspace", []), ("pairs", ["1 of 10 stages done. All is well."])]
 )
-async def test_an_end_is_a_notice_where_its_stage_is_not_looked_at(
+async def test_the_end_is_a_notice_if_another_stage_is_on_the_screen(
     runner: Runner, sessions: Sessions, looked_at: str, notices: list[str]
 ):
     app = Wizard(runner)
@@ -361,7 +361,7 @@ async def test_an_end_is_a_notice_where_its_stage_is_not_looked_at(
         assert [notice.message for notice in app._notifications] == notices
 
 
-def test_an_event_that_cannot_be_folded_does_not_stop_the_engine(runner: Runner):
+def test_an_event_that_cannot_be_applied_does_not_stop_the_engine(runner: Runner):
     runner._listen(Entry(1, 1.0, StageStarted("no such stage")))
     runner._listen(Entry(2, 1.0, StageFinished("no such stage", "done")))
     runner._listen(Entry(3, 2.0, Message("info", "still here")))
@@ -369,7 +369,7 @@ def test_an_event_that_cannot_be_folded_does_not_stop_the_engine(runner: Runner)
 
 
 @pytest.mark.fault("A20")
-async def test_a_flood_of_events_is_drawn_by_the_clock_and_the_keys_are_heard(
+async def test_in_a_flood_of_events_drawing_is_limited_and_keys_work(
     tmp_path: Path, config: Callable[..., Stage3Config]
 ):
     class Flood(FakeSession):
@@ -401,26 +401,26 @@ async def test_a_flood_of_events_is_drawn_by_the_clock_and_the_keys_are_heard(
     assert 1 < len(drawn) < 200
 
 
-async def test_a_run_outside_tmux_says_that_the_terminal_may_go(finished: Runner, monkeypatch):
+async def test_outside_tmux_a_notice_says_that_the_terminal_may_be_closed(finished: Runner, monkeypatch):
     monkeypatch.delenv("TMUX", raising=False)
     monkeypatch.delenv("STY", raising=False)
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("a", "a")
-        await until(pilot, lambda: any(notifications.SAFE in notice.message for notice in app._notifications))
+        await until(pilot, lambda: any(notifications.SAFE_TO_CLOSE in notice.message for notice in app._notifications))
 
 
-async def test_inside_tmux_nothing_is_said(finished: Runner, monkeypatch):
+async def test_inside_tmux_there_is_no_notice(finished: Runner, monkeypatch):
     monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("a", "a")
-        await until(pilot, lambda: app.notifications._has_told_what_lasts, "the moment at which it would be said")
-        assert not any(notifications.SAFE in notice.message for notice in app._notifications)
+        await until(pilot, lambda: app.notifications._logout_checked, "the check")
+        assert not any(notifications.SAFE_TO_CLOSE in notice.message for notice in app._notifications)
 
 
 @pytest.mark.fault("A9")
-async def test_where_a_logout_ends_the_run_that_is_said_inside_tmux_too(finished: Runner, monkeypatch):
+async def test_if_a_logout_ends_the_run_there_is_a_notice_even_inside_tmux(finished: Runner, monkeypatch):
     monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
     looked = StageFinished("toolchain", "done", facts={"ends_at_logout": True})
     finished._state = finished._state.apply(looked, 1.0)
@@ -433,7 +433,7 @@ async def test_where_a_logout_ends_the_run_that_is_said_inside_tmux_too(finished
 # -- how it ends -------------------------------------------------------------------------------------------------------
 
 
-async def test_q_quits_when_nothing_runs(finished: Runner):
+async def test_q_quits_when_nothing_is_running(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("q")
@@ -572,7 +572,7 @@ def test_a_terminal_that_is_not_a_terminal_is_gone(tmp_path: Path):
     os.close(inner)
 
 
-async def test_c_copies_the_scp_line_and_says_where_it_stands(finished: Runner):
+async def test_c_copies_the_scp_command_and_names_the_saved_copy(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
         await look_at(pilot, app, "packaging")
@@ -582,7 +582,7 @@ async def test_c_copies_the_scp_line_and_says_where_it_stands(finished: Runner):
         assert (finished.run / "logs/copied.txt").read_text().strip() == app.clipboard
 
 
-async def test_a_click_on_a_line_of_the_archive_copies_that_line(finished: Runner):
+async def test_a_click_on_a_command_copies_it(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
         await look_at(pilot, app, "packaging")

@@ -237,9 +237,10 @@ def start_again(terminal: PseudoTerminal, run: Path) -> None:
     before = (run / layout.EVENTS_JSONL).stat().st_size if (run / layout.EVENTS_JSONL).exists() else 0
     terminal.press("a")
     terminal.until(
-        lambda: "What a start does" in terminal.text or (run / layout.EVENTS_JSONL).stat().st_size > before, "a start"
+        lambda: "What a start would do" in terminal.text or (run / layout.EVENTS_JSONL).stat().st_size > before,
+        "a start",
     )
-    if "What a start does" in terminal.text:
+    if "What a start would do" in terminal.text:
         terminal.press("\r")
 
 

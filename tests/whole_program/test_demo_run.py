@@ -114,7 +114,7 @@ def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothi
     try:
         terminal.wait_for("Packaging")
         terminal.press("a")
-        terminal.wait_for("What a start does")
+        terminal.wait_for("What a start would do")
         terminal.press("\r")
         terminal.until(lambda: len(step_times(folder)) > 20, "twenty steps", 120)
         terminal.wait_for("Reward margin")

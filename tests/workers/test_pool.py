@@ -122,7 +122,7 @@ def test_a_stop_ends_the_wait_and_no_process_is_left(pool):
 
 def test_a_stopped_process_is_reported_and_continues(pool, monkeypatch):
     monkeypatch.setattr(suspended, "SUSPENDED_SECONDS", 0.2)
-    monkeypatch.setattr(suspended, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(suspended, "POLL_SECONDS", 0.05)
     one, messages = pool(1), []
     for item in one.results(echo_tasks(1, sleep=0.5)):
         if item == "begins 0":

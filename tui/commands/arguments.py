@@ -1,4 +1,4 @@
-"""Shared by the commands' parsers: options as flags, and the configuration and token that they give."""
+"""Shared by the commands' parsers: options as flags, and the configuration and token from them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 
 def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> None:
-    """The fields of the configuration as options; values stay text here, the configuration class reads them.
+    """Add fields of the configuration as options. Values stay text: the configuration class parses them.
 
     If there are many, `--help` shows the common ones, and `--help-all` all.
     """
-    long = len(chosen) > MANY_OPTIONS
-    if long:
+    is_long = len(chosen) > MANY_OPTIONS
+    if is_long:
         parser.add_argument("--help-all", action=_HelpAll, help=f"help with all {len(chosen)} options")
     groups: dict[str, Any] = {}
     for option in chosen:
@@ -62,17 +62,17 @@ def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> No
             added = group.add_argument(
                 option.flag, action=action, default=None, dest=option.name, metavar=metavar, help=sentence
             )
-        added.rare = long and not option.common
+        added.rare = is_long and not option.common
 
 
 def _default_shown(option: Option) -> str:
-    words = {"True": "yes", "False": "no"} if option.is_flag else {}
-    return f" [{words.get(option.default, option.default)}]" if option.default else ""
+    names = {"True": "yes", "False": "no"} if option.is_flag else {}
+    return f" [{names.get(option.default, option.default)}]" if option.default else ""
 
 
-def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Config:
-    """The configuration from the arguments. With `goes_on`, the configuration that the run in the output folder was started
-    with replaces the defaults: `stage3-tui` after `stage3-tui --demo` continues the demo.
+def config_of(given: argparse.Namespace, *, continues: bool = False) -> Stage3Config:
+    """The configuration from the arguments. With `continues`, the configuration that the run in the output folder was
+    started with replaces the defaults: `stage3-tui` after `stage3-tui --demo` continues the demo.
     """
     from pathlib import Path
 
@@ -84,12 +84,12 @@ def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Conf
     if getattr(given, "demo", False):
         from engine.demo.preset import EXAMPLES, demo_defaults
 
-        asked_for = str(values.get("num_examples", os.environ.get("STAGE3_NUM_EXAMPLES", "")))
-        preset = demo_defaults(int(asked_for) if asked_for.isdecimal() else EXAMPLES)
+        examples = str(values.get("num_examples", os.environ.get("STAGE3_NUM_EXAMPLES", "")))
+        preset = demo_defaults(int(examples) if examples.isdecimal() else EXAMPLES)
     toml = getattr(given, "config", None)
     file = Path(toml) if toml else None
     config = load_config(values, toml=file, preset=preset)
-    stored = stored_config(config.output_dir) if goes_on and preset is None else {}
+    stored = stored_config(config.output_dir) if continues and preset is None else {}
     return load_config(values, toml=file, preset=stored) if stored else config
 
 
@@ -112,12 +112,12 @@ def stored_config(folder: Path) -> dict[str, Any]:
 
 
 def token_of(given: argparse.Namespace) -> Any:
-    """The token from standard input or a file, as a Secret; None where neither was asked for."""
+    """The token from standard input or a file, as a Secret; None without either option."""
     from engine.hub.token_file import read_token_file, token_line
 
     if getattr(given, "token_fd", None) is not None:
         with os.fdopen(given.token_fd, encoding="utf-8") as pipe:
-            return token_line(pipe, "the pipe of the process before")
+            return token_line(pipe, "the pipe from the previous process")
     if given.token_stdin:
         return _token_of_stdin()
     return read_token_file(given.token_file) if given.token_file else None
@@ -129,15 +129,15 @@ def _token_of_stdin() -> Any:
 
     try:
         return token_line(sys.stdin, "standard input")
-    except UnicodeDecodeError:  # its message would quote what was given
+    except UnicodeDecodeError:  # its message would quote the input
         raise AccessError(
-            "There is no token in standard input.", "It is not UTF-8.", "Give the token alone, in one line."
+            "There is no token on standard input.", "The input is not UTF-8.", "Pass only the token, on one line."
         ) from None
 
 
 def require_terminal() -> None:
     """The wizard needs a terminal that can draw. Raises ConfigError."""
-    advice = f"Use `{PROGRAM} --auto`, or `{PROGRAM} status` to look at a run."
+    advice = f"Use `{PROGRAM} --auto`, or `{PROGRAM} status` to see the state of a run."
     if not (sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())):
         raise ConfigError("The wizard needs a terminal.", "Input or output is not a terminal.", advice)
     if os.environ.get("TERM", "dumb") in ("dumb", ""):
@@ -154,14 +154,14 @@ def run_dir_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def run_dir_of(given: argparse.Namespace) -> Any:
-    """The run folder given to a command. Raises ConfigError if there is no run in it."""
+    """The run folder of a command. Raises ConfigError if there is no run in it."""
     from pathlib import Path
 
     from engine.core.layout import EVENTS_JSONL, RUN_JSON
 
     folder = Path(given.run_dir) if given.run_dir else config_of(given).output_dir
     if not (folder / RUN_JSON).exists() and not (folder / EVENTS_JSONL).exists():
-        raise ConfigError(f"No run in {folder}.", "It has no run.json.", "Pass the folder of a run.")
+        raise ConfigError(f"There is no run in {folder}.", "It has no run.json.", "Pass the folder of a run.")
     return folder
 
 
@@ -201,14 +201,14 @@ class _Parser(argparse.ArgumentParser):
     shows_all = False
 
     def format_help(self) -> str:
-        left_out = [action for action in self._actions if getattr(action, "rare", False) and not self.shows_all]
-        sentences = [action.help for action in left_out]
-        for action in left_out:
+        hidden = [action for action in self._actions if getattr(action, "rare", False) and not self.shows_all]
+        sentences = [action.help for action in hidden]
+        for action in hidden:
             action.help = argparse.SUPPRESS
         try:
             return super().format_help()
         finally:
-            for action, sentence in zip(left_out, sentences, strict=True):
+            for action, sentence in zip(hidden, sentences, strict=True):
                 action.help = sentence
 
     def error(self, message: str) -> NoReturn:

@@ -18,9 +18,11 @@ def main(arguments: list[str]) -> int:
     given.output_dir = str(folder)
     if given.hands_off and given.allow_decisions:
         raise ConfigError(
-            "--hands-off and --allow-decisions exclude each other.", "The first one writes nothing.", "Leave one out."
+            "--hands-off cannot be combined with --allow-decisions.",
+            "With --hands-off, nothing is written.",
+            "Omit one.",
         )
-    config = config_of(given, goes_on=True)
+    config = config_of(given, continues=True)
     return attach(config, folder, hands_off=given.hands_off, decides=given.allow_decisions)
 
 
@@ -28,8 +30,10 @@ def command_parser() -> argparse.ArgumentParser:
     parser = run_dir_parser(
         "attach", "Watch a run from another terminal: the wizard's screens, read-only except for stop."
     )
-    parser.add_argument("--allow-decisions", action="store_true", help="accept, reject, swap and edit pairs here, too")
-    parser.add_argument("--hands-off", action="store_true", help="look only: not even stop, and no file is written")
+    parser.add_argument(
+        "--allow-decisions", action="store_true", help="allow accepting, rejecting, swapping and editing pairs"
+    )
+    parser.add_argument("--hands-off", action="store_true", help="watch only: no stop request, and no file is written")
     parser.add_argument(
         "--in-browser", action="store_true", help=argparse.SUPPRESS
     )  # for `serve`: there is no terminal

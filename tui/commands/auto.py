@@ -40,45 +40,45 @@ def run_auto(
     def stages(session: Session) -> int:
         return int(session.run(until=until, redo_from=redo_from))
 
-    def again(run: Run) -> list[str]:
+    def restart_command(run: Run) -> list[str]:
         return resume_command(run.folder, auto=True, until=until, json=json, verbose=verbose)
 
-    return run_and_print(config, stages, again, json=json, verbose=verbose, token=token)
+    return run_and_print(config, stages, restart_command, json=json, verbose=verbose, token=token)
 
 
 def run_and_print(
     config: Stage3Config,
-    work: Callable[[Session], int],
-    again: Callable[[Run], list[str]],
+    drive: Callable[[Session], int],
+    restart_command: Callable[[Run], list[str]],
     *,
     json: bool,
     verbose: bool = False,
     token: Secret | None,
 ) -> int:
-    """Take the run, let `work` drive its session, and print what happens; returns the exit code.
+    """Acquire the run, let `drive` work through its session, and print what happens; returns the exit code.
 
-    again   the command that continues the run in a fresh process
+    restart_command   the command that continues the run in a fresh process
     """
     quiet_libraries()
     run = Run(config.output_dir)
     run.acquire()
     log_to_file(run / RUN_LOG)
     context = Context(config=config, run=run, token=token)
-    follower = EventPrinter(run, printer_for_output(json, verbose))
+    printer = EventPrinter(run, printer_for_output(json, verbose))
     install_signal_handlers(lambda reason, code: context.stop.request(reason, code))
     command: list[str] | None = None
     try:
-        return _work(context, follower, work)
+        return _drive_in_thread(context, printer, drive)
     except RestartNeeded:
-        command = again(run)
+        command = restart_command(run)
     finally:
-        follower.close()
+        printer.close()
         run.release(for_restart=command is not None)
     return reexec(command, context.token)
 
 
 class EventPrinter:
-    """Folds events as they arrive and passes them to a printer. `tui.process.standard_streams` makes sure that a broken
+    """Folds events as they arrive and passes them to a printer. `tui.process.standard_streams` ensures that a broken
     output never ends the run.
     """
 
@@ -107,14 +107,14 @@ class EventPrinter:
             self._printer.close(self.state)
 
 
-def _work(context: Context, follower: EventPrinter, drive: Callable[[Session], int]) -> int:
+def _drive_in_thread(context: Context, printer: EventPrinter, drive: Callable[[Session], int]) -> int:
     from engine.pipeline.session import Session
 
     codes: list[int] = []
     errors: list[BaseException] = []
 
     def work() -> None:
-        session = Session(context, follower)
+        session = Session(context, printer)
         try:
             codes.append(drive(session))
         except BaseException as error:  # carried to the main thread, which raises it
@@ -126,10 +126,10 @@ def _work(context: Context, follower: EventPrinter, drive: Callable[[Session], i
     engine.start()
     while engine.is_alive():
         engine.join(REFRESH_SECONDS)
-        follower.refresh()
+        printer.refresh()
     if errors:
         raise errors[0]
-    _print_failure(follower.state)
+    _print_failure(printer.state)
     return codes[0]
 
 

@@ -1,4 +1,4 @@
-"""`stage3-tui browse FILE`: read the pairs of any file and decide about them, without a run or a model."""
+"""`stage3-tui browse FILE`: browse the pairs of any file and decide about them, without a run or a model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
-        "The pair browser on any file of preference pairs (docs/files-you-have.md): a filter, what the detectors find, the gate.\n"
-        "The better reply stands as the revision, the worse one as the draft. The file itself is never changed: what you\n"
-        "decide goes to FILE.edits.jsonl, which `validate` and `--pairs` read.",
+        "Open any file of preference pairs (docs/files-you-have.md) in the pair browser, with its filter, detectors and gate.\n"
+        "The better reply is shown as the revision, the worse one as the draft. The file itself is never changed: your\n"
+        "decisions go to FILE.edits.jsonl, which `validate` and `--pairs` read.",
         "",
         usage=f"{PROGRAM} browse FILE [OPTIONS]",
     )

@@ -44,12 +44,12 @@ def command_parser() -> argparse.ArgumentParser:
 
     parser = run_dir_parser(
         "clean",
-        "What of a run could go, and how many bytes: what was set aside, old checkpoints, caches. Nothing that the archive or\n"
-        "the next start needs. Nothing is removed without --yes, and nothing while a process has the run.",
+        "List what can be removed from a run, with sizes: files that were set aside, old checkpoints, caches; never what the\n"
+        "archive or the next start needs. Nothing is removed without --yes, or while a process has the run.",
     )
     parser.add_argument("--yes", action="store_true", help="remove it")
-    parser.add_argument("--only", choices=KINDS, action="append", help="only this kind; may be given twice")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--only", choices=KINDS, action="append", help="only this kind; can be repeated")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -84,7 +84,7 @@ def print_cleanup(run: Run, found: Cleanup, *, removed: bool) -> None:
             console.print(Text(f"{title}: {memory(sum(item.bytes for item in items))}", "bold"))
             _print_items(console, items)
     if found.kept:
-        console.print(Text("Stays:", "bold"))
+        console.print(Text("Kept:", "bold"))
         _print_items(console, found.kept)
     console.print(Text(_conclusion(run, found, removed)), soft_wrap=True)
 
@@ -100,10 +100,10 @@ def _print_items(console: Console, items: list[CleanupItem] | tuple[CleanupItem,
 
 def _conclusion(run: Run, found: Cleanup, removed: bool) -> str:
     if not found.removable:
-        return "Nothing of this run could go."
+        return "Nothing can be removed from this run."
     if removed:
-        return f"{memory(found.bytes)} are free now."
+        return f"Freed {memory(found.bytes)}."
     owner = run.owner()
     if owner is not None:
-        return f"{memory(found.bytes)} could go when process {owner.pid} has let go of the run."
-    return f"{memory(found.bytes)} could go; `{PROGRAM} clean {shlex.quote(str(run.folder))} --yes` removes them."
+        return f"{memory(found.bytes)} can be removed once process {owner.pid} has released the run."
+    return f"{memory(found.bytes)} can be removed: `{PROGRAM} clean {shlex.quote(str(run.folder))} --yes`"

@@ -28,7 +28,7 @@ VERDICT_STYLE = {"better": "green", "worse": "red"}
 MIN_ANSWER_COLUMNS = 36
 """Minimum columns for an answer beside others."""
 MAX_ANSWER_CHARACTERS = 1_200
-"""Characters shown of an answer; --json has all of it."""
+"""Characters shown of an answer; --json prints all of it."""
 
 
 def main(arguments: list[str]) -> int:
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     given = parse(command_parser(), arguments)
     folders = [_run_folder(text) for text in given.runs]
     if len(set(folders)) < 2:
-        raise ConfigError("To compare takes two runs.", "One was given.", f"{PROGRAM} compare RUN RUN…")
+        raise ConfigError("`compare` needs two runs.", "You passed only one.", f"{PROGRAM} compare RUN RUN…")
     found = compare(folders)
     if given.json:
         print_json(as_data(found))
@@ -48,14 +48,16 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
-        "Runs side by side: the options that differ, the figures with their 95 % intervals, the curves of training, and the\n"
-        "answers to the same held-out prompts. A trial of a sweep is a run, too (RUN/trials/NAME). Nothing is written.",
+        "Compare runs side by side: options that differ, figures with 95 % intervals, training curves, and answers to the\n"
+        "same held-out prompts. A trial of a sweep is a run, too (RUN/trials/NAME). Nothing is written.",
         "",
         usage=f"{PROGRAM} compare RUN RUN… [--answers N] [--json]",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--answers", type=int, default=5, metavar="N", help="prompts whose answers are shown [5]")
-    parser.add_argument("--json", action="store_true", help="for machines; has all answers")
+    parser.add_argument(
+        "--answers", type=int, default=5, metavar="N", help="how many prompts to show with their answers [5]"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, with all answers")
     return parser
 
 
@@ -63,7 +65,7 @@ def _run_folder(text: str) -> Path:
     folder = Path(text).expanduser().resolve()
     if not is_run(folder):
         raise ConfigError(
-            f"There is no run in {folder}.", "It has no run.json.", f"`{PROGRAM} runs` lists those there are."
+            f"There is no run in {folder}.", "It has no run.json.", f"List your runs with `{PROGRAM} runs`."
         )
     return folder
 
@@ -86,7 +88,7 @@ def print_compared(found: RunComparison, answers: int) -> None:
     left = len(found.answers) - answers
     if left > 0:
         console.print(
-            Text(f"\n{left} more prompts were put to several of them; --answers {len(found.answers)} shows all.", "dim")
+            Text(f"\n{left} more prompts have several answers; --answers {len(found.answers)} shows all.", "dim")
         )
 
 

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
-        "A script on standard output that completes commands, options and their values.",
+        "Print a script that completes commands, options and their values.",
         HOW,
         usage=f"{PROGRAM} completion bash|zsh|fish",
     )
@@ -98,7 +98,7 @@ def _names(line: CommandLine) -> str:
 
 
 def _distinct(lines: tuple[CommandLine, ...]) -> list[Flag]:
-    """Each option once: it means the same in every command."""
+    """Each option once, since it means the same in every command."""
     return list({flag.names: flag for line in lines for flag in line.flags}.values())
 
 

@@ -27,9 +27,9 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
-        "What this machine can run: driver, VRAM, disk, versions, token.",
-        "The archive of --bundle holds versions, options, the last events and the end of the log of the run in --output-dir,\n"
-        "without tokens, prompts, replies, paths, names and addresses. Nothing is sent.",
+        "Check what this machine can run: driver, VRAM, disk, versions, token.",
+        "The archive of --bundle contains versions, options, the last events and the end of the log of the run in --output-dir,\n"
+        "without tokens, prompts, replies, paths, names or addresses. Nothing is sent.",
         usage=f"{PROGRAM} doctor [--bundle [FILE]] [OPTIONS]",
     )
     parser.add_argument(
@@ -70,7 +70,7 @@ def _print_bundle(console: Console, config: Stage3Config, path: Path, findings: 
     for name, size, what in written.members:
         console.print(f"  {name:<15} {size:>9,} bytes  {what}")
     for name in written.missing:
-        console.print(f"  not there: {visible_line(name)}")
+        console.print(f"  missing: {visible_line(name)}")
     taken = ", ".join(f"{number} {kind}" for kind, number in sorted(written.taken.items()))
-    console.print(f"Taken out: {taken or 'nothing'}.")
-    console.print("Nothing was sent. Look through it before you give it to somebody.")
+    console.print(f"Removed: {taken or 'nothing'}.")
+    console.print("Nothing was sent. Review the archive before you share it.")

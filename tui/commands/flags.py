@@ -1,6 +1,6 @@
 """Every command and option as plain data, for the completions, the man page and the palette.
 
-Read from the commands' own parsers, which take the options from `engine/core/config.py`: there is no second table.
+Read from the commands' own parsers, which take the options from `engine/core/config.py`, so there is no second table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     metavar: str = ""
     group: str = ""
-    """Group of the option; empty for the command's own."""
+    """The option's group; empty for the command's own options."""
     rare: bool = False
     """Omitted from `--help`."""
 

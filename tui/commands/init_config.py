@@ -11,8 +11,8 @@ from engine.core.options import Option, options
 from tui.commands.table import PROGRAM
 
 HEAD = f"""\
-# Options of {PROGRAM}, all with their defaults. Take the `#` away before a key to set it, and start with --config and
-# this file. The command line takes precedence, then the environment (STAGE3_NUM_EXAMPLES), then this file.
+# All options of {PROGRAM} with their defaults. To set one, remove the `#` before its key; to use the file, pass it with
+# --config. The command line takes precedence, then the environment (STAGE3_NUM_EXAMPLES), then this file.
 """
 
 
@@ -25,8 +25,8 @@ def write_config(name: str) -> int:
         with Path(name).open("x", encoding="utf-8") as file:
             file.write(config_text())
     except FileExistsError:
-        advice = f"Choose another: `{PROGRAM} --init-config FILE`; - is standard output."
-        raise ConfigError(f"{name} exists.", "It may hold options that somebody chose.", advice) from None
+        advice = f"Choose another file with `{PROGRAM} --init-config FILE`; - is standard output."
+        raise ConfigError(f"{name} already exists.", "It may contain options that you have set.", advice) from None
     except OSError as error:
         raise DiskError(f"Cannot write {name}.", str(error), f"`{PROGRAM} --init-config -` prints it.") from error
     print(f"{name}: {len(options())} options with their defaults. Use it with `{PROGRAM} --config {name}`.")
@@ -44,8 +44,8 @@ def config_text() -> str:
 
 def _block(option: Option) -> str:
     value = toml_value(option)
-    told = f"# {option.name} = {value}" if value else f"# {option.name} =   ({option.allowed}; not set)"
-    return f"# {option.sentence}\n{told}\n"
+    line = f"# {option.name} = {value}" if value else f"# {option.name} =   ({option.allowed}; not set)"
+    return f"# {option.sentence}\n{line}\n"
 
 
 def toml_value(option: Option) -> str:

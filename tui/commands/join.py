@@ -1,4 +1,4 @@
-"""`--auto --machine-rank 1`: a machine that takes part in the training of a run that machine 0 does."""
+"""`--auto --machine-rank 1`: a machine that joins the training of a run on machine 0."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tui.process.signals import install_signal_handlers
 
 
 def run_joining(config: Stage3Config, *, json: bool) -> int:
-    """Print what happens here, until the training has ended; the exit code. Raises Stopped, PreconditionError."""
-    from engine.dpo.training.joining import join_training
+    """Print what happens here until the training ends; returns the exit code. Raises Stopped, PreconditionError."""
+    from engine.dpo.training.join import join_training
 
     prepare_process(config)
     stop = StopToken()

@@ -13,10 +13,10 @@ from tui.commands.run import DESCRIPTION, EXIT_CODES
 from tui.commands.table import COMMANDS, PROGRAM, WITHOUT_COMMAND
 
 FILES = (
-    ("stage3.toml", "options, where --config names it; --init-config writes one"),
-    ("artifacts/stage3_constitutional", "the run folder, unless --output-dir names another"),
+    ("stage3.toml", "options, if passed with --config; --init-config writes one"),
+    ("artifacts/stage3_constitutional", "the run folder, unless --output-dir sets another"),
     ("$XDG_CONFIG_HOME/stage3-tui/themes", "themes of your own"),
-    ("$XDG_STATE_HOME/stage3-tui", "the theme that was chosen last"),
+    ("$XDG_STATE_HOME/stage3-tui", "the last theme chosen"),
 )
 
 
@@ -27,7 +27,9 @@ def main(arguments: list[str]) -> int:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    return new_parser(f"The manual page, as troff: {PROGRAM} man | man -l -", "", usage=f"{PROGRAM} man > {PROGRAM}.1")
+    return new_parser(
+        f"Print the manual page as troff: {PROGRAM} man | man -l -", "", usage=f"{PROGRAM} man > {PROGRAM}.1"
+    )
 
 
 def page() -> str:
@@ -47,10 +49,10 @@ def page() -> str:
     lines += [line for command in COMMANDS.values() for line in _item(f"{PROGRAM} {command.usage}", command.sentence)]
     lines += [
         ".PP",
-        f"{_escaped(PROGRAM)} COMMAND \\-\\-help explains one of them.",
+        f"{_escaped(PROGRAM)} COMMAND \\-\\-help describes a command.",
         ".SH OPTIONS",
-        "Each option is also a variable of the environment (STAGE3_NUM_EXAMPLES for \\-\\-num\\-examples), and a key of the",
-        "TOML file of \\-\\-config.",
+        "Each option is also an environment variable (STAGE3_NUM_EXAMPLES for \\-\\-num\\-examples), and a key in the TOML",
+        "file of \\-\\-config.",
         "The command line takes precedence, then the environment, then the file.",
     ]
     groups: dict[str, list[Flag]] = {}

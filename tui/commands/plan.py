@@ -48,13 +48,13 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
-        "What `stage3-tui --auto` with the same options would do: which stages are reused, which are done again and why,\n"
-        "how many records have to be made, and how long that takes. Nothing is done, and nothing is written.",
+        "Show what `stage3-tui --auto` with the same options would do: which stages are reused, which are done again and\n"
+        "why, how many records have to be made, and how long it takes. Nothing is done, and nothing is written.",
         "",
         usage=f"{PROGRAM} plan [OPTIONS]",
     )
     add_run_options(parser)
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     add_options(parser, options())
     return parser
 
@@ -79,7 +79,7 @@ def print_plan(folder: Path, planned: list[PlannedStage]) -> None:
         cells = (
             f"{GLYPH[stage.action]} {stage_number(stage.name)}",
             stage.name,
-            stage.action,
+            stage.action_text,
             took,
             visible_line(stage.why, 400),
         )

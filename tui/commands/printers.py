@@ -26,14 +26,14 @@ from tui.commands.event_lines import (
     step_figures,
 )
 from tui.commands.run_lines import ProgressThrottle, RunLines
-from tui.server_words import servers_words
+from tui.server_summary import servers_summary
 
 BAR_WIDTH = 20
 
 
 class AutoPrinter(Protocol):
     def remember(self, entry: Entry) -> None:
-        """Take an event of an earlier process, before the first `show`."""
+        """Take an event of an earlier process into account, before the first `show`."""
 
     def show(self, entry: Entry, state: RunState) -> None: ...
 
@@ -110,7 +110,7 @@ def _figures(stage: StageState, state: RunState) -> str:
     text = progress_text(stage.progress)
     if stage.progress.unit == "steps" and state.train_steps:
         return f"{text}  {step_figures(state.train_steps[-1])}"
-    return "  ".join(filter(None, (text, servers_words(state.servers))))
+    return "  ".join(filter(None, (text, servers_summary(state.servers))))
 
 
 def _style(event: Event | None) -> str:
@@ -128,7 +128,7 @@ class JsonPrinter:
     """The events, one JSON object per line, and nothing else."""
 
     def remember(self, entry: Entry) -> None:
-        """It is in the journal."""
+        """Nothing to do: the event is in the journal."""
 
     def show(self, entry: Entry, state: RunState) -> None:
         print(dumps(finite(entry.as_dict())), flush=True)

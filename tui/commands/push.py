@@ -32,23 +32,25 @@ def main(arguments: list[str]) -> int:
     if given.repo is None and given.run_dir is not None and is_repository(given.run_dir):
         given.repo, given.run_dir = given.run_dir, None
     folder = run_dir_of(given)
-    given.output_dir, asked_for_public = str(folder), bool(given.push_public)
+    given.output_dir, public_requested = str(folder), bool(given.push_public)
     if given.repo is not None:
         given.push_to_hub = given.repo
-    config = config_of(given, goes_on=True)
-    # That another repository may be public says nothing about this one.
-    public = config.push_public if given.repo in (None, stored_config(folder).get("push_to_hub")) else asked_for_public
+    config = config_of(given, continues=True)
+    # The run's --push-public is for its own repository, not for another one.
+    public = config.push_public if given.repo in (None, stored_config(folder).get("push_to_hub")) else public_requested
     return push_run(folder, config, public=public, token=token_of(given))
 
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "Push the adapter of a finished run to the Hub: its files, card, evaluation and manifest, in one commit, from the\n"
-        "archive that stage packaging made. A new repository is private. Files that are there already are not sent again.",
-        "The token comes from HF_TOKEN, the Hub's own login, --token-stdin or --token-file; it needs write access.",
+        "archive that stage packaging made. A new repository is private. Files that the Hub already has are not sent again.",
+        "The token comes from HF_TOKEN, the Hub's own login, --token-stdin or --token-file, and needs write access.",
         usage=f"{PROGRAM} push [RUN_DIR] [REPO] [OPTIONS]",
     )
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; else --output-dir's value")
+    parser.add_argument(
+        "run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; default: the value of --output-dir"
+    )
     parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name; default: --push-to-hub, or the run's own")
     add_token_options(parser)
     add_options(parser, [option for option in options() if option.name in ("output_dir", "push_public")])

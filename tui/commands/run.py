@@ -43,8 +43,8 @@ EXIT_CODES = (
     ("5", "network or Hub"),
     ("6", "disk"),
     ("7", "out of memory"),
-    ("8", "numbers went bad"),
-    ("9", "the data cannot teach"),
+    ("8", "numerical failure"),
+    ("9", "unusable data"),
     ("10", "damaged state"),
     ("11", "another process has this run"),
     ("12", "refused for safety"),
@@ -59,8 +59,10 @@ def main(arguments: list[str]) -> int:
 
         return write_config(given.init_config)
     if given.json and not given.auto:
-        raise ConfigError("--json needs --auto.", "The wizard draws a screen instead.", f"{PROGRAM} --auto --json")
-    config = recorded_config(given) if given.restarted else config_of(given, goes_on=not given.auto)
+        raise ConfigError(
+            "--json needs --auto.", "The wizard draws a screen instead.", f"Use `{PROGRAM} --auto --json`."
+        )
+    config = recorded_config(given) if given.restarted else config_of(given, continues=not given.auto)
     if config.machine_rank > 0:
         return _join_training(config, auto=given.auto, json=given.json)
     if given.auto:
@@ -86,8 +88,8 @@ def _join_training(config: Stage3Config, *, auto: bool, json: bool) -> int:
     if not auto:
         raise ConfigError(
             f"--machine-rank {config.machine_rank} needs --auto.",
-            "The wizard does a whole run, which machine 0 does.",
-            f"{PROGRAM} --auto --machine-rank {config.machine_rank} …, and `{PROGRAM} attach` to watch the run.",
+            "Only machine 0 can run the wizard.",
+            f"Use `{PROGRAM} --auto --machine-rank {config.machine_rank} …`, and `{PROGRAM} attach` to watch the run.",
         )
     from tui.commands.join import run_joining
 
@@ -95,8 +97,8 @@ def _join_training(config: Stage3Config, *, auto: bool, json: bool) -> int:
 
 
 def _is_chosen(config: Stage3Config, arguments: list[str]) -> bool:
-    """Ask which run, if there are several beside `--output-dir`. For another one this process restarts itself, so that it
-    has a single thread and that run's options. False if the user left.
+    """Let the user choose a run if there are several beside `--output-dir`. For another one, this process restarts itself,
+    so that it has a single thread and that run's options. False if the user left.
     """
     from tui.process.reexec import program, reexec
     from tui.wizard.run_chooser import choose_run
@@ -111,24 +113,22 @@ def command_parser() -> argparse.ArgumentParser:
     codes = textwrap.fill(f"Exit codes: {', '.join(map(' '.join, EXIT_CODES))}.", 120, break_on_hyphens=False)
     epilogue = EPILOGUE.format(exit_codes=codes)
     parser = new_parser(f"{DESCRIPTION}\n\n{summary()}\n", epilogue, usage=f"{PROGRAM} [COMMAND] [OPTIONS]")
-    way = parser.add_argument_group("How to run")
-    way.add_argument("--auto", action="store_true", help="run without a terminal")
-    way.add_argument("--json", action="store_true", help="with --auto: events on stdout, one JSON object per line")
-    way.add_argument(
-        "--verbose", action="store_true", help="with --auto: every check and checkpoint, not a line a stage"
-    )
-    add_run_options(way)
-    add_token_options(way)
-    # How `tui.process.reexec` goes on with a run in a fresh process.
-    way.add_argument("--restarted", action="store_true", help=argparse.SUPPRESS)
-    way.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
-    way.add_argument(
+    group = parser.add_argument_group("How to run")
+    group.add_argument("--auto", action="store_true", help="run without a terminal")
+    group.add_argument("--json", action="store_true", help="with --auto: events on stdout, one JSON object per line")
+    group.add_argument("--verbose", action="store_true", help="with --auto: print every check and checkpoint")
+    add_run_options(group)
+    add_token_options(group)
+    # Used by `tui.process.reexec` to continue a run in a fresh process.
+    group.add_argument("--restarted", action="store_true", help=argparse.SUPPRESS)
+    group.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
+    group.add_argument(
         "--init-config",
         nargs="?",
         const="stage3.toml",
         metavar="FILE",
         help="write a TOML file with all options and their defaults [stage3.toml]",
     )
-    way.add_argument("--version", "-V", action="version", version=f"{PROGRAM} {__version__}")
+    group.add_argument("--version", "-V", action="version", version=f"{PROGRAM} {__version__}")
     add_options(parser, options())
     return parser

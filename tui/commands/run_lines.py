@@ -1,4 +1,4 @@
-"""What `--auto` prints about a run: a line per stage, the forecast before the long ones, and the outcome.
+"""The lines that `--auto` prints about a run: one per stage, the forecast before the long ones, and the outcome.
 
 Pure functions of the events and their fold; `tui.commands.printers` writes the lines to a terminal or pipe.
 """
@@ -27,16 +27,14 @@ from engine.run.journal import Entry
 from engine.run.state import RunState
 from engine.security.sanitize import visible_line
 from tui.commands.event_lines import GLYPH, duration, event_line, progress_text, stage_number, step_text
-from tui.server_words import servers_words
+from tui.server_summary import servers_summary
 
 LONG_STAGES: dict[str, tuple[type[Event], ...]] = {"pairs": (PairMade, PairFailed), "training": (TrainStep, EvalDone)}
 """The stages that preflight forecasts, with the events that count as their work."""
 STEADY = (Progress, TrainStep, TrialStep)
 """Events that arrive many times a minute."""
 LINE_SECONDS, LINE_SHARE, SILENT_SECONDS = 10.0, 0.1, 600.0
-"""A progress line follows the last one after at least ten seconds, and then only if another tenth is done or ten minutes
-have passed.
-"""
+"""A progress line is printed at least ten seconds after the last one, if another tenth is done or ten minutes have passed."""
 RESULT_STAGE = "packaging"
 """Its checks hold the next steps (the scp command), so they are always printed."""
 
@@ -44,13 +42,13 @@ RESULT_STAGE = "packaging"
 class Line(NamedTuple):
     text: str
     event: Event | None = None
-    """The kind of line, for its colour."""
+    """The event behind the line, for its colour."""
 
 
 class RunLines:
     """Turns events into lines; minor events give none.
 
-    verbose   also every check and checkpoint, and the start of every stage
+    verbose   also print every check and checkpoint, and the start of every stage
     """
 
     def __init__(self, verbose: bool = False) -> None:
@@ -59,9 +57,9 @@ class RunLines:
         self._began: float | None = None
 
     def remember(self, entry: Entry) -> None:
-        """Take an event of an earlier process: nothing is printed, but its time counts."""
+        """Take an event of an earlier process into account: nothing is printed, but its time counts."""
         for clock in self._clocks.values():
-            clock.see(entry)
+            clock.add(entry)
 
     def lines(self, entry: Entry, state: RunState) -> list[Line]:
         self.remember(entry)
@@ -81,22 +79,21 @@ class RunLines:
 
     def _stage_begins(self, stage: str, head: str, event: Event, state: RunState) -> list[Line]:
         shown = [Line(head, event)] if self._verbose or stage in LONG_STAGES else []
-        told = forecast_line(state, stage)
-        return [*shown, Line(f"    {told}")] if told else shown
+        forecast = forecast_line(state, stage)
+        return [*shown, Line(f"    {forecast}")] if forecast else shown
 
     def _stage_ends(self, event: StageFinished, state: RunState, now: float) -> list[Line]:
         head = f"{GLYPH[event.outcome]} {stage_number(event.stage)} {event.stage} {event.outcome}"
         took = duration(state.stages[event.stage].elapsed(now) or 0)
         lines = [Line(f"{head} in {took}: {visible_line(event.summary)}", event)]
-        compared = actual_times(
+        actual = actual_times(
             state, {event.stage: self._clocks[event.stage].seconds} if event.stage in self._clocks else {}
         )
-        return [*lines, *(Line(f"    {told}") for told in compared)]
+        return [*lines, *(Line(f"    {text}") for text in actual)]
 
     def _run_ends(self, state: RunState, now: float) -> list[Line]:
-        told = actual_times(state, {stage: clock.seconds for stage, clock in self._clocks.items()})
-        whole = f"whole run in {duration(now - (self._began or now))}"
-        return [Line("; ".join([whole, *told]))] if told else [Line(whole)]
+        actual = actual_times(state, {stage: clock.seconds for stage, clock in self._clocks.items()})
+        return [Line("; ".join([f"whole run in {duration(now - (self._began or now))}", *actual]))]
 
 
 def _is_detail(event: Event) -> bool:
@@ -133,7 +130,7 @@ class ProgressThrottle:
 
     def __init__(self) -> None:
         self._last: tuple[str, float, float] | None = None
-        """What moved, when, and the share that was done."""
+        """What progressed, when, and the share that was done."""
 
     def line(self, entry: Entry, state: RunState) -> str:
         """The line of a progress event; empty if it is too soon for another."""
@@ -145,8 +142,8 @@ class ProgressThrottle:
     def _too_soon(self, what: str, now: float, done: float) -> bool:
         if self._last is not None:
             before, when, share = self._last
-            another = what != before or done - share >= LINE_SHARE or now - when >= SILENT_SECONDS
-            if now - when < LINE_SECONDS or not another:
+            is_due = what != before or done - share >= LINE_SHARE or now - when >= SILENT_SECONDS
+            if now - when < LINE_SECONDS or not is_due:
                 return True
         self._last = (what, now, done)
         return False
@@ -156,7 +153,7 @@ def _progress(event: Event, state: RunState) -> tuple[str, str, float, str]:
     """What progresses, in which unit, the share done, and the figures."""
     match event:
         case Progress(stage=stage, done=done, total=total) if total:
-            figures = "  ".join(filter(None, (progress_text(event), servers_words(state.servers))))
+            figures = "  ".join(filter(None, (progress_text(event), servers_summary(state.servers))))
             return stage, event.unit, done / total, figures
         case TrainStep(step=step, total_steps=total) if total:
             left = state.stages["training"].progress

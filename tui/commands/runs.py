@@ -27,14 +27,14 @@ STYLE: dict[State, str] = {
 }  # fmt: skip
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 WIDE = 120
-"""Minimum columns to show a run on one line."""
+"""Minimum columns for one line per run."""
 
 
 def main(arguments: list[str]) -> int:
     given = parse(command_parser(), arguments)
     folder = Path(given.folder) if given.folder else config_of(given).output_dir.parent
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder.", "", f"`{PROGRAM} runs FOLDER` looks in the folder that you give.")
+        raise ConfigError(f"{folder} is not a folder.", "", f"Pass a folder: `{PROGRAM} runs FOLDER`.")
     found = runs_below(folder.resolve())
     if given.json:
         print_json({"folder": str(folder.resolve()), "runs": [as_data(run) for run in found]})
@@ -45,13 +45,13 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
-        "The runs in a folder and below it, the newest first: when, model, pairs, verdict, state, size. A sweep's trials stand\n"
-        "below it. Nothing is written.",
+        "List the runs in a folder and below it, newest first: time, model, pairs, verdict, state, size. The trials of a sweep\n"
+        "follow it. Nothing is written.",
         "",
         usage=f"{PROGRAM} runs [FOLDER] [--json]",
     )
-    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="where to look; else beside --output-dir")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="where to look; default: beside --output-dir")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     add_options(parser, [option for option in options() if option.name == "output_dir"])
     return parser
 

@@ -1,4 +1,4 @@
-"""`stage3-tui serve`: a run in a browser, as `attach` shows it; loopback, a token, and nothing to change unless asked."""
+"""`stage3-tui serve`: a run in a browser, as `attach` shows it; on loopback, with a token, read-only by default."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def main(arguments: list[str]) -> int:
     given = parse(command_parser(), arguments)
     folder = Path(run_dir_of(given)).absolute()
     if not 0 < given.port < 65_536:
-        raise ConfigError(f"--port {given.port} is no port.", "Ports are 1 to 65535.", f"{PROGRAM} serve --port {PORT}")
+        raise ConfigError(f"--port {given.port} is not a port.", "Ports are 1 to 65535.", f"Use --port {PORT}.")
     try:
         from tui.process.browser import serve
     except ImportError as error:
         raise PreconditionError(
             "textual-serve is not installed.",
-            f"The browser's screens come from it ({error}).",
+            f"It draws the screens in the browser ({error}).",
             f"Install the extra: `uv tool install '{PROGRAM}[serve]'` or `pip install '{PROGRAM}[serve]'`.",
         ) from error
-    for name in TOKEN_VARIABLES:  # a screen that watches needs none
+    for name in TOKEN_VARIABLES:  # watching needs no token
         os.environ.pop(name, None)
     if given.host not in LOOPBACK:
         print(
-            f"warning: {given.host} can be reached from other machines, and what it sends is not encrypted. "
+            f"warning: other machines can reach {given.host}, and the connection is not encrypted. "
             "An SSH tunnel to the loopback address is safer.",
             file=sys.stderr,
             flush=True,
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def command_of(folder: Path, *, control: bool) -> str:
-    """What each browser's screen runs; `exec`, so that no shell stands between it and the server."""
+    """The command behind each browser's screen; `exec`, so that there is no shell between it and the server."""
     words = [*program(), "attach", str(folder), "--in-browser", *(() if control else ("--hands-off",))]
     return f"exec {shlex.join(words)}"
 
@@ -52,10 +52,10 @@ def command_of(folder: Path, *, control: bool) -> str:
 def command_parser() -> argparse.ArgumentParser:
     parser = run_dir_parser(
         "serve",
-        "A run in a browser. It prints an address with a token; whoever has the address can look at everything that the run\n"
-        "folder shows, and change nothing. From another machine: ssh -L 8765:127.0.0.1:8765 HOST, then open the address there.",
+        "Show a run in a browser. Prints an address with a token: whoever has it can see everything in the run folder, but\n"
+        "change nothing. From another machine: ssh -L 8765:127.0.0.1:8765 HOST, then open the address there.",
     )
     parser.add_argument("--host", default=LOOPBACK[0], metavar="HOST", help=f"the address to listen on [{LOOPBACK[0]}]")
     parser.add_argument("--port", type=int, default=PORT, metavar="PORT", help=f"the port to listen on [{PORT}]")
-    parser.add_argument("--control", action="store_true", help="whoever looks may also ask the run to stop")
+    parser.add_argument("--control", action="store_true", help="viewers may also ask the run to stop")
     return parser

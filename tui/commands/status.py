@@ -1,4 +1,4 @@
-"""`stage3-tui status`: one screen of text about a run, or the same as JSON."""
+"""`stage3-tui status`: the state of a run on one screen, or as JSON."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> int:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    parser = run_dir_parser("status", "One screen of text about a run.")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser = run_dir_parser("status", "Print the state of a run on one screen.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -93,11 +93,11 @@ def print_status_text(run: Run, state: RunState, owner: Owner | None) -> None:
         console.print(Text(f"verdict: {state.evaluation.verdict}. {visible_line(' '.join(state.evaluation.reasons))}"))
     if state.skipped_lines:
         lines = "1 line" if state.skipped_lines == 1 else f"{state.skipped_lines:,} lines"
-        console.print(Text(f"{lines} of {layout.EVENTS_JSONL} passed over: damaged, or of another version"))
+        console.print(Text(f"skipped {lines} of {layout.EVENTS_JSONL}: damaged, or from another version"))
     if run.archive.exists():
         console.print(Text(f"archive: {visible_line(str(run.archive))}"))
 
 
 def _effective_status(stage: StageState, owner: Owner | None) -> str:
-    """A stage whose process died while it was running counts as stopped, whatever the journal says last."""
+    """The stage's status; stopped if its process died while it was running, which the journal cannot record."""
     return "stopped" if stage.status == "running" and owner is None else stage.status

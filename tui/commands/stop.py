@@ -17,7 +17,7 @@ from tui.commands.arguments import parse, run_dir_of, run_dir_parser
 from tui.process.output import print_line
 
 START_SECONDS = 5.0
-"""A process may hold the run for so long before its first event."""
+"""How long a process may hold the run before its first event."""
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = run_dir_parser("stop", "Ask a run to finish its step, save and stop.")
-    parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for it [60]")
+    parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait [60]")
     return parser
 
 
@@ -51,14 +51,14 @@ def stop_run(folder: Path, wait_seconds: float) -> int:
 
 
 def _not_stopped(run: Run, owner: Owner, waited: float) -> str:
-    """Why it is not, in a sentence. A request that nobody hears is taken back, or it would stop the next start."""
+    """Why the run has not stopped. A request that nothing reads is withdrawn, or it would stop the next start."""
     if waited < START_SECONDS or _is_working(run, owner):
-        return f"It still works after {waited:g} s, and stops when its step is done. Check with `stage3-tui status`."
+        return f"Still running after {waited:g} s; it stops when its step is done. Check with `stage3-tui status`."
     stop_request.remove(run.folder)
-    return f"Process {owner.pid} on {owner.host} has the run open, but nothing is running. Quit it there with q."
+    return f"Process {owner.pid} on {owner.host} has the run open, but no stage is running. Quit it there with q."
 
 
 def _is_working(run: Run, owner: Owner) -> bool:
-    """Whether the journal says so; a wizard may hold a run without working on it."""
+    """Whether the owner is working, by the journal: a wizard may hold a run without running a stage."""
     state = fold(read_entries(run / EVENTS_JSONL))
     return state.running and state.run is not None and state.run.pid == owner.pid

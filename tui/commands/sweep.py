@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,6 @@ from tui.commands.table import PROGRAM
 from tui.formatting import duration
 
 if TYPE_CHECKING:
-    import argparse
-
     from engine.core.config import Stage3Config
     from engine.pipeline.session import Session
     from engine.pipeline.trials import Trial
@@ -49,9 +48,9 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
-        "Train several times on one set of pairs: stages workspace to quality once, then one training for every combination\n"
-        "of the given values, each in its own folder (trials/NAME), all evaluated on the same half of the held-out pairs.\n"
-        "An interrupted sweep continues with the same command. --pick best (or --pick NAME) makes that trial the run's own\n"
+        "Train several times on one set of pairs: run stages workspace to quality once, then one training for each\n"
+        "combination of values, each in its own folder (trials/NAME), all evaluated on the same half of the held-out pairs.\n"
+        "The same command continues an interrupted sweep. --pick best (or --pick NAME) makes that trial the run's own\n"
         "training, gives it a verdict on the other half, and packs it.",
         "For example: stage3-tui sweep --beta 0.05,0.1,0.3 --learning-rate 5e-6,5e-5 --pick best",
         usage=f"{PROGRAM} sweep --OPTION VALUE,VALUE… [OPTIONS]",
@@ -59,12 +58,14 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
     parser.add_argument("--trials", metavar="FILE", help=DEFAULT_TRIALS_HELP)
     parser.add_argument(
-        "--pick", metavar="best|NAME", help="stop training: take this trial, evaluate it again and pack it"
+        "--pick",
+        metavar="best|NAME",
+        help="make this trial the run's result: evaluate it on the other half and pack it",
     )
     parser.add_argument("--json", action="store_true", help="events on stdout, one JSON object per line")
-    parser.add_argument("--verbose", action="store_true", help="every check and checkpoint, not a line a stage")
+    parser.add_argument("--verbose", action="store_true", help="print every check and checkpoint")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
-    parser.add_argument("--token-fd", type=int, help="==SUPPRESS==")
+    parser.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
     add_token_options(parser)
     add_options(parser, options())
     return parser
@@ -76,20 +77,20 @@ def _trials(grid: dict[str, list[str]], file: str | None) -> list[Trial]:
     if file is not None:
         if grid:
             raise ConfigError(
-                "--trials and lists of values cannot be combined.", "", "Put the lists into the file's [grid]."
+                "--trials cannot be combined with lists of values.", "", "Put the lists into the file's [grid]."
             )
         return trials_of_toml(Path(file))
     if not grid:
         raise ConfigError(
             "A sweep needs several values of at least one option.",
             "No option has a list of values.",
-            f"For example --beta 0.05,0.1. It can vary {', '.join(options_to_try())}.",
+            f"For example, --beta 0.05,0.1. It can vary {', '.join(options_to_try())}.",
         )
     return trials_of_grid(grid)
 
 
 def with_doubled_eval_set(config: Stage3Config, given: argparse.Namespace) -> Stage3Config:
-    """Twice as many held-out pairs, unless their number was given: one half selects, the other gives the verdict."""
+    """Hold out twice as many pairs, unless their number was set: one half selects, the other gives the verdict."""
     if given.min_eval_pairs is not None or given.eval_fraction is not None:
         return config
     doubled = {"min_eval_pairs": 2 * config.min_eval_pairs, "eval_fraction": min(2 * config.eval_fraction, 0.5)}
@@ -102,10 +103,10 @@ def run_sweep_and_print(config: Stage3Config, trials: list[Trial], given: argpar
 
         return int(session.drive(run_sweep(session.context, trials, given.pick), STAGES))
 
-    def again(run: Run) -> list[str]:
+    def restart_command(_: Run) -> list[str]:
         return [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--token-stdin")]
 
-    code = run_and_print(config, sweep, again, json=given.json, verbose=given.verbose, token=token_of(given))
+    code = run_and_print(config, sweep, restart_command, json=given.json, verbose=given.verbose, token=token_of(given))
     report = read_report(Run(config.output_dir))
     if report is not None and not given.json:
         print_table(report)
@@ -113,7 +114,7 @@ def run_sweep_and_print(config: Stage3Config, trials: list[Trial], given: argpar
 
 
 def read_report(run: Run) -> dict[str, Any] | None:
-    """`trials/sweep.json`; None where there is none that can be read."""
+    """`trials/sweep.json`; None if it does not exist or cannot be read."""
     report = read_json_or_none(run / layout.SWEEP_REPORT, SweepReport)
     return None if report is None else report.model_dump()
 
@@ -134,7 +135,7 @@ def print_table(report: dict[str, Any]) -> None:
     console.print(table)
     console.print(Text("Compared on the first half of the held-out pairs; 95 % intervals.", "dim"))
     if picked is None:
-        hint = "No trial is picked. Add --pick best, or --pick and a number, to pack one."
+        hint = "No trial was picked. To pack one, add --pick best or --pick NUMBER."
         console.print(Text(hint, "dim"))
 
 

@@ -1,4 +1,4 @@
-"""`stage3-tui validate`: the quality report for any pairs file, as text or JSON."""
+"""`stage3-tui validate`: the quality report for any file of pairs, as text or JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from engine.pairs.relevance.measure import RelevanceMeter
 
 IN_MEMORY = 1 << 20
-"""Bytes of verdicts kept in memory; more go to a temporary file until the figures, which are printed first, are known."""
+"""Bytes of verdicts kept in memory; more go to a temporary file, because the figures are printed first."""
 BAD_LINES_SHOWN = 20
 TEXT_SHOWN = 100
 """Characters shown of each text of an example."""
@@ -49,9 +49,9 @@ def main(arguments: list[str]) -> int:
     config = config_of(given)
     if given.push_dataset and not given.export:
         raise ConfigError(
-            "--push-dataset is given, and --export is not.",
-            "What is pushed is the file that --export writes.",
-            f"Add --export {Path('train.parquet')}",
+            "--push-dataset needs --export.",
+            "It pushes the file that --export writes.",
+            "Add --export train.parquet.",
         )
     judged = partial(
         validate,
@@ -70,26 +70,26 @@ def main(arguments: list[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
-        "The quality report and the gate, on any file of pairs: JSON, JSON lines, CSV, Parquet, Arrow, compressed or not; a\n"
-        "folder of them, a dataset on the Hub, or - for standard input. Decisions (edits.jsonl, FILE.edits.jsonl) and scores\n"
-        "(scores.jsonl) beside the file count, too.",
+        "Print the quality report and the gate for any file of pairs: JSON, JSON lines, CSV, Parquet, Arrow, compressed or\n"
+        "not; a folder of them, a dataset on the Hub, or - for standard input. Decisions (edits.jsonl, FILE.edits.jsonl) and\n"
+        "scores (scores.jsonl) beside the file count, too.",
         f"Exit code 0 if the gate is open, 9 if it is shut or a line is not a pair.\n\nForms of rows (--form): {forms()}.",
         usage=f"{PROGRAM} validate PAIRS [--json] [--export TRAIN.jsonl] [OPTIONS]",
     )
     parser.add_argument("pairs", metavar="PAIRS")
-    parser.add_argument("--split", help="of a folder or a dataset; without it, all of the one, and train of the other")
+    parser.add_argument("--split", help="split of a folder or a dataset; default: all of a folder, train of a dataset")
     parser.add_argument("--json", action="store_true", help="one JSON object: pairs, figures, gate, verdicts")
     parser.add_argument(
         "--export",
         metavar="FILE",
-        help="write what would train, after people's edits, as TRL's prompt, chosen, rejected (JSON lines, or Parquet where "
-        "FILE ends in .parquet); only where the gate is open or --accept-quality opens it",
+        help="write the pairs that would train, after edits, as TRL's prompt, chosen, rejected (JSON lines, or Parquet if "
+        "FILE ends in .parquet); only if the gate is open or --accept-quality opens it",
     )
-    parser.add_argument("--force", action="store_true", help="--export may replace a file")
+    parser.add_argument("--force", action="store_true", help="let --export overwrite a file")
     parser.add_argument(
         "--push-dataset",
         metavar="OWNER/NAME",
-        help="push what --export writes, with a card, to a dataset of the Hub; a new one is private",
+        help="push what --export writes, with a card, to a dataset on the Hub; a new one is private",
     )
     add_token_options(parser)
     more = (*MODEL_OPTIONS, "push_public", "accept_lookalikes")
@@ -103,7 +103,7 @@ def forms() -> str:
 
 
 def load_meter(config: Stage3Config) -> RelevanceMeter:
-    """The base model with its likelihood measurement, for whether a revision depends on its prompt."""
+    """Load the base model, to measure whether revisions depend on their prompts."""
     from engine.models.loading import load_base, load_tokenizer
     from engine.pairs.relevance.measure import RelevanceMeter
     from engine.process.environment import quiet_libraries
@@ -113,7 +113,7 @@ def load_meter(config: Stage3Config) -> RelevanceMeter:
 
 
 MODEL_OPTIONS = ("base_model_id", "base_model_revision", "device", "dtype", "chat_template")
-"""Options for measuring, with --base-model-id, whether revisions depend on their prompts."""
+"""Options for measuring whether revisions depend on their prompts, with --base-model-id."""
 ROW_OPTIONS = ("form", "columns", "max_bad_rows")
 
 
@@ -150,7 +150,7 @@ def print_validation(
 
 
 def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Validation) -> None:
-    """Push what was exported, and print what happens on standard error: standard output may be a document. Raises as
+    """Push the exported file, and print the progress on standard error, since standard output may be JSON. Raises as
     `push_dataset`.
     """
     from engine.packaging.dataset_card import dataset_card
@@ -180,7 +180,7 @@ def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Vali
 
 
 def _print_json(judged: Callable[..., Validation]) -> Validation:
-    """Stream one document with a verdict per line: those of a large file are never all in memory."""
+    """Stream one document with a verdict per line: the verdicts of a large file are never all in memory."""
     with tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="ascii") as verdicts:
 
         def keep(line: PairVerdict | BadLine) -> None:
@@ -203,7 +203,7 @@ def _print_report(result: Validation) -> None:
     report = result.report
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     figures = report["figures"]
-    if not report["pairs"]:  # of figures about nothing none would help
+    if not report["pairs"]:  # without pairs, no figure would help
         _print_bad_lines(console, result.bad_lines, figures["bad_lines"])
         return
     console.print(
@@ -217,8 +217,8 @@ def _print_report(result: Validation) -> None:
     if report["relevance"]["measured"] == 0:
         console.print(
             Text(
-                "not measured: whether a revision depends on its prompt. --base-model-id MODEL measures it; without, a text "
-                "that would fit any message counts as usable",
+                "not measured: whether a revision depends on its prompt. --base-model-id MODEL measures it; without it, a "
+                "text that would fit any message counts as usable",
                 style="dim",
             )
         )
@@ -252,14 +252,16 @@ def _print_counts(console: Console, report: dict[str, Any]) -> None:
     if report["scored"]:
         by = f"by {visible_line(report['scored_by'], 60)}" if report["scored_by"] else "by the file's own scores"
         console.print(
-            Text(f"scored: {report['scored']:,} of those that would train, {by}; {report['tied']:,} of them tied")
+            Text(f"scored: {report['scored']:,} of the pairs that would train, {by}; {report['tied']:,} tied")
         )
     people = report["people"]
     if people["decided"] or people["not_here"] or people["damaged"] or people["torn"]:
-        told = _counted({word: people[word] for word in ("accepted", "rejected", "flipped", "edited") if people[word]})
-        console.print(Text(f"decisions about {people['decided']:,} pairs (edits.jsonl){': ' if told else ''}{told}"))
+        kinds = _counted({word: people[word] for word in ("accepted", "rejected", "flipped", "edited") if people[word]})
+        console.print(Text(f"decisions about {people['decided']:,} pairs (edits.jsonl){': ' if kinds else ''}{kinds}"))
         if people["not_here"]:
-            console.print(Text(f"and about {people['not_here']:,} that are not in this file", style="yellow"))
+            console.print(
+                Text(f"decisions about {people['not_here']:,} pairs that are not in this file", style="yellow")
+            )
         if people["torn"]:
             console.print(Text("the last line of edits.jsonl is incomplete and ignored", style="yellow"))
         for bad in people["damaged"][:BAD_LINES_SHOWN]:

@@ -1,4 +1,4 @@
-"""The pair browser: a filter, a list, the selected pair, and the gate's figures, updated with each decision."""
+"""The pair browser: a filter, a list, the selected pair, and the gate's figures, which each decision updates."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tui.keys import bindings
 from tui.pair_browser.gate_strip import gate_lines
 from tui.pair_browser.pair_list import PairList, header_text
 from tui.pair_browser.pair_text import pair_lines
+from tui.pair_browser.pending import pending_note
 from tui.pair_browser.query import HINT, Order
 from tui.pair_browser.store import PairStore
-from tui.pair_browser.waiting import waiting_note
 from tui.runs.run_source import RunSource
 from tui.widgets.layout import fit, paragraph, spread
 from tui.widgets.row_list import RowList
@@ -35,18 +35,18 @@ from tui.widgets.text_view import TextView, clickable
 if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
-LOOK_SECONDS = 0.7
+POLL_SECONDS = 0.7
 TYPING_SECONDS = 0.08
-"""Seconds to wait for the next letter before filtering."""
+"""Seconds to wait for another letter before filtering."""
 SAMPLE_FILTER = "verdict:sample"
 SLOW_LIST = 20_000
-"""From this many rows, a list that depends on verdicts is sorted once at the end, not with each batch."""
+"""With at least this many rows, a list that depends on verdicts is rearranged once at the end, not after each batch."""
 
 log = logging.getLogger(__name__)
 
 
 class PairBrowser(Vertical):
-    """Enter shows the pair full screen, Esc returns."""
+    """The list with the selected pair. Enter shows the pair full screen, Esc returns."""
 
     BINDINGS = bindings("pairs")
     PLACE = "pairs"
@@ -64,7 +64,7 @@ class PairBrowser(Vertical):
 
     def compose(self) -> ComposeResult:
         yield TextView(id="gate-strip")
-        yield TextView(id="pair-waiting")
+        yield TextView(id="pair-pending")
         field = Input(placeholder=HINT, id="pair-filter", select_on_focus=False)
         field.cursor_blink = False
         yield field
@@ -80,8 +80,8 @@ class PairBrowser(Vertical):
     def on_mount(self) -> None:
         self.query_one("#pair-filter").display = False
         self.query_one(TextField).display = False
-        self.set_interval(LOOK_SECONDS, self.look)
-        self.look()
+        self.set_interval(POLL_SECONDS, self.poll)
+        self.poll()
 
     @property
     def pairs(self) -> PairList:
@@ -95,49 +95,49 @@ class PairBrowser(Vertical):
     def _config(self) -> Stage3Config:
         return self._source.config
 
-    # -- reading and judging ------------------------------------------------------------------------------------------
+    # -- reading and checking -----------------------------------------------------------------------------------------
 
-    def look(self) -> None:
-        """Read new lines, unless the browser is hidden or a read is in progress."""
-        if self.is_attached and self._is_visible() and not self._looking():
-            self._look()
+    def poll(self) -> None:
+        """Read new lines, unless the browser is hidden or already reading."""
+        if self.is_attached and self._is_shown() and not self._is_polling():
+            self._poll()
 
-    def _is_visible(self) -> bool:
+    def _is_shown(self) -> bool:
         return all(node.display for node in self.ancestors_with_self if hasattr(node, "display"))
 
-    def _looking(self) -> bool:
+    def _is_polling(self) -> bool:
         return any(worker.group == "pairs" and worker.is_running for worker in self.workers if worker.node is self)
 
     @work(group="pairs", exclusive=True, description="reads pairs.jsonl", exit_on_error=False)
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         try:
-            await self._read_all()
-            await self._judge_all()
+            await self._read_new()
+            await self._check_all()
         except OSError as error:
-            log.warning("the pairs could not be read: %s", error)
+            log.warning("cannot read the pairs: %s", error)
 
-    async def _read_all(self) -> None:
+    async def _read_new(self) -> None:
         store, pairs = self.store, self.pairs
-        while news := await asyncio.to_thread(store.read):
-            store.take(news)
-            if news.was_replaced:
+        while update := await asyncio.to_thread(store.read):
+            store.apply(update)
+            if update.was_replaced:
                 pairs.use(store.rows)
-            elif news.rows:
+            elif update.rows:
                 pairs.take_new()
-            if news.scores or news.edits is not None:
+            if update.scores or update.edits is not None:
                 pairs.refresh()
                 self.show_pair()
             self._draw_strips()
-            if not news.rows:
+            if not update.rows:
                 break
-        self._draw_strips()  # what waits depends on the run, too
+        self._draw_strips()  # the pending decisions depend on the run, too
 
-    async def _judge_all(self) -> None:
+    async def _check_all(self) -> None:
         store, pairs = self.store, self.pairs
-        while batch := store.next_to_judge(pairs.indices_on_screen()):
-            store.take_findings(await asyncio.to_thread(store.judge, batch))
+        while batch := store.next_to_check(pairs.indices_on_screen()):
+            store.apply_assessments(await asyncio.to_thread(store.check, batch))
             depends = bool(pairs.query_.parts) or pairs.order != Order()
-            if depends and (len(store.rows) < SLOW_LIST or not store.unjudged):
+            if depends and (len(store.rows) < SLOW_LIST or not store.unchecked):
                 pairs.rearrange()
             pairs.refresh()
             self._draw_strips()
@@ -171,15 +171,15 @@ class PairBrowser(Vertical):
 
     def action_sample(self) -> None:
         """Show only the sample."""
-        if self.store.unjudged:
-            self._say("The sample is drawn from the usable pairs, and not all are looked at yet.")
+        if self.store.unchecked:
+            self._notify("Not all pairs are checked yet, and the sample is drawn from the usable ones.")
             return
         self.store.mark_sample()
         field = self.query_one("#pair-filter", Input)
         field.display, field.value = True, SAMPLE_FILTER
         self._filter()
         self.pairs.focus()
-        self._say(f"{self.pairs.shown} pairs to decide about: y where the revision is better, else x or w.")
+        self._notify(f"{self.pairs.row_count} pairs to decide about: y if the revision is better, else x or w.")
 
     def action_sort(self, by: int) -> None:
         self._sort(self.pairs.order.next(by))
@@ -192,7 +192,7 @@ class PairBrowser(Vertical):
         self._draw_strips()
 
     def step_back(self) -> bool:
-        """One step back: leave the editor, close the filter, shrink the pair, or leave the list."""
+        """Go one step back: leave the editor, close the filter, or leave the full screen. False if none applies."""
         if self.editor.display:
             self._leave_editor()
             return True
@@ -221,21 +221,21 @@ class PairBrowser(Vertical):
         self.toggle_class("-zoomed")
 
     def show_pair(self) -> None:
-        """Read the record under the cursor from disk again, and show all of it."""
+        """Read the record under the cursor from disk, and show it in full."""
         row = self.pairs.row
-        paper = self.query_one("#pair-text", TextView)
+        view = self.query_one("#pair-text", TextView)
         if row is None:
-            paper.put(None, None)
+            view.put(None, None)
             return
         key = (row.line, row.decision, row.reasons, row.usable, row.gain, row.score)
         try:
             record = self.store.record(row.line)
         except (OSError, ValueError) as error:
-            text = one_line(f"Cannot read this line: {error}", "$check-warning")
-            paper.put((row.line, "unreadable"), lambda width: paragraph(text, width))
+            message = one_line(f"Cannot read this line: {error}", "$check-warning")
+            view.put((row.line, "unreadable"), lambda width: paragraph(message, width))
             return
-        shown = row
-        paper.put(key, lambda width: pair_lines(record, shown, width))
+        shown_row = row
+        view.put(key, lambda width: pair_lines(record, shown_row, width))
         if self._shown_line != row.line:
             self._shown_line = row.line
             self.query_one("#pair-detail").scroll_home(animate=False)
@@ -248,14 +248,14 @@ class PairBrowser(Vertical):
 
     def action_flagged(self, by: int) -> None:
         if not self.pairs.next_flagged(by):
-            self._say("No flagged pair is left without a decision.")
+            self._notify("No flagged pairs are left to decide about.")
 
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def action_decide(self, action: Action) -> None:
         if (index := self._index_to_decide()) is None or not self._decide(index, action):
             return
-        if self._shows_sample():  # one key decides, and shows the next
+        if self._shows_sample():  # so that one key decides and shows the next pair
             self.pairs.next_undecided()
 
     def _shows_sample(self) -> bool:
@@ -265,56 +265,56 @@ class PairBrowser(Vertical):
         return sum(row.sampled and not row.decided for row in self.store.rows)
 
     def action_undo(self) -> None:
-        if self._refuses():
+        if not self._can_decide():
             return
         try:
             index = self.store.undo(self.pairs.index)
         except (OSError, ValueError, Stage3Error) as error:
-            self._say(f"Cannot undo: {error}", "error")
+            self._notify(f"Cannot undo: {error}", "error")
             return
         if index is None:
-            self._say("Nothing to undo.")
+            self._notify("Nothing to undo.")
             return
         self.pairs.show_index(index)
-        self._decided(f"Pair {self.store.rows[index].line.number + 1:,}: last decision undone.")
+        self._decided(f"Pair {self.store.rows[index].line.number + 1:,}: undid the last decision.")
 
     def _decide(self, index: int, action: Action, text: str | None = None, field: str | None = None) -> bool:
         before = self._figures()
         try:
             self.store.decide(index, action, text, field)
         except (OSError, ValueError, Stage3Error) as error:
-            self._say(f"Cannot save the decision: {error}", "error")
+            self._notify(f"Cannot save the decision: {error}", "error")
             return False
         self._before = self._before or {figure.name: figure.value for figure in before}
         row = self.store.rows[index]
-        self._decided(f"Pair {row.line.number + 1:,}: {TOLD[action]}.")
+        self._decided(f"Pair {row.line.number + 1:,}: {DECISION_NOTICES[action]}.")
         return True
 
-    def _decided(self, told: str) -> None:
+    def _decided(self, notice: str) -> None:
         self.pairs.refresh()
         self.show_pair()
         self._draw_strips()
-        waits = waiting_note(self._source, self._source.snapshot())
+        pending = pending_note(self._source, self._source.snapshot())
         if not self._shows_sample():
-            self._say(f"{told} {waits}".rstrip())
-        elif not self._left_of_sample():  # the strip counts; thirty notices would cover the pairs
-            self._say(f"All of the sample are decided: r goes on. {waits}".rstrip())
+            self._notify(f"{notice} {pending}".rstrip())
+        elif not self._left_of_sample():  # the strip counts them; thirty notices would cover the pairs
+            self._notify(f"The whole sample is decided: press r to continue. {pending}".rstrip())
         self.post_message(self.Decided())
 
     def _index_to_decide(self) -> int | None:
-        if self._refuses():
+        if not self._can_decide():
             return None
         if self.pairs.index is None:
-            self._say("No pair is selected.")
+            self._notify("No pair is selected.")
         return self.pairs.index
 
-    def _refuses(self) -> bool:
-        """Say why no decision is possible now; False if one is."""
+    def _can_decide(self) -> bool:
+        """Whether decisions are possible here; if not, a notice explains why."""
         if not self._source.decides:
-            self._say("Another process owns this run. To decide here, too: `stage3-tui attach --allow-decisions`.")
-        return not self._source.decides
+            self._notify("Another process owns this run. To decide here, use `stage3-tui attach --allow-decisions`.")
+        return self._source.decides
 
-    # -- writing ------------------------------------------------------------------------------------------------------
+    # -- editing ------------------------------------------------------------------------------------------------------
 
     def action_edit(self) -> None:
         self._edit("revised_response")
@@ -334,10 +334,10 @@ class PairBrowser(Vertical):
         try:
             text = await edit_externally(wizard_of(self).terminal_driver, self._source.run.folder, before)
         except (OSError, ValueError) as error:
-            self._say(str(error), "error")
+            self._notify(str(error), "error")
             return
         if text is None or text == before:
-            self._say("No changes.")
+            self._notify("No changes.")
         else:
             self._decide(index, "edit", text, "revised_response")
 
@@ -352,7 +352,7 @@ class PairBrowser(Vertical):
         return edited if edited is not None else str(self.store.record(row.line).get(field) or "")
 
     def _open_editor(self, index: int, field: str, text: str) -> None:
-        title = f"{WRITTEN[field]} of pair {self.store.rows[index].line.number + 1:,}"
+        title = f"{FIELD_TITLES[field]} of pair {self.store.rows[index].line.number + 1:,}"
         self.editor.open(index, field, title, text, has_other=field != "note")
         self.query_one("#pair-text").display = False
         self.add_class("-writing")
@@ -363,25 +363,25 @@ class PairBrowser(Vertical):
         self.remove_class("-writing")
         self.pairs.focus()
 
-    @on(TextField.Left)
-    def _editor_left(self, event: TextField.Left) -> None:
+    @on(TextField.Discarded)
+    def _editor_left(self, event: TextField.Discarded) -> None:
         event.stop()
         self._leave_editor()
 
-    @on(TextField.Other)
-    def _editor_other(self, event: TextField.Other) -> None:
+    @on(TextField.SwitchRequested)
+    def _editor_other(self, event: TextField.SwitchRequested) -> None:
         event.stop()
         other = "base_response" if event.field == "revised_response" else "revised_response"
         self._open_editor(event.index, other, self._text_now(event.index, other))
 
-    @on(TextField.Kept)
-    def _editor_kept(self, event: TextField.Kept) -> None:
+    @on(TextField.Saved)
+    def _editor_kept(self, event: TextField.Saved) -> None:
         event.stop()
         if event.field == "note":
-            kept = self._decide(event.index, "note", event.text)
+            saved = self._decide(event.index, "note", event.text)
         else:
-            kept = self._decide(event.index, "edit", event.text, event.field)
-        if kept:
+            saved = self._decide(event.index, "edit", event.text, event.field)
+        if saved:
             self._leave_editor()
 
     # -- drawing ------------------------------------------------------------------------------------------------------
@@ -391,44 +391,46 @@ class PairBrowser(Vertical):
 
     def _draw_strips(self) -> None:
         pairs, store, config = self.pairs, self.store, self._config
-        found, before, unjudged, total = self._figures(), dict(self._before), store.unjudged, len(store.rows)
+        figures, before, unchecked, total = self._figures(), dict(self._before), store.unchecked, len(store.rows)
         accepted = config.accept_quality is not None
-        key = (tuple(found), tuple(before.items()), unjudged, total, accepted)
+        key = (tuple(figures), tuple(before.items()), unchecked, total, accepted)
         self.query_one("#gate-strip", TextView).put(
-            key, lambda width: gate_lines(found, accepted, before, unjudged, total, width)
+            key, lambda width: gate_lines(figures, accepted, before, unchecked, total, width)
         )
-        waits = waiting_note(self._source, self._source.snapshot())
-        note = Content.assemble(("! ", "bold $check-warning"), (waits, "$check-warning"))
-        self.query_one("#pair-waiting", TextView).put(waits, (lambda width: paragraph(note, width)) if waits else None)
+        pending = pending_note(self._source, self._source.snapshot())
+        note = Content.assemble(("! ", "bold $check-warning"), (pending, "$check-warning"))
+        self.query_one("#pair-pending", TextView).put(
+            pending, (lambda width: paragraph(note, width)) if pending else None
+        )
         query, order = pairs.query_, pairs.order
-        told = f"{pairs.shown:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
-        told += f", {self._left_of_sample()} left to decide" if self._shows_sample() else ""
+        count = f"{pairs.row_count:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
+        count += f", {self._left_of_sample()} left to decide" if self._shows_sample() else ""
         self.query_one("#pair-count", TextView).put(
-            (told, query.problem, query.text), lambda width: [count_line(told, query.text, query.problem, width)]
+            (count, query.problem, query.text), lambda width: [count_line(count, query.text, query.problem, width)]
         )
         self.query_one("#pair-header", TextView).put(order, lambda width: [header_text(width - 1, order)])
 
-    def _say(self, text: str, severity: str = "information") -> None:
+    def _notify(self, text: str, severity: str = "information") -> None:
         wizard_of(self).notify_user(text, severity)
 
 
-TOLD: dict[str, str] = {
+DECISION_NOTICES: dict[str, str] = {
     "accept": "accepted",
     "reject": "rejected",
     "flip": "draft and revision swapped",
     "edit": "text saved",
     "note": "note saved",
 }
-WRITTEN: dict[str, str] = {"revised_response": "Revision", "base_response": "Draft", "note": "Note"}
+FIELD_TITLES: dict[str, str] = {"revised_response": "Revision", "base_response": "Draft", "note": "Note"}
 
 
-def count_line(told: str, filtered: str, problem: str, width: int) -> Content:
-    """The number of shown pairs, and the filter or its error."""
+def count_line(count: str, query: str, problem: str, width: int) -> Content:
+    """The number of pairs shown, and the filter or what is wrong with it."""
     if problem:
-        return fit(Content.assemble((told, "$foreground"), "   ", (f"✗ {problem}", "$check-failed")), width)
+        return fit(Content.assemble((count, "$foreground"), "   ", (f"✗ {problem}", "$check-failed")), width)
     hint = clickable(Content.assemble(("/", "bold $key"), (" filter", "$muted")), "screen.press('slash')")
-    if not filtered:
-        return spread(Content.styled(told, "$foreground"), hint, width)
+    if not query:
+        return spread(Content.styled(count, "$foreground"), hint, width)
     return fit(
-        Content.assemble((told, "$foreground"), ("   filter ", "$muted"), one_line(filtered, "$accent", 100)), width
+        Content.assemble((count, "$foreground"), ("   filter ", "$muted"), one_line(query, "$accent", 100)), width
     )

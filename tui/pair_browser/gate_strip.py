@@ -1,4 +1,4 @@
-"""The gate in a line or two above the pairs: current figures, and how they changed since the first decision."""
+"""The gate in a line or two above the pairs: its current figures, and their change since the first decision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from textual.content import Content
 
 from engine.pairs.assessment.gate import Figure, failed
-from tui.widgets.layout import flowing
+from tui.widgets.layout import flow
 from tui.widgets.marks import CHECK_MARKS
 
 SHORT = {
@@ -27,23 +27,28 @@ WITH_THRESHOLDS = 120
 
 
 def gate_lines(
-    figures: Sequence[Figure], accepted: bool, before: Mapping[str, float | None], unjudged: int, total: int, width: int
+    figures: Sequence[Figure],
+    accepted: bool,
+    before: Mapping[str, float | None],
+    unchecked: int,
+    total: int,
+    width: int,
 ) -> list[Content]:
     """The gate, its figures, and the progress of the detectors.
 
     before    the figures at the first decision, by name; changes since then are shown
-    unjudged  rows that the detectors have not checked yet
+    unchecked  the number of rows that the detectors have not checked yet
     """
     if not total:
         return [Content.styled("Gate: no pairs yet.", "$muted")]
-    if unjudged:
-        head = Content.styled(f"Gate: checking {total - unjudged:,} of {total:,}  ", "$check-warning")
+    if unchecked:
+        head = Content.styled(f"Gate: checking {total - unchecked:,} of {total:,}  ", "$check-warning")
     else:
-        head = _standing(figures, accepted)
-    return flowing([head, *(_chip(figure, before, width >= WITH_THRESHOLDS) for figure in figures)], width)
+        head = _gate_status(figures, accepted)
+    return flow([head, *(_chip(figure, before, width >= WITH_THRESHOLDS) for figure in figures)], width)
 
 
-def _standing(figures: Sequence[Figure], accepted: bool) -> Content:
+def _gate_status(figures: Sequence[Figure], accepted: bool) -> Content:
     if not failed(list(figures)):
         return Content.styled("Gate ✓ open  ", "bold $check-ok")
     if accepted:
@@ -62,23 +67,23 @@ def _chip(figure: Figure, before: Mapping[str, float | None], with_threshold: bo
             number(figure.value, "not decided" if figure.needed else "not scored"),
             "bold" if figure.passes is not False else f"bold {mark.style}",
         ),
-        (_moved(figure, before), "$accent"),
+        (_change(figure, before), "$accent"),
         (f" {sign} {number(figure.threshold)}" if with_threshold else "", "$muted"),
         "   ",
     )
 
 
-def _moved(figure: Figure, before: Mapping[str, float | None]) -> str:
-    was = before.get(figure.name)
-    if was is None or figure.value is None or was == figure.value:
+def _change(figure: Figure, before: Mapping[str, float | None]) -> str:
+    old = before.get(figure.name)
+    if old is None or figure.value is None or old == figure.value:
         return ""
-    moved = figure.value - was
+    change = figure.value - old
     if not isinstance(figure.threshold, float):
-        return f" ({moved:+,.0f})"
-    return f" ({100 * moved:+.1f})" if abs(moved) >= 0.0005 else f" ({'+' if moved > 0 else '-'})"
+        return f" ({change:+,.0f})"
+    return f" ({100 * change:+.1f})" if abs(change) >= 0.0005 else f" ({'+' if change > 0 else '-'})"
 
 
-def number(value: float | None, nothing: str = "not scored") -> str:
+def number(value: float | None, missing: str = "not scored") -> str:
     if value is None:
-        return nothing
+        return missing
     return f"{100 * value:.1f} %" if isinstance(value, float) else f"{value:,}"

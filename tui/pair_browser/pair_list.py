@@ -1,4 +1,4 @@
-"""The list of pairs: filtered, sorted, one per row."""
+"""The list of pairs: one per row, filtered and sorted."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ COLUMNS = (
     PairColumn("draft", "draft", 6, 60),
     PairColumn("revision", "rev.", 6, 60),
 )
-"""And the prompt, which takes the rest."""
+"""The columns before the prompt, which takes the remaining width."""
 WIDE_VERDICT = 26
-"""Cells for the verdict if there is room for all reasons."""
+"""Width of the verdict if there is room for all reasons."""
 MUCH_ROOM = 110
 
 
@@ -49,7 +49,7 @@ class PairList(RowList):
         self._rows = rows
         self._indices: Sequence[int] = range(0)
         self._taken = 0
-        """How many rows `_indices` covers."""
+        """The number of rows that `_indices` covers."""
         self.query_, self.order = Query(), Order()
 
     # -- which rows ---------------------------------------------------------------------------------------------------
@@ -59,13 +59,13 @@ class PairList(RowList):
         return len(self._rows)
 
     @property
-    def shown(self) -> int:
+    def row_count(self) -> int:
         return len(self._indices)
 
     @property
     def index(self) -> int | None:
         """The store's index of the row under the cursor."""
-        return self._indices[self.cursor] if self.cursor < self.shown else None
+        return self._indices[self.cursor] if self.cursor < self.row_count else None
 
     @property
     def row(self) -> PairRow | None:
@@ -77,8 +77,8 @@ class PairList(RowList):
         self.rearrange(keep_cursor=False)
 
     def take_new(self) -> None:
-        """Rows were added at the end."""
-        following = self.cursor >= self.shown - 1 and self.shown > 1
+        """Include the rows that were added at the end."""
+        following = self.cursor >= self.row_count - 1 and self.row_count > 1
         if self.order != Order() or not isinstance(self._indices, (range, list)):
             self.rearrange()
             return
@@ -88,7 +88,7 @@ class PairList(RowList):
         else:
             self._indices = [*self._indices, *self.query_.among(self._rows, new)]
         self._taken = len(self._rows)
-        self.rows_changed(self.shown - 1 if following else self.cursor)
+        self.rows_changed(self.row_count - 1 if following else self.cursor)
 
     def filter(self, text: str) -> None:
         before, self.query_ = self.query_, parse(text)
@@ -105,9 +105,9 @@ class PairList(RowList):
         among   rows that may match, if known; in order
         """
         under_cursor = self.index if keep_cursor else None
-        whole = range(len(self._rows))
+        all_rows = range(len(self._rows))
         found: Sequence[int] = (
-            self.query_.among(self._rows, among if among is not None else whole) if self.query_ else whole
+            self.query_.among(self._rows, among if among is not None else all_rows) if self.query_ else all_rows
         )
         if self.order != Order() and among is None:
             found = self.order.sort(self._rows, list(found))
@@ -117,25 +117,25 @@ class PairList(RowList):
     def show_index(self, index: int) -> bool:
         """Put the cursor on a row of the store; False if the filter hides it."""
         place = self._place_of(index)
-        there = place < self.shown and self._indices[place] == index
-        if there:
+        is_shown = place < self.row_count and self._indices[place] == index
+        if is_shown:
             self.cursor = place
-        return there
+        return is_shown
 
     def _place_of(self, index: int | None) -> int:
-        """Where a row is now, or where it would be."""
+        """The place of a row in the list, or where it would be."""
         if index is None:
             return 0
         if isinstance(self._indices, range) or self.order == Order():
-            low, high = 0, self.shown
+            low, high = 0, self.row_count
             while low < high:
                 middle = (low + high) // 2
                 if self._indices[middle] < index:
                     low = middle + 1
                 else:
                     high = middle
-            return min(low, max(self.shown - 1, 0))
-        return self._indices.index(index) if index in self._indices else min(self.cursor, max(self.shown - 1, 0))
+            return min(low, max(self.row_count - 1, 0))
+        return self._indices.index(index) if index in self._indices else min(self.cursor, max(self.row_count - 1, 0))
 
     def next_flagged(self, by: int) -> bool:
         """Move the cursor to the next flagged row, or (-1) the previous one, wrapping around; False if there is none."""
@@ -146,8 +146,8 @@ class PairList(RowList):
         return self._go_to(lambda row: not row.decided)
 
     def _go_to(self, wanted: Callable[[PairRow], bool], by: int = 1) -> bool:
-        for step in range(1, self.shown + 1):
-            place = (self.cursor + by * step) % self.shown
+        for step in range(1, self.row_count + 1):
+            place = (self.cursor + by * step) % self.row_count
             if wanted(self._rows[self._indices[place]]):
                 self.cursor = place
                 return True
@@ -159,7 +159,7 @@ class PairList(RowList):
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 
-    def nothing(self) -> str:
+    def empty_text(self) -> str:
         return "No pairs yet." if not self._rows else "No pair matches the filter."
 
     def row_content(self, index: int, width: int) -> Content:
@@ -212,13 +212,13 @@ def _cell(row: PairRow, column: PairColumn, cells: int) -> Content:
 
 
 def verdict_text(row: PairRow, *, all_reasons: bool = False) -> Content:
-    """A mark and a word: the human decision, else why it is left out, else that it is usable."""
+    """A mark and a word: the human decision, else the reason against the pair, else that it is usable."""
     mark = PAIR_MARKS[row.word]
     reasons = [visible_line(one, 24) for one in row.reasons]
-    words = mark.word
+    text = mark.word
     if row.word == "out" and reasons:
         more = f" +{len(reasons) - 1}" if len(reasons) > 1 else ""
-        words = ", ".join(reasons) if all_reasons else reasons[0] + more
+        text = ", ".join(reasons) if all_reasons else reasons[0] + more
     note = " *" if row.decision is not None and row.decision.note else ""
-    unsure = "" if row.judged else " ?"
-    return Content.assemble((f"{mark.glyph} {words}{note}", mark.style), (unsure, "$muted"))
+    preliminary = "" if row.checked else " ?"
+    return Content.assemble((f"{mark.glyph} {text}{note}", mark.style), (preliminary, "$muted"))

@@ -18,7 +18,7 @@ from tui.widgets.stage_sections import section
 
 
 def pair_lines(record: Mapping[str, Any], row: PairRow, width: int) -> list[Content]:
-    """A complete record of `pairs.jsonl`, after edits; any key may be missing or of another type."""
+    """All of a record of `pairs.jsonl`, after edits; any key may be missing or of another type."""
     decision = row.decision or Decision()
     lines = [_first_line(record, row).truncate(width, ellipsis=True)]
     facts = _facts(record, row)
@@ -37,7 +37,7 @@ def pair_lines(record: Mapping[str, Any], row: PairRow, width: int) -> list[Cont
 
 
 def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
-    """Draft and revision, each with its facts."""
+    """The names of draft and revision, each with what a person decided about it."""
     draft_is_better = (record.get("chosen") == "base") != decision.flipped
     names = []
     draft, revision = text_labels(record.get("method"))
@@ -45,19 +45,19 @@ def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
         (draft, decision.base_response is not None, draft_is_better),
         (revision, decision.revised_response is not None, False),
     ):
-        said = [word for word, holds in (("edited", edited), ("chosen", better)) if holds]
-        names.append(f"{name} ({', '.join(said)})" if said else name)
+        notes = [word for word, applies in (("edited", edited), ("chosen", better)) if applies]
+        names.append(f"{name} ({', '.join(notes)})" if notes else name)
     return names[0], names[1]
 
 
 def _first_line(record: Mapping[str, Any], row: PairRow) -> Content:
     attempts = record.get("attempts")
-    against = ", ".join(one_line(reason, limit=40).plain for reason in row.reasons)
+    reasons = ", ".join(one_line(reason, limit=40).plain for reason in row.reasons)
     mark = PAIR_MARKS[row.word]
     return Content.assemble(
         (f"Pair {row.line.number + 1:,}   ", "bold $heading"),
         (f"{mark.glyph} {mark.word}", mark.style if "bold" in mark.style else f"bold {mark.style}"),
-        (f"   {against}" if against else "", "$pair-bad"),
+        (f"   {reasons}" if reasons else "", "$pair-bad"),
         (f"   {plural(attempts, 'attempt')}" if isinstance(attempts, int) else "", "$muted"),
     )
 

@@ -51,11 +51,12 @@ class Query:
 
     text: str = ""
     words: tuple[str, ...] = ()
-    """Must occur in the pair's texts."""
+    """Words that must occur in the pair's texts."""
     without: tuple[str, ...] = ()
+    """Words that must not."""
     parts: tuple[Predicate, ...] = ()
     problem: str = ""
-    """The invalid part; the rest still applies."""
+    """What is wrong with the first invalid part; the rest of the filter still applies."""
 
     def __bool__(self) -> bool:
         return bool(self.words or self.without or self.parts)
@@ -69,7 +70,7 @@ class Query:
         )
 
     def among(self, rows: Sequence[PairRow], indices: Iterable[int]) -> list[int]:
-        """Those of `indices` whose rows match, in order. Words come first, in separate passes, because they are cheap."""
+        """The `indices` whose rows match, in order. Words are tested first, in separate passes, because that is cheap."""
         found: Iterable[int] = indices
         for word in self.words:
             found = [index for index in found if word in rows[index].searched]
@@ -80,14 +81,14 @@ class Query:
         return list(found)
 
     def narrows(self, other: Query) -> bool:
-        """Whether every match of this filter also matches the other one, as after typing one more letter."""
+        """Whether every match of this filter is a match of the other one, as after typing another letter."""
         if self.parts or other.parts or self.without != other.without:
             return False
         return all(any(word in longer for longer in self.words) for word in other.words)
 
 
 def parse(text: str) -> Query:
-    """Parse a filter. Never raises, because it runs at every letter: `problem` reports invalid parts."""
+    """Parse a filter. Never raises, because it runs after every letter: `problem` reports an invalid part."""
     words: list[str] = []
     without: list[str] = []
     parts: list[Predicate] = []
@@ -111,7 +112,7 @@ def _not(part: Predicate) -> Predicate:
 
 
 def _part(term: str) -> tuple[Predicate | None, str]:
-    """(the predicate of a term, why it is invalid); neither for a plain word."""
+    """(the predicate of a term, what is wrong with it); both are empty for a plain word."""
     if found := _NUMBER_TERM.fullmatch(term):
         return _number_part(*found.groups())
     if not (found := _WORD_TERM.fullmatch(term)):
@@ -125,19 +126,19 @@ def _part(term: str) -> tuple[Predicate | None, str]:
         return (lambda row: any(one.startswith(value) for one in row.reasons)), ""
     if name == "principle":
         return (lambda row: any(one.casefold().startswith(value) for one in row.principles)), ""
-    wanted = [holds for word, holds in _VERDICTS.items() if value and word.startswith(value)]
-    if not wanted:
+    matching = [holds for word, holds in _VERDICTS.items() if value and word.startswith(value)]
+    if not matching:
         return None, f"verdict: must be one of {', '.join(_VERDICTS)}"
-    return wanted[0], ""
+    return matching[0], ""
 
 
 def _number_part(name: str, sign: str, value: str) -> tuple[Predicate | None, str]:
-    of, compare = _NUMBERS[name.lower()], _COMPARE[sign]
+    number_of, compare = _NUMBERS[name.lower()], _COMPARE[sign]
     try:
         limit = float(value)
     except ValueError:
         return None, f"{name.lower()}{sign} needs a number, as in {name.lower()}{sign}1"
-    return (lambda row: (given := of(row)) is not None and compare(given, limit)), ""
+    return (lambda row: (value := number_of(row)) is not None and compare(value, limit)), ""
 
 
 # -- order ------------------------------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ class Order:
     reverse: bool = False
 
     def next(self, by: int) -> Order:
-        """By the next column, in its most useful direction: the worst gain first, the longest text first."""
+        """Sort by the next column, in its most useful direction: worst gain first, longest text first."""
         columns = list(COLUMNS)
         column = columns[(columns.index(self.column) + by) % len(columns)]
         return Order(column, column in ("draft", "revision"))
@@ -160,11 +161,11 @@ class Order:
         return Order(self.column, not self.reverse)
 
     def sort(self, rows: Sequence[PairRow], indices: list[int]) -> list[int]:
-        """Rows without a value in the column come last in either direction; equal ones stay in line order."""
+        """Sort rows. Those without a value in the column come last in either direction; equal ones stay in line order."""
         key = COLUMNS[self.column]
-        told = [index for index in indices if key(rows[index]) is not None]
-        untold = [index for index in indices if key(rows[index]) is None]
-        return sorted(told, key=lambda index: key(rows[index]), reverse=self.reverse) + untold
+        valued = [index for index in indices if key(rows[index]) is not None]
+        unvalued = [index for index in indices if key(rows[index]) is None]
+        return sorted(valued, key=lambda index: key(rows[index]), reverse=self.reverse) + unvalued
 
 
 COLUMNS: dict[str, Callable[[PairRow], Any]] = {

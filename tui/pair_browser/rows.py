@@ -1,4 +1,4 @@
-"""What the list keeps of a pair in memory: enough to draw, filter and sort. The record itself stays on disk."""
+"""The part of a pair that the list keeps in memory: enough to draw, filter and sort it. The record itself stays on disk."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tui.formatting import number
 from tui.runs.tail import Line
 
 PROMPT_KEPT = 240
+"""Characters of the prompt to keep for drawing."""
 SEARCHED = 400
 """Characters of the prompt and of each answer that a filter searches."""
 DAMAGED = "damaged"
@@ -30,19 +31,20 @@ class PairRow:
     id: str
     prompt: str
     searched: str
-    """Case folded."""
+    """The text that a filter searches, case-folded."""
     principles: tuple[str, ...]
     draft: int
-    """Characters."""
+    """Length in characters."""
     revision: int
+    """Length in characters."""
     gain: float | None = None
     """How much better the judge scores the revision than the draft; None without scores."""
     score: float | None = None
     """The revision's score."""
     usable: bool = True
     reasons: tuple[str, ...] = ()
-    """Why the detectors reject it; until they have checked it, the record's own reason."""
-    judged: bool = False
+    """The detectors' reasons against the pair; until they have checked it, the record's own reason."""
+    checked: bool = False
     """Whether the detectors have checked it."""
     decision: Decision | None = None
     sampled: bool = False
@@ -63,12 +65,12 @@ class PairRow:
 
     @property
     def decided(self) -> bool:
-        """Whether a person decided about it; a note alone is no decision."""
+        """Whether a person decided about it; a note alone is not a decision."""
         return self.word not in ("usable", "out")
 
     @property
     def flagged(self) -> bool:
-        """The detectors reject it, and nobody has decided yet."""
+        """Whether there is a reason against the pair and no decision yet."""
         return not self.decided and (bool(self.reasons) or (self.gain is not None and self.gain <= 0))
 
 
@@ -77,8 +79,8 @@ def pair_row(line: Line) -> PairRow:
     record = line.record
     place = Line(line.number, line.offset, line.length, {})
     if isinstance(record, BadLine):
-        said = visible_line(record.reason, PROMPT_KEPT)
-        return PairRow(place, "", said, DAMAGED, (), 0, 0, usable=False, reasons=(DAMAGED,), judged=True)
+        problem = visible_line(record.reason, PROMPT_KEPT)
+        return PairRow(place, "", problem, DAMAGED, (), 0, 0, usable=False, reasons=(DAMAGED,), checked=True)
     texts = [text_of(record, key) for key in ("prompt", "base_response", "revised_response")]
     principles = record.get("made_by") or record.get("principle_ids")
     names = tuple(visible_line(str(one), 40) for one in principles) if isinstance(principles, (list, tuple)) else ()

@@ -1,7 +1,7 @@
-"""The pairs of a run for the browser: rows, findings of the detectors and the judge, human decisions, and the resulting
+"""The pairs of a run for the browser: rows, the detectors' findings, the judge's scores, human decisions, and the resulting
 gate. The file is read while it grows, and checked in batches, so that the screen never waits.
 
-`read` and `judge` may run in a thread; `take` and `take_findings` apply their results in the screen's thread.
+`read` and `check` may run in a thread; `apply` and `apply_assessments` apply their results in the screen's thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engine.storage.jsonl import BadLine
 from tui.pair_browser.rows import PairRow, pair_row
 from tui.runs.tail import JsonlTail, Line, read_line
 
-JUDGED_AT_ONCE = 250
+CHECKED_AT_ONCE = 250
 """Pairs: a tenth of a second of work."""
 
 _NO_SCORES = ScorePair(None, None)
@@ -43,12 +43,12 @@ class StoreUpdate:
     was_replaced: bool = False
     scores: ScoreCache = field(default_factory=dict)
     judge: str | None = None
-    """The judge of the newest of `scores`."""
+    """The judge of the newest scores."""
     edits: Edits | None = None
     measured: list[MeasuredReply] = field(default_factory=list)
     asks_people: bool = False
     decided: int = 0
-    """The store's count when `edits` were read."""
+    """How many decisions the store had made when `edits` were read."""
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.was_replaced or self.scores or self.measured or self.edits is not None)
@@ -56,20 +56,21 @@ class StoreUpdate:
 
 @dataclass(frozen=True)
 class AssessedPair:
-    """The findings about one row, and their inputs."""
+    """The assessment of one row, and its inputs."""
 
     index: int
     decision: Decision | None
-    found: Assessment | None
+    assessment: Assessment | None
     """None if the line is not a pair."""
     key: tuple[str, str] | None
-    """The key of a judge's scores of exactly these texts."""
+    """The key of a judge's scores for exactly these texts."""
     pair: Pair | None
-    why: str = ""
+    problem: str = ""
+    """Why the line is not a pair."""
 
 
 def asks_people(run: Run) -> bool:
-    """Whether stage quality's report asks people to decide about a sample."""
+    """Whether the report of stage quality asks people to decide about a sample."""
     report = read_json_or_none(run / layout.PAIRS_REPORT, PairsReport)
     return report is not None and any(figure.get("name") == BETTER_BY_PEOPLE for figure in report.gate.figures)
 
@@ -78,10 +79,10 @@ class PairStore:
     """All pairs of one run."""
 
     def __init__(self, run: Run, min_gain: float | None = None) -> None:
-        """min_gain   `--min-gain`: applies to the scores in `scores.jsonl`, which only a judge that passed its exam writes"""
+        """min_gain   `--min-gain`, for the scores in `scores.jsonl`, which only a judge that passed its exam writes"""
         self.run = run
         self.asks_people = False
-        """Whether no judge passed its exam, so that stage quality asks people to decide about a sample."""
+        """Whether stage quality asks people to decide about a sample, because no judge passed its exam."""
         self._min_gain = min_gain
         self.rows: list[PairRow] = []
         self.review = Review()
@@ -90,38 +91,38 @@ class PairStore:
         self._relevance_tail = JsonlTail(run / layout.RELEVANCE_JSONL)
         self._edits_seen: tuple[int, int] | None = None
         self._decided = 0
-        """How many decisions were made here: what was read before the newest one is out of date."""
+        """The number of decisions made here: edits that were read before the newest one are out of date."""
         self._edits = Edits({})
         self._indices: dict[str, list[int]] = {}
         """Rows by pair id."""
         self._keys: dict[int, tuple[str, str]] = {}
         self._rows_of_key: dict[tuple[str, str], list[int]] = {}
-        self._known: ScoreCache = {}
+        self._scores: ScoreCache = {}
         self._judge: str | None = None
         self._measures: dict[str, ReplyMeasures] = {}
-        self._unjudged: set[int] = set()
+        self._unchecked: set[int] = set()
         self._done: list[str] = []
-        """Pairs in the order of the decisions made here, for undo."""
+        """Ids of the pairs in the order of the decisions made here, for undo."""
 
-    # -- measures: in a thread -----------------------------------------------------------------------------------------
+    # -- reading: in a thread -----------------------------------------------------------------------------------------
 
     def read(self) -> StoreUpdate:
-        """New lines in the files. Raises OSError."""
+        """Read the new lines of the files. Raises OSError."""
         decided = self._decided
-        piece = self._tail.read()
-        scored = self._scores_tail.read()
+        chunk = self._tail.read()
+        score_chunk = self._scores_tail.read()
         scores: ScoreCache = {}
         judge = None
-        for line in scored.lines:
-            given = score_of_row(line.record)
-            if given is not None:
-                if given.judge != judge:
-                    scores, judge = {}, given.judge
-                scores[given.key] = given.scores
+        for line in score_chunk.lines:
+            row = score_of_row(line.record)
+            if row is not None:
+                if row.judge != judge:
+                    scores, judge = {}, row.judge
+                scores[row.key] = row.scores
         replies = [measured_reply(line.record) for line in self._relevance_tail.read().lines]
         return StoreUpdate(
-            [pair_row(line) for line in piece.lines],
-            piece.was_replaced,
+            [pair_row(line) for line in chunk.lines],
+            chunk.was_replaced,
             scores,
             judge,
             self._new_edits(),
@@ -142,36 +143,36 @@ class PairStore:
         self._edits_seen = seen
         return read_edits(path)
 
-    def take(self, news: StoreUpdate) -> None:
+    def apply(self, update: StoreUpdate) -> None:
         """Apply the result of `read`."""
-        self.asks_people = news.asks_people
-        if news.was_replaced:
+        self.asks_people = update.asks_people
+        if update.was_replaced:
             self._forget()
         first = len(self.rows)
-        self.rows.extend(news.rows)
-        for index, row in enumerate(news.rows, start=first):
+        self.rows.extend(update.rows)
+        for index, row in enumerate(update.rows, start=first):
             self._indices.setdefault(row.id, []).append(index)
             row.decision = self._edits.history.decision(row.id) if row.id else None
-            if row.judged:  # it is no record at all
+            if row.checked:  # the line is not a record
                 self.review.counts.bad_lines += 1
             else:
-                self._unjudged.add(index)
-        if news.edits is not None and news.decided == self._decided:
-            self._take_edits(news.edits)
-        elif news.edits is not None:
+                self._unchecked.add(index)
+        if update.edits is not None and update.decided == self._decided:
+            self._apply_edits(update.edits)
+        elif update.edits is not None:
             self._edits_seen = None  # read them again
-        if news.scores:
-            self._take_scores(news.scores, news.judge)
-        for reply in news.measured:
+        if update.scores:
+            self._apply_scores(update.scores, update.judge)
+        for reply in update.measured:
             self._measures[reply.key] = reply.measures
-            self._unjudged.update(self._indices.get(reply.id, ()))
+            self._unchecked.update(self._indices.get(reply.id, ()))
 
     def _forget(self) -> None:
         bad_edits, self.rows, self.review = self.review.counts.bad_edits, [], Review()
         self.review.counts.bad_edits = bad_edits
-        self._indices, self._keys, self._rows_of_key, self._unjudged, self._done = {}, {}, {}, set(), []
+        self._indices, self._keys, self._rows_of_key, self._unchecked, self._done = {}, {}, {}, set(), []
 
-    def _take_edits(self, edits: Edits) -> None:
+    def _apply_edits(self, edits: Edits) -> None:
         before, self._edits = self._edits, edits
         self.review.counts.bad_edits = len(edits.damaged)
         for pair_id in {*before, *edits}:
@@ -179,52 +180,52 @@ class PairStore:
             for index in self._indices.get(pair_id, ()):
                 if self.rows[index].decision != decision:
                     self.rows[index].decision = decision
-                    self._unjudged.add(index)
+                    self._unchecked.add(index)
 
-    def _take_scores(self, scores: ScoreCache, judge: str | None) -> None:
-        """The newest judge's scores count, and only for the texts that it saw."""
+    def _apply_scores(self, scores: ScoreCache, judge: str | None) -> None:
+        """Only the newest judge's scores count, and only for the texts that it scored."""
         if judge != self._judge:
-            self._known, self._judge = {}, judge
+            self._scores, self._judge = {}, judge
             changed: Iterable[int] = tuple(self._keys)
         else:
             changed = [index for key in scores for index in self._rows_of_key.get(key, ())]
-        self._known.update(scores)
+        self._scores.update(scores)
         for index in changed:
-            self._score(index, self._known.get(self._keys[index], _NO_SCORES))
+            self._score(index, self._scores.get(self._keys[index], _NO_SCORES))
 
     def _score(self, index: int, scores: ScorePair) -> None:
         row = self.rows[index]
         row.score = scores.second
         row.gain = None if scores.first is None or scores.second is None else scores.second - scores.first
-        found = self.review.assessment(row.line.number)
-        if found is not None:
-            gain = -row.gain if row.gain is not None and found.flipped else row.gain
-            self._put(index, replace(found, gain=gain, min_gain=self._min_gain))
+        assessment = self.review.assessment(row.line.number)
+        if assessment is not None:
+            gain = -row.gain if row.gain is not None and assessment.flipped else row.gain
+            self._put(index, replace(assessment, gain=gain, min_gain=self._min_gain))
 
-    # -- judging: in a thread -----------------------------------------------------------------------------------------
+    # -- checking: in a thread ----------------------------------------------------------------------------------------
 
     @property
-    def unjudged(self) -> int:
-        return len(self._unjudged)
+    def unchecked(self) -> int:
+        return len(self._unchecked)
 
-    def next_to_judge(self, wanted: Sequence[int] = ()) -> list[tuple[int, Line, Decision | None]]:
-        """Rows that the detectors have not checked yet, `wanted` first; pass them to `judge`."""
-        first = [index for index in wanted if index in self._unjudged]
-        chosen = [*first, *islice((index for index in self._unjudged if index not in first), JUDGED_AT_ONCE)]
+    def next_to_check(self, visible: Sequence[int] = ()) -> list[tuple[int, Line, Decision | None]]:
+        """Rows that the detectors have not checked yet, the visible ones first; pass them to `check`."""
+        first = [index for index in visible if index in self._unchecked]
+        chosen = [*first, *islice((index for index in self._unchecked if index not in first), CHECKED_AT_ONCE)]
         return [(index, self.rows[index].line, self.rows[index].decision) for index in chosen]
 
-    def judge(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[AssessedPair]:
+    def check(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[AssessedPair]:
         """Run the detectors. Raises OSError."""
-        judge, known, measures = self._judge, self._known, self._measures
-        return [self._judged(index, line, decision, judge, known, measures) for index, line, decision in batch]
+        judge, scores, measures = self._judge, self._scores, self._measures
+        return [self._check_line(index, line, decision, judge, scores, measures) for index, line, decision in batch]
 
-    def _judged(
+    def _check_line(
         self,
         index: int,
         line: Line,
         decision: Decision | None,
         judge: str | None,
-        known: ScoreCache,
+        scores: ScoreCache,
         measures: KnownMeasures,
     ) -> AssessedPair:
         made = self.pair(line)
@@ -234,45 +235,45 @@ class PairStore:
         pair = with_measures(apply_decision(made, decision), measures)
         key = key_of(comparison_of(pair))
         if judge is not None:
-            given = known.get(key, _NO_SCORES)
-            pair = replace(pair, base_score=given.first, revised_score=given.second)
-        least = None if judge is None else self._min_gain
-        return AssessedPair(index, decision, assess_pair(pair, decision, made=made, min_gain=least), key, pair)
+            own_scores = scores.get(key, _NO_SCORES)
+            pair = replace(pair, base_score=own_scores.first, revised_score=own_scores.second)
+        min_gain = None if judge is None else self._min_gain
+        return AssessedPair(index, decision, assess_pair(pair, decision, made=made, min_gain=min_gain), key, pair)
 
-    def take_findings(self, judged: Iterable[AssessedPair]) -> None:
-        """Apply the result of `judge`; rows whose decision changed meanwhile are checked again."""
-        for one in judged:
+    def apply_assessments(self, assessed: Iterable[AssessedPair]) -> None:
+        """Apply the result of `check`; rows whose decision changed in the meantime are checked again."""
+        for one in assessed:
             if one.index >= len(self.rows) or self.rows[one.index].decision != one.decision:
                 continue
             row = self.rows[one.index]
-            self._unjudged.discard(one.index)
-            row.judged = True
-            if one.found is None or one.key is None or one.pair is None:
-                row.usable, row.reasons = False, (one.why,)
+            self._unchecked.discard(one.index)
+            row.checked = True
+            if one.assessment is None or one.key is None or one.pair is None:
+                row.usable, row.reasons = False, (one.problem,)
                 self.review.counts.bad_lines += 1
                 continue
-            self._file_under(one.index, one.key)
+            self._index_key(one.index, one.key)
             row.draft, row.revision = len(one.pair.base_response), len(one.pair.revised_response)
             first, second = one.pair.base_score, one.pair.revised_score
             row.score = second
             row.gain = None if first is None or second is None else second - first
-            self._put(one.index, one.found)
+            self._put(one.index, one.assessment)
 
-    def _file_under(self, index: int, key: tuple[str, str]) -> None:
-        before = self._keys.get(index)
-        if before != key:
-            if before is not None:
-                self._rows_of_key[before].remove(index)
+    def _index_key(self, index: int, key: tuple[str, str]) -> None:
+        old_key = self._keys.get(index)
+        if old_key != key:
+            if old_key is not None:
+                self._rows_of_key[old_key].remove(index)
             self._keys[index] = key
             self._rows_of_key.setdefault(key, []).append(index)
 
-    def _put(self, index: int, found: Assessment) -> None:
-        for number in self.review.put(self.rows[index].line.number, found):
+    def _put(self, index: int, assessment: Assessment) -> None:
+        for number in self.review.put(self.rows[index].line.number, assessment):
             changed = self.rows[index] if number == self.rows[index].line.number else self._row_of_line(number)
             changed.usable, changed.reasons = self.review.usable(number), self.review.reasons(number)
 
     def _row_of_line(self, number: int) -> PairRow:
-        """Rows are in line order; blank lines have none."""
+        """The row of a line, by bisection: rows are in line order, and blank lines have no row."""
         low, high = 0, len(self.rows)
         while low < high:
             middle = (low + high) // 2
@@ -285,7 +286,7 @@ class PairStore:
     # -- one pair -----------------------------------------------------------------------------------------------------
 
     def record(self, line: Line) -> dict[str, Any]:
-        """The record of a row, read again from disk. Raises OSError, ValueError."""
+        """The record of a row, read from disk again. Raises OSError and ValueError."""
         return read_line(self.run / layout.PAIRS_JSONL, line)
 
     def pair(self, line: Line) -> Pair | BadLine:
@@ -295,12 +296,12 @@ class PairStore:
             return BadLine(line.number, str(error))
 
     def decide(self, index: int, action: Action, text: str | None = None, field: str | None = None) -> None:
-        """Append a decision to `edits.jsonl`, synced, and update the gate. Raises DiskError, and ValueError with a sentence
-        for an invalid decision.
+        """Append a decision to `edits.jsonl`, synced, and update the gate. Raises DiskError, and ValueError, with a message
+        for the user, if the decision is invalid.
         """
         row = self.rows[index]
         if not row.id:
-            raise ValueError("This line has no id: a decision about it could not be kept.")
+            raise ValueError("This line has no id, so a decision about it cannot be saved.")
         edit = write_edit(self.run / layout.EDITS_JSONL, row.id, action, text, field=field)
         if action != "undo":
             self._done.append(row.id)
@@ -312,12 +313,12 @@ class PairStore:
             self._edits.decisions[row.id] = decision
         for same in self._indices[row.id]:
             self.rows[same].decision = decision
-            self._unjudged.add(same)
-        self.take_findings(self.judge([(same, self.rows[same].line, decision) for same in self._indices[row.id]]))
+            self._unchecked.add(same)
+        self.apply_assessments(self.check([(same, self.rows[same].line, decision) for same in self._indices[row.id]]))
 
     def undo(self, index: int | None) -> int | None:
-        """Undo the last decision made here or, without one, the last about row `index`. Returns its row; None if there was
-        nothing to undo.
+        """Undo the last decision made here or, if there is none, the last one about row `index`. Returns the index of the
+        row; None if there was nothing to undo.
         """
         while self._done:
             pair_id = self._done.pop()
@@ -330,11 +331,11 @@ class PairStore:
         return index
 
     def mark_sample(self) -> None:
-        """Mark the rows of the sample among those checked so far."""
+        """Mark the rows that are in the sample of those checked so far."""
         lines = self.review.in_sample()
         for row in self.rows:
             row.sampled = row.line.number in lines
 
     def reasons(self) -> Iterator[tuple[str, int]]:
-        """Why rows are left out, most common first."""
+        """The reasons why rows are left out, most common first, with counts."""
         return iter(self.review.counts.reasons.most_common())

@@ -1,8 +1,8 @@
 """The web server of `stage3-tui serve`: textual-serve, behind a token.
 
-The first request brings the token in its address; it gets a cookie, and an address without the token. Everything else, the
-socket too, needs the cookie: it is bound to the host, strict about other sites, and no script can read it. Needs the extra
-`serve`.
+The first request has the token in its address; the response sets a cookie and redirects to an address without the token.
+All other requests, the WebSocket's included, need the cookie, which is bound to the host, SameSite=Strict and HttpOnly.
+Needs the extra `serve`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.core.errors import PreconditionError
 
 COOKIE = "stage3_tui"
 MAX_SCREENS = 8
-"""Each is a process."""
+"""Browser screens open at the same time; each is a process."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -30,7 +30,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 _ELSEWHERE = re.compile(r"<link[^>]*https?://[^>]*>")
-"""The page's stylesheet of another server: nothing is fetched from anywhere else."""
+"""The page's stylesheet on another server, removed so that nothing is fetched from elsewhere."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -47,18 +47,18 @@ class TokenServer(Server):
         return f"http://{host}:{self.port}/?token={self._token}"
 
     def initialize_logging(self) -> None:
-        """Ours is set up; theirs would print local variables."""
+        """Do nothing: our logging is set up, and textual-serve's would print local variables."""
 
     async def on_startup(self, app: web.Application) -> None:
-        """It does not listen yet: `_tell` follows."""
+        """Print nothing: the server does not listen yet. `_print_address` follows."""
 
     def serve(self, debug: bool = False) -> None:
-        """Serve until SIGINT or SIGTERM. Raises OSError where the port is taken."""
-        web.run_app(self._make_app(), host=self.host, port=self.port, print=self._tell)
+        """Serve until SIGINT or SIGTERM. Raises OSError if the port is in use."""
+        web.run_app(self._make_app(), host=self.host, port=self.port, print=self._print_address)
 
-    def _tell(self, *_: object) -> None:
-        """Called once it listens."""
-        print(f"Open {self.address}\nCtrl+C ends it; the run is not touched.", flush=True)
+    def _print_address(self, *_: object) -> None:
+        """Called once the server listens."""
+        print(f"Open {self.address}\nPress Ctrl+C to stop serving; the run is not affected.", flush=True)
 
     async def _make_app(self) -> web.Application:
         app = await super()._make_app()
@@ -70,10 +70,10 @@ class TokenServer(Server):
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             given = request.query.get("token", "")
             if given and self._is_token(given):
-                answer: web.StreamResponse = web.HTTPFound("/")
-                answer.set_cookie(COOKIE, self._token, httponly=True, samesite="Strict", path="/")
-                answer.headers.update(HEADERS)
-                return answer
+                redirect: web.StreamResponse = web.HTTPFound("/")
+                redirect.set_cookie(COOKIE, self._token, httponly=True, samesite="Strict", path="/")
+                redirect.headers.update(HEADERS)
+                return redirect
             if not self._is_token(request.cookies.get(COOKIE, "")) or not _same_site(request):
                 raise web.HTTPForbidden(
                     text="The address needs the token that `stage3-tui serve` printed.\n", headers=HEADERS
@@ -101,7 +101,7 @@ class TokenServer(Server):
 
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
         if self._screens >= MAX_SCREENS:
-            raise web.HTTPServiceUnavailable(text=f"{MAX_SCREENS} screens are open already.\n")
+            raise web.HTTPServiceUnavailable(text=f"{MAX_SCREENS} screens are already open.\n")
         self._screens += 1
         try:
             return await super().handle_websocket(request)
@@ -110,20 +110,20 @@ class TokenServer(Server):
 
 
 def _same_site(request: web.Request) -> bool:
-    """Whether no other site asks: a browser names the origin of a socket."""
+    """Whether the request comes from this site: a browser sends the origin of a WebSocket."""
     origin = request.headers.get("Origin")
     return origin is None or urlsplit(origin).netloc == request.host
 
 
 def serve(command: str, *, host: str, port: int, title: str) -> int:
-    """Serve until Ctrl+C; returns the exit code. Raises PreconditionError if the port cannot be had."""
+    """Serve until Ctrl+C; returns the exit code. Raises PreconditionError if the server cannot listen on the port."""
     server = TokenServer(command, host=host, port=port, title=title, token=secrets.token_urlsafe(24))
     try:
         server.serve()
     except OSError as error:
         raise PreconditionError(
-            f"{host}:{port} cannot be listened on.",
+            f"Cannot listen on {host}:{port}.",
             f"{error.strerror or error}.",
-            "If another `serve` runs there, use its address; else give another --port.",
+            "If another `serve` is running there, use its address; otherwise, use another --port.",
         ) from error
     return 0

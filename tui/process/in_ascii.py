@@ -1,4 +1,4 @@
-"""Text in ASCII, cell for cell: for terminals, files and pipes that take no more."""
+"""Text in ASCII, cell for cell: for terminals, files and pipes that support nothing else."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _GLYPHS = {
     "\u00a0": " ",
 }
 _BRAILLE, _DOTS = range(0x2800, 0x2900), " .:;=+*%#"
-"""A cell of a chart by how many of its eight dots are set."""
+"""The character for a chart's cell, by how many of its eight dots are set."""
 
 
 @lru_cache(4096)
 def in_ascii(text: str) -> str:
-    """The text with as many cells, in ASCII."""
+    """The text in ASCII, with the same number of cells."""
     return "".join(map(_letter, text))
 
 

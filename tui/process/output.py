@@ -1,4 +1,4 @@
-"""Text and data on standard output. Nothing that is printed here can drive a terminal."""
+"""Text and data on standard output. Nothing printed here can control a terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from engine.security.sanitize import visible_line
 
 
 def print_line(text: str) -> None:
-    """A line for people; it is there when this returns."""
+    """Print a line for people, and flush it."""
     print(visible_line(text), flush=True)
 
 
 def print_json(data: Any) -> None:
-    """For machines: in ASCII, so that every encoding has it, and no control character stands in it."""
+    """Print data for programs: in ASCII, which every encoding has, and without control characters."""
     print(json.dumps(data, indent=2, ensure_ascii=True))

@@ -1,4 +1,4 @@
-"""A failure, told to a person at a prompt."""
+"""Print a failure for a person at a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.security.sanitize import visible
 
 
 def print_error(error: Stage3Error) -> None:
-    """What failed, why, what to do next: on stderr, in the order in which a person needs them."""
+    """Print what failed, why, and what to do next, on stderr."""
     for word, text in (("failed", error.what), ("why", error.why), ("next", error.what_to_do)):
         if text:
             print(f"{word + ':':8}{visible(text)}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Going on in a fresh process: this one is replaced by a new one (exec), which takes the run up where it stands.
+"""Continue in a fresh process: exec replaces this process by a new one, which resumes the run.
 
-Memory that a CUDA context holds, or has cut to pieces, is given back at the end of a process only (pytorch#18853), and a
-context that broke stays broken (pytorch#2300). The process keeps its number and its place: what waits for it, a shell
-or a scheduler, sees one process from start to end.
+Memory that a CUDA context holds or has fragmented is freed only when the process ends (pytorch#18853), and a context that
+broke stays broken (pytorch#2300). The process keeps its id and its parent, so whatever waits for it, a shell or a
+scheduler, sees one process from start to end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.security.secrets import Secret
 
 
 def resume_command(folder: Path, *, auto: bool, until: str, json: bool = False, verbose: bool = False) -> list[str]:
-    """What goes on with the run in `folder`: this program as it was started, with the options that the run recorded."""
+    """The command that continues the run in `folder`: this program as it was started, with the run's recorded options."""
     chosen = [flag for flag, wanted in {"--auto": auto, "--json": json, "--verbose": verbose}.items() if wanted]
     return [*program(), "--restarted", *chosen, "--until", until, "--output-dir", str(folder)]
 
@@ -29,7 +29,7 @@ def program() -> list[str]:
 def reexec(command: list[str], token: Secret | None) -> NoReturn:
     """Replace this process by `command`; the caller has released the run and left the terminal as it was."""
     for number in (int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208
-        if number > 2:  # the driver frees what its files hold when the last of them is closed
+        if number > 2:  # the driver frees memory when the last of its files is closed
             _close_at_exec(number)
     if token is not None:
         command = [*command, "--token-fd", str(_on_a_pipe(token.reveal()))]
@@ -39,7 +39,7 @@ def reexec(command: list[str], token: Secret | None) -> NoReturn:
 
 
 def _on_a_pipe(text: str) -> int:
-    """The end to read from: neither the list of processes nor a file ever shows the text."""
+    """The read end of a pipe with the text, which so appears neither in the process list nor in a file."""
     read, write = os.pipe()
     os.write(write, text.encode() + b"\n")
     os.close(write)
@@ -51,4 +51,4 @@ def _close_at_exec(number: int) -> None:
     try:
         os.set_inheritable(number, False)
     except OSError:
-        return  # the listing's own, closed by now
+        return  # the directory listing's own, closed by now

@@ -1,4 +1,4 @@
-"""Signals of a run without a screen."""
+"""Signal handling for a run without a screen."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from types import FrameType
 from engine.core.errors import ExitCode
 
 SAME_SECONDS = 1.0
-"""A SIGTERM so soon after another one is the same: where all processes of a job get it, so does one that passes it on."""
+"""A SIGTERM this soon after another one counts as the same: some schedulers send it to a job's parent, which forwards it, and
+to the process itself.
+"""
 
 
 class StopSignals:
-    """The first signal that asked to stop."""
+    """Remembers the first signal that requested a stop."""
 
     def __init__(self) -> None:
         self._first: tuple[str, float] | None = None
 
     def is_second(self, name: str) -> bool:
-        """Whether somebody asked before, and asks once more."""
+        """Whether a stop was requested before, and this is another request."""
         now = time.monotonic()
         if self._first is None:
             self._first = name, now
@@ -31,7 +33,7 @@ class StopSignals:
 
 
 def install_signal_handlers(request: Callable[[str, ExitCode], None]) -> None:
-    """SIGTERM and SIGINT: finish the step, save, leave; a second one: at once. SIGHUP: the terminal is gone, the run goes on."""
+    """SIGTERM and SIGINT: finish the step, save, and exit; a second one: exit at once. SIGHUP: ignore it, the run continues."""
     signals = StopSignals()
 
     def handle(number: int, _: FrameType | None) -> None:

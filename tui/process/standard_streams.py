@@ -1,8 +1,8 @@
-"""Standard input, output and error of this process, such that what happens to them never ends a run.
+"""Make standard input, output and error safe, so that nothing that happens to them ends a run.
 
-A scheduler may start the program without them (closed), a pipe's reader may leave, a disk may be full, a locale may have ASCII
-alone. Closed ones lead to /dev/null. An output that cannot be written leads there from then on, and `lost_output` says why.
-What its encoding lacks is drawn in ASCII.
+A scheduler may start the program with them closed, a pipe's reader may exit, a disk may be full, a locale may support only
+ASCII. Closed streams are opened on /dev/null. An output that cannot be written is redirected there, and `lost_output`
+returns the reason. Characters that the encoding lacks are drawn in ASCII.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tui.process.in_ascii import in_ascii
 DRAWN_IN_ASCII = "drawn-in-ascii"
 STDIN, STDOUT, STDERR = 0, 1, 2
 READER_IS_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ENXIO})
-"""The reader of a pipe, or the terminal, is gone: nobody misses anything."""
+"""The reader of a pipe, or the terminal, is gone, so no output is lost."""
 
 
 def prepare_standard_streams() -> None:
-    """Once, at the start of the process, before it opens anything: a file would get the number of a closed stream. What replaced
-    `sys.stdout` or `sys.stderr` before (a test, a notebook) stays.
+    """Call once, at the start of the process, before it opens a file, which would get the number of a closed stream. A
+    replacement of `sys.stdout` or `sys.stderr` (by a test, a notebook) stays.
     """
     _open_closed_streams()
     codecs.register_error(DRAWN_IN_ASCII, _draw_in_ascii)
@@ -38,7 +38,7 @@ def prepare_standard_streams() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Why what was printed did not all arrive, where that is a loss to somebody: a full disk, and not a reader that left."""
+    """Why output was lost, for example a full disk; None if nothing was lost, or if only the reader is gone."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     lost = raw.lost if isinstance(raw, _UnfailingFile) else None
@@ -46,7 +46,7 @@ def lost_output() -> OSError | None:
 
 
 class _UnfailingFile(io.FileIO):
-    """A file that takes all that is written to it; what the system refuses goes nowhere."""
+    """A file whose writes never fail: after an error, it is redirected to /dev/null."""
 
     lost: OSError | None = None
 
@@ -60,12 +60,12 @@ class _UnfailingFile(io.FileIO):
 
     def _write_when_it_can(self, data: object) -> int:
         while (written := super().write(data)) is None:  # type: ignore[arg-type]
-            select.select([], [self.fileno()], [])  # somebody made it non-blocking, and it is full for now
+            select.select([], [self.fileno()], [])  # another process made it non-blocking, and it is full
         return written
 
 
 def redirect_to_devnull(number: int) -> None:
-    """Let a file descriptor of this process, and of the children to come, be /dev/null."""
+    """Point a file descriptor of this process and its future children at /dev/null."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         os.dup2(null, number)
@@ -78,7 +78,7 @@ def _open_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
             os.set_inheritable(null, True)
 
 
@@ -92,7 +92,7 @@ def _unfailing(number: int, before: TextIO | None) -> TextIO:
 
 
 def _draw_in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """For `codecs`: what takes the place of what the encoding lacks."""
+    """Error handler for `codecs`: replaces characters that the encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_drawn, error.object[error.start : error.end])), error.end

@@ -1,8 +1,8 @@
 """Two processes from one command, so that the wizard can leave the terminal without leaving the run.
 
-The command forks before anything heavy is imported: the child is the wizard with the engine in its threads, the parent
-only waits. When the screen is left while the run goes on, the child starts a session of its own (out of the reach of the
-terminal's hang-up) and tells the parent, which ends: the shell has its prompt back. Nothing is handed over, nothing restarts.
+The command forks before anything heavy is imported: the child is the wizard with the engine in its threads, and the parent
+only waits. When the user leaves the screen while the run continues, the child starts its own session, out of reach of the
+terminal's hang-up, and notifies the parent, which exits: the shell gets its prompt back. Nothing is handed over or restarted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ LEFT = b"L"
 
 
 class Detacher:
-    """The child's way out of the terminal."""
+    """Detaches the child from the terminal."""
 
     def __init__(self, pipe: int | None) -> None:
         self._pipe = pipe
 
     def leave(self) -> None:
-        """Cut all ties with the terminal; the shell gets its prompt. Once; afterwards nothing can be shown."""
+        """Detach from the terminal; the shell gets its prompt back. Works once; afterwards, nothing can be shown."""
         if self._pipe is None:
             return
         if os.getpgrp() != os.getpid():
@@ -35,19 +35,19 @@ class Detacher:
         os.close(null)
         try:
             os.write(self._pipe, LEFT)
-        except BrokenPipeError:  # the parent went with the terminal
-            pass_on = None
+        except BrokenPipeError:  # the parent exited with the terminal
+            open_pipe = None
         else:
-            pass_on = self._pipe
-        if pass_on is not None:
-            os.close(pass_on)
+            open_pipe = self._pipe
+        if open_pipe is not None:
+            os.close(open_pipe)
         self._pipe = None
 
 
 def supervise(child: Callable[[Detacher], int], farewell: Callable[[int], None]) -> int:
-    """Run `child` in a child process and return its exit code; when it leaves, `farewell(pid)` and 0.
+    """Run `child` in a child process and return its exit code; if it detaches, call `farewell(pid)` and return 0.
 
-    Must be called while the process has one thread.
+    Must be called while the process has only one thread.
     """
     read, write = os.pipe()
     pid = os.fork()
@@ -84,7 +84,7 @@ class _Parent:
             self._stop_with_the_child()
 
     def _stop_with_the_child(self) -> None:
-        """Ctrl+z stops the child alone: stop too, so that the shell sees it, and wake it again afterwards."""
+        """Ctrl+Z suspends only the child: suspend this process, too, so that the shell notices, and resume the child later."""
         pid, status = os.waitpid(self._pid, os.WNOHANG | os.WUNTRACED)
         if pid and os.WIFSTOPPED(status):
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class _RunOfFile(Run):
-    """A run in a folder of its own; the decisions are with the file."""
+    """A run in a temporary folder; the decisions are stored beside the file."""
 
     def __init__(self, folder: Path, edits: Path) -> None:
         super().__init__(folder)
@@ -43,7 +43,7 @@ class _RunOfFile(Run):
 
 
 class PairFile:
-    """Nothing is running, and decisions are allowed."""
+    """A source in which nothing is running, and decisions are allowed."""
 
     read_only = False
     token = None
@@ -54,20 +54,20 @@ class PairFile:
     exit_code: ExitCode | None = None
 
     def __init__(self, file: Path, config: Stage3Config) -> None:
-        """Raises ConfigError if there is nothing to read, DataError for a file of KTO."""
+        """Raises ConfigError if there is nothing to read, DataError for a KTO file."""
         self.file, self.config = file, config
         self.edits = edits_path_of(file.resolve()).resolve()
         self.problem = ""
-        """Why reading ended before the end of the file."""
+        """Why reading stopped before the end of the file; empty if it did not."""
         if not file.is_file():
-            raise ConfigError(f"There is no file {file}.", "", "Give the path of a file of preference pairs.")
+            raise ConfigError(f"There is no file {file}.", "", "Pass the path of a file of preference pairs.")
         lines = native_lines(pairs_of(rows_of_source(file), RowReader.of(config)))
         try:
             first = next(lines, None)
         except OSError as error:
-            raise ConfigError(f"{file} cannot be read.", error.strerror or str(error), "Give another file.") from error
+            raise ConfigError(f"Cannot read {file}.", error.strerror or str(error), "Pass another file.") from error
         if first is None:
-            raise ConfigError(f"There is nothing in {file}.", "", "Give a file with one pair a row.")
+            raise ConfigError(f"{file} is empty.", "", "Pass a file with one pair per row.")
         self._folder = TemporaryDirectory(prefix="stage3-browse-")
         self.run: Run = _RunOfFile(Path(self._folder.name), self.edits)
         self.now = clock.now
@@ -103,4 +103,4 @@ class PairFile:
                             return
         except (OSError, Stage3Error) as error:
             self.problem = str(error)
-            log.warning("the file of pairs could not be read to its end: %s", error)
+            log.warning("could not read the whole file of pairs: %s", error)

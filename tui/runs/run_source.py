@@ -20,15 +20,15 @@ class WizardEnd(Enum):
     """How the screen ended."""
 
     FINISHED = "finished"
-    """The person quit, and nothing was running."""
+    """The user quit, and nothing was running."""
     LEFT_RUNNING = "left running"
-    """The run continues: the user chose that, the terminal is gone, or the screen broke."""
+    """The run continues: the user chose that, the terminal is gone, or the screen crashed."""
     STOPPED = "stopped"
-    """Asked to stop. The engine may still be saving: join it, unless `at_once` was asked for."""
+    """A stop was requested. The engine may still be saving: join it, unless `at_once` was requested."""
     HUNG_UP = "hung up"
     """The terminal is gone, and nothing was running."""
     CRASHED = "crashed"
-    """The screen broke, and nothing was running; a sentence was printed."""
+    """The screen crashed, and nothing was running; the error was printed."""
     RESTARTS = "restarts"
     """The run and the screen continue in a fresh process."""
 
@@ -39,9 +39,9 @@ class RunSource(Protocol):
     read_only: bool
     """This process does not own the run: it can watch it, and ask it to stop."""
     hands_off: bool
-    """It may not even be asked to stop, and nothing is written: somebody else looks, in a browser."""
+    """This process may not even ask the run to stop, and writes nothing: another person watches, in a browser."""
     decides: bool
-    """Decisions about pairs may be made here."""
+    """Whether decisions about pairs can be made here."""
     run: Run
     config: Stage3Config
 
@@ -66,10 +66,10 @@ class RunSource(Protocol):
         """The screen is gone. The run continues."""
 
     def snapshot(self) -> RunState:
-        """The newest state; the same object while nothing happens."""
+        """The newest state; the same object while nothing changes."""
 
     def now(self) -> float:
-        """On the clock of the process that works: what the times in the state are compared with."""
+        """The time on the clock of the run's process, to compare with the times in the state."""
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
         """Ask the run to finish its step, save and stop. Returns at once."""
@@ -85,7 +85,7 @@ class RunDriver(RunSource, Protocol):
     def start(self, *, until: str = ..., redo_from: str | None = None) -> None: ...
 
     def plan(self, until: str) -> list[PlannedStage]:
-        """What `start` with the same argument would do. Reads files, and perhaps the Hub: not for the screen's thread."""
+        """What `start` with the same argument would do. Reads files and perhaps the Hub, so not for the screen's thread."""
 
     def set_token(self, token: Secret) -> None: ...
 
@@ -109,5 +109,5 @@ def _interrupted(stage: StageState, when: float) -> StageState:
         stage,
         status="waiting",
         finished=when,
-        summary="Interrupted: its process ended. It will continue from what is on disk.",
+        summary="Interrupted: its process ended. The next start continues from what is on disk.",
     )

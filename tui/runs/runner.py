@@ -84,7 +84,7 @@ class Runner:
     def start(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> None:
         """Run the pipeline in the engine's thread. Raises RuntimeError if it is running."""
         if self.running:
-            raise RuntimeError("the engine runs already")
+            raise RuntimeError("the engine is already running")
         self.exit_code = None
         self._stop = StopToken()  # a used token stays used
         self._context = Context(self.config, self.run, self._stop, self._token)
@@ -99,7 +99,7 @@ class Runner:
 
     @property
     def token(self) -> Secret | None:
-        """The one in use: given, or found or fetched by the newest start."""
+        """The token in use: passed in, or found by the newest start."""
         return self._token if self._context is None else self._context.token
 
     def join(self, timeout: float | None = None) -> None:
@@ -123,8 +123,8 @@ class Runner:
                 session.close()
         except RestartNeeded:
             self.restart_until = until
-        except Exception as error:  # nothing sees an exception in a thread, so tell the screen
-            log.exception("the session broke")
+        except Exception as error:  # an exception in a thread goes unseen, so show it
+            log.exception("the session crashed")
             self._show_error(error)
 
     def _listen(self, entry: Entry) -> None:
@@ -132,7 +132,7 @@ class Runner:
             with self._lock:
                 self._state = self._state.apply_entry(entry)
         except Exception:  # a failure to show an event must not stop the run
-            log.exception("an event could not be folded: %s", entry.event.kind())
+            log.exception("could not fold an event: %s", entry.event.kind())
 
     def _show_error(self, error: Exception) -> None:
         """Show a failure that could not be written to the journal."""

@@ -60,7 +60,7 @@ class JsonlTail:
         return TailChunk(self._lines(block[: block.rfind(b"\n") + 1]), was_replaced)
 
     def _skip_long_line(self, file: BinaryIO, length: int, was_replaced: bool) -> TailChunk:
-        """One line that is too long to be a record: nothing of it is kept, and what follows is read next time."""
+        """Skip one line that is too long to be a record. The next read continues after it."""
         while block := file.readline(MAX_LINE_BYTES):
             length += len(block)
             if block.endswith(b"\n"):
@@ -95,7 +95,7 @@ class JsonlTail:
 
 
 def read_line(path: Path, line: Line) -> dict[str, Any]:
-    """The record of `line`, read again from disk. Raises OSError or ValueError when it is not there any more."""
+    """The record of `line`, read again from disk. Raises OSError or ValueError if it is no longer there."""
     with open_file(path) as file:
         file.seek(line.offset)
         record = loads(file.read(line.length))

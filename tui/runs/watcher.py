@@ -1,4 +1,4 @@
-"""`attach`: another process's run, read from its journal. It can be asked to stop and, where allowed, decided about."""
+"""`attach`: another process's run, read from its journal. It can be asked to stop, and its pairs decided about if allowed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Watcher:
         self._tail = JsonlTail(run / layout.EVENTS_JSONL)
         self._lock = Lock()
         self._state, self._read = RunState(), time.monotonic()
-        """`_read`: when the newest event was."""
+        """`_read`: when the newest event was read."""
         self._resting: tuple[RunState, RunState] | None = None
         self._owner_alive, self._owner_asked = False, 0.0
         self._done = Flag()
@@ -56,7 +56,7 @@ class Watcher:
 
     @property
     def running(self) -> bool:
-        """Whether a live process holds the run; asked at most once a second."""
+        """Whether a live process holds the run; checked at most once a second."""
         now = time.monotonic()
         if now - self._owner_asked >= OWNER_SECONDS:
             self._owner_alive, self._owner_asked = self.run.owner() is not None, now
@@ -83,10 +83,10 @@ class Watcher:
             return self._state.last_time + (time.monotonic() - self._read)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """Leave the request in the run folder, where the owner looks for it. Raises UnsafeError if it may only be looked at."""
+        """Leave the request in the run folder, where the owner polls for it. Raises UnsafeError if this screen only watches."""
         if self.hands_off:
             raise UnsafeError(
-                "This screen only looks.", "It was started so.", "`stage3-tui stop` asks the run to stop."
+                "This screen only watches.", "It was started that way.", "Run `stage3-tui stop` to stop the run."
             )
         write_atomically(self.run / layout.STOP_REQUEST, f"{reason}\n".encode())
 
@@ -106,7 +106,7 @@ class Watcher:
             try:
                 new_lines = self.read()
             except (OSError, UnsafeError) as error:  # a hiccup of a network file system: try again next time
-                log.warning("the journal could not be read: %s", error)
+                log.warning("could not read the journal: %s", error)
                 new_lines = 0
             if not new_lines:
                 self._done.wait(POLL_SECONDS)

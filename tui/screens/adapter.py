@@ -1,4 +1,4 @@
-"""Stage 5: a card of the Stage 2 adapter, and the checks."""
+"""Stage 5: a card that describes the Stage 2 adapter, and the checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tui.widgets.layout import EMPTY
 from tui.widgets.stage_sections import card
 
 ON_THE_CARD = ("rank", "alpha", "variant", "target modules", "trainable parameters", "size", "sha256", "effect")
-"""Checks that describe the adapter."""
+"""Checks that describe the adapter, shown on the card instead of in the list."""
 
 
 class AdapterView(StageView):
@@ -26,10 +26,10 @@ class AdapterView(StageView):
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         by_name = {check.name: check for check in stage.checks}
-        told = tuple((name, by_name[name].detail) for name in ON_THE_CARD if name in by_name)
+        facts = tuple((name, by_name[name].detail) for name in ON_THE_CARD if name in by_name)
 
         def draw(width: int) -> list[Content]:
-            rows = [(name, one_line(detail, "bold", 200)) for name, detail in told]
+            rows = [(name, one_line(detail, "bold", 200)) for name, detail in facts]
             return [EMPTY, *card("Stage 2 adapter", rows, width)]
 
-        self.paper("extra").put(told, draw if told else None)
+        self.text_view("extra").put(facts, draw if facts else None)

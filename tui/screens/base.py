@@ -1,4 +1,4 @@
-"""The common parts of every stage's screen: heading, views, failure, progress, next actions, checks and options."""
+"""The parts that all stages' screens share: heading, views, failure, progress, next actions, checks and options."""
 
 from __future__ import annotations
 
@@ -53,55 +53,57 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
     "training": ("Training",),
     "packaging": ("output_dir", "Packaging"),
 }
-"""The options on a stage's screen: names of groups, and of single options."""
+"""The options on a stage's screen, by names of groups and of single options."""
 
-NOT_EDITED = ("output_dir",)
-"""Not editable here: another output folder is another run, so it is set on the command line."""
+NOT_EDITABLE = ("output_dir",)
+"""Another output folder is another run, so it can only be set on the command line."""
 
 READABLE = 110
 """Maximum width of sentences, in cells."""
 
+OWNED_BY_ANOTHER = "Another process owns this run: change its options there."
+
 
 def options_of(stage: str) -> tuple[Option, ...]:
-    wanted = STAGE_OPTIONS[stage]
-    return tuple(option for option in options() if option.name in wanted or option.group in wanted)
+    names = STAGE_OPTIONS[stage]
+    return tuple(option for option in options() if option.name in names or option.group in names)
 
 
-def done_of(state: RunState) -> dict[str, float | None]:
-    """The stages that are done, each with the seconds that it took."""
+def done_stages(state: RunState) -> dict[str, float | None]:
+    """The stages that are done, each with the seconds it took."""
     return {name: stage.elapsed(0.0) for name, stage in state.stages.items() if stage.status in ("done", "skipped")}
 
 
 class StageView(Vertical):
-    """The body of the screen for one stage. Receives the state and draws what changed."""
+    """The body of the screen for one stage. It receives the state and draws what changed."""
 
     STAGE: ClassVar[str]
     OPTIONS: ClassVar[str] = "Options"
     OWN_PAGES: ClassVar[tuple[str, ...]] = ("Overview",)
-    """Views of the stage, shown one at a time; its options are a further one."""
+    """The stage's own views, shown one at a time; its options are a further one."""
     BARE_PAGES: ClassVar[tuple[str, ...]] = (OPTIONS,)
-    """Views without summary and next actions above them, because they need the room."""
+    """The views without summary and next actions above them, because they need the room."""
 
     empty_pages: tuple[str, ...] = ()
-    """Its own pages that have nothing to show in this run."""
+    """The stage's own pages that have nothing to show in this run."""
 
     class Turned(Message):
-        """The person switched to another view."""
+        """The user switched to another view."""
 
     def __init__(self, source: RunSource) -> None:
         super().__init__(id=f"view-{self.STAGE}", classes="stage-view")
         self.source = source
         self.page = self.OWN_PAGES[0]
         self._page_chosen = False
-        """The person chose the page, so it stays."""
-        self._begun: set[str] = set()
-        self._made: set[str] = {self.page}
-        """Pages whose widgets exist; they are created on first use, which takes a moment."""
+        """Whether the user chose the page, so that it stays."""
+        self._being_built: set[str] = set()
+        self._built: set[str] = {self.page}
+        """The pages whose widgets exist; they are created on first use, which takes a moment."""
 
-    # -- what a stage's own screen says -------------------------------------------------------------------------------
+    # -- for subclasses -----------------------------------------------------------------------------------------------
 
     def compose_page(self, page: str) -> ComposeResult:
-        """The widgets of one of its own pages."""
+        """The widgets of one of the stage's own pages."""
         yield TextView(id="extra")
         yield TextView(id="checks")
 
@@ -109,20 +111,20 @@ class StageView(Vertical):
         """Draw the stage's own parts of the visible page."""
 
     def page_for(self, state: RunState) -> str:
-        """The page to show until the person chooses one."""
+        """The page to show until the user chooses one."""
         return self.OWN_PAGES[0]
 
     def focus_page(self) -> None:
-        """Focus the list or field of a page that the person switched to."""
+        """Focus the list or field of the page that the user switched to."""
         self.screen.set_focus(None)
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
-        """(what the key c copies, its name)."""
+        """(the text that the key c copies, its name)."""
         return str(self.source.run.folder), "the run folder's path"
 
     def step_back(self) -> bool:
-        """Esc: one step back inside the page. False if there is none."""
-        return self.page == self.OPTIONS and self.page in self._made and self.options_editor.step_back()
+        """Esc: go one step back inside the page. False if there is none."""
+        return self.page == self.OPTIONS and self.page in self._built and self.options_editor.step_back()
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
@@ -147,30 +149,30 @@ class StageView(Vertical):
 
     def page_container(self, page: str) -> Widget:
         container = Vertical if page == self.OPTIONS else VerticalScroll
-        made = container(id=f"page-{page.lower()}", classes="page")
-        made.can_focus = False
-        made.display = page == self.page
-        return made
+        widget = container(id=f"page-{page.lower()}", classes="page")
+        widget.can_focus = False
+        widget.display = page == self.page
+        return widget
 
     async def turn_to(self, page: str, *, chosen: bool = True) -> None:
         self._page_chosen = self._page_chosen or chosen
         self.page = page
         for one in self.all_pages:
             self._container(one).display = one == page
-        if page not in self._made and page not in self._begun:
-            self._begun.add(page)
+        if page not in self._built and page not in self._being_built:
+            self._being_built.add(page)
             await self._container(page).mount(*self._page_widgets(page))
-            self._made.add(page)
-        if chosen and page in self._made:
+            self._built.add(page)
+        if chosen and page in self._built:
             self.focus_options() if page == self.OPTIONS else self.focus_page()
             self.post_message(self.Turned())
 
     async def turn(self, by: int) -> None:
         await self.turn_to(self.pages[(self.pages.index(self.page) + by) % len(self.pages)])
 
-    def is_made(self, page: str) -> bool:
+    def is_built(self, page: str) -> bool:
         """Whether the page's widgets exist."""
-        return page in self._made
+        return page in self._built
 
     def forget_choice(self) -> None:
         """Show the stage's default page."""
@@ -192,14 +194,14 @@ class StageView(Vertical):
 
     def _page_widgets(self, page: str) -> ComposeResult:
         if page == self.OPTIONS:
-            yield OptionsEditor(options_of(self.STAGE), fixed=NOT_EDITED)
+            yield OptionsEditor(options_of(self.STAGE), fixed=NOT_EDITABLE)
         else:
             yield from self.compose_page(page)
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     async def draw(self, state: RunState, now: float) -> bool:
-        """Show `state`. Cheap if nothing changed. False while the page is still being built: draw again."""
+        """Show `state`; cheap if nothing changed. Returns False while the page is still being built: draw again."""
         stage = state.stages[self.STAGE]
         if not self._page_chosen and self.page_for(state) != self.page:
             await self.turn_to(self.page_for(state), chosen=False)
@@ -207,11 +209,11 @@ class StageView(Vertical):
         self._draw_failure(stage)
         self._draw_progress(stage)
         self._draw_summary(state, stage)
-        if self.page not in self._made:
+        if self.page not in self._built:
             return False
         if self.page == self.OPTIONS:
-            why_not = "Another process owns this run: change its options there." if self.source.read_only else ""
-            self.options_editor.put(self.source.config, why_not, done_of(state))
+            read_only_reason = OWNED_BY_ANOTHER if self.source.read_only else ""
+            self.options_editor.put(self.source.config, read_only_reason, done_stages(state))
         else:
             self.draw_checks(stage)
             self.draw_page(state, stage, now)
@@ -219,7 +221,7 @@ class StageView(Vertical):
 
     @property
     def compact(self) -> bool:
-        """Whether there are few lines."""
+        """Whether the screen has few rows."""
         return self.screen.has_class("-short")
 
     @property
@@ -227,20 +229,20 @@ class StageView(Vertical):
         """A blank line, if there is room."""
         return [] if self.compact else [EMPTY]
 
-    def paper(self, name: str) -> TextView:
+    def text_view(self, name: str) -> TextView:
         return self.query_one(f"#{name}", TextView)
 
     def _draw_heading(self, state: RunState, stage: StageState, now: float) -> None:
         pages, page, compact = self.pages, self.page, self.compact
         expected = state.expected_seconds(self.STAGE, now) if stage.status in ("running", "waiting") else None
         key = (stage.status, stage.reused, int(stage.elapsed(now) or 0), int(expected or 0), page, compact)
-        self.paper("heading").put(
+        self.text_view("heading").put(
             key, lambda width: stage_sections.heading(stage, pages, page, now, expected, width, compact=compact)
         )
 
     def _draw_failure(self, stage: StageState) -> None:
         failure = stage.failure
-        box = self.paper("failure")
+        box = self.text_view("failure")
         box.set_class(failure is not None and failure.outcome == "stopped", "-stopped")
         log_path = str(self.source.run / layout.RUN_LOG)
         shown = failure if self.page not in self.BARE_PAGES else None
@@ -251,27 +253,29 @@ class StageView(Vertical):
     def _draw_progress(self, stage: StageState) -> None:
         shown = stage.progress if stage.status in ("running", "stopped", "failed") else None
         gap = self.gap
-        self.paper("progress").put(
+        self.text_view("progress").put(
             (shown, len(gap)),
             (lambda width: [*gap, *stage_sections.progress_line(shown, width)]) if shown is not None else None,
         )
 
     def _draw_summary(self, state: RunState, stage: StageState) -> None:
-        """The result in a line or two, or what the stage will do, and the possible actions."""
+        """Draw the result in a line or two, or what the stage will do, and the possible actions."""
         waits = stage.status == "waiting" and not stage.summary
-        told = description_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
+        text = description_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
         bare = self.page in self.BARE_PAGES
-        told = () if bare or stage.failure is not None else tuple(sentence for sentence in told if sentence)
-        offered = () if bare or self.source.read_only or self.source.running else stage_sections.offered(stage.status)
+        sentences = () if bare or stage.failure is not None else tuple(filter(None, text))
+        actions = (
+            () if bare or self.source.read_only or self.source.running else stage_sections.actions_for(stage.status)
+        )
         gap = self.gap
 
         def draw(width: int) -> list[Content]:
             lines = list(gap)
-            for sentence in told:
+            for sentence in sentences:
                 lines += paragraph(safe_text(sentence, "$foreground", 600), min(width, READABLE))
-            return [*lines, *(gap if told and offered else ()), *stage_sections.offers(offered, width)]
+            return [*lines, *(gap if sentences and actions else ()), *stage_sections.action_hints(actions, width)]
 
-        self.paper("summary").put((told, offered, len(gap)), draw if told or offered else None)
+        self.text_view("summary").put((sentences, actions, len(gap)), draw if sentences or actions else None)
 
     def draw_checks(self, stage: StageState) -> None:
         if not self.query("#checks"):
@@ -286,7 +290,7 @@ class StageView(Vertical):
                 *stage_sections.checks_table(checks, width),
             ]
 
-        self.paper("checks").put(checks, draw if checks else None)
+        self.text_view("checks").put(checks, draw if checks else None)
 
     def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
         return stage.checks

@@ -1,4 +1,4 @@
-"""Several runs over each other: their curves with a legend, the options that differ, and their figures with intervals."""
+"""Compare several runs: their curves in one chart, the options that differ, and their figures with intervals."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from engine.pipeline.compare import SHARES, Figure, RunComparison, compare
 from tui.app_protocol import wizard_of
 from tui.formatting import figure, one_line
 from tui.screens.verdict import WORD_STYLES
-from tui.widgets.chart import BLOCKS, BRAILLE, Level, Look, Series, moving_average
+from tui.widgets.chart import BLOCKS, BRAILLE, ChartStyle, Level, Series, moving_average
 from tui.widgets.layout import EMPTY, fit, paragraph
 from tui.widgets.line_chart import LineChart
 from tui.widgets.stage_sections import section
 from tui.widgets.text_view import TextView
 
 COLOURS = ("$chart-loss", "$chart-margin", "$accent", "$gauge-forecast", "$stage-failed", "$foreground")
-"""Of the runs, in their order; then from the start again."""
+"""The colours of the runs, in order; with more runs they repeat."""
 NAME_CELLS, CELLS, MAX_CELLS = 26, 14, 26
 KEYS = Content.assemble(
     ("Esc", "bold $key"), (" back to the runs   ", "$muted"), ("PgDn", "bold $key"), (" scrolls", "$muted")
 )
 SMOOTHED = 20
-"""A point of a curve is the mean of a twentieth of its steps."""
+"""Each point of a curve is the mean over a twentieth of its steps."""
 
 
 class CompareScreen(Screen[None]):
@@ -77,8 +77,8 @@ class CompareScreen(Screen[None]):
         if event.state is WorkerState.SUCCESS:
             self._show(event.worker.result)  # type: ignore[arg-type]
         elif event.state is WorkerState.ERROR:
-            told = one_line(f"They cannot be compared: {event.worker.error}", "$check-failed", 400)
-            self.query_one("#compare-head", TextView).put("failed", lambda width: paragraph(told, width))
+            message = one_line(f"Cannot compare these runs: {event.worker.error}", "$check-failed", 400)
+            self.query_one("#compare-head", TextView).put("failed", lambda width: paragraph(message, width))
 
     def _show(self, found: RunComparison) -> None:
         self.query_one("#compare-head", TextView).put("found", lambda width: legend_lines(found, width))
@@ -88,10 +88,10 @@ class CompareScreen(Screen[None]):
             ("margin", "Reward margin", found.margins, Level(0.0, "0")),
         )
         self.query_one("#compare-curves").display = any(map(len, found.losses))
-        look = Look(BLOCKS if wizard_of(self).draws_blocks else BRAILLE)
+        style = ChartStyle(BLOCKS if wizard_of(self).draws_blocks else BRAILLE)
         for name, title, values, level in curves:
             head = Content.styled(title, "bold $heading"), Content.styled("step by step, smoothed", "$muted")
-            self.query_one(f"#compare-{name}", LineChart).put(name, head, series_of(values), (level,), look=look)
+            self.query_one(f"#compare-{name}", LineChart).put(name, head, series_of(values), (level,), style=style)
 
     def action_back(self) -> None:
         self.dismiss(None)
@@ -106,7 +106,7 @@ def colour(number: int) -> str:
 
 
 def series_of(curves: Sequence[Sequence[float]]) -> list[Series]:
-    """A smoothed line a run, in its colour; the first run lies on top."""
+    """One smoothed line per run, in its colour; the first run is drawn on top."""
     lines = []
     for number, values in enumerate(curves):
         points = [(float(step), value) for step, value in enumerate(values, start=1)]
@@ -116,7 +116,7 @@ def series_of(curves: Sequence[Sequence[float]]) -> list[Series]:
 
 
 def legend_lines(found: RunComparison, width: int) -> list[Content]:
-    """Which colour and letter is which run, with its verdict; then what speaks against comparing them."""
+    """The colour, letter and verdict of each run, then warnings about the comparison."""
     names = names_of(found.folders)
     lines = [Content.assemble(("Compared   ", "bold $heading"), (f"{len(names)} runs", "$muted"))]
     for number, (name, verdict) in enumerate(zip(names, found.verdicts, strict=True)):
@@ -131,7 +131,7 @@ def legend_lines(found: RunComparison, width: int) -> list[Content]:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The part of the paths in which they differ."""
+    """The parts of the paths that differ."""
     parts = [folder.parts for folder in folders]
     shared = 0
     while all(len(each) > shared + 1 for each in parts) and len({each[shared] for each in parts}) == 1:
@@ -140,7 +140,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def table_lines(found: RunComparison, width: int) -> list[Content]:
-    """What differs, then the figures: a column a run."""
+    """The options that differ, then the figures, with one column per run."""
     labels = {option.name: option.label for option in options_known()}
     options = [(labels.get(name, name), [_value(value) for value in values]) for name, values in found.options.items()]
     figures = [(name, [_figure(name, one) for one in values]) for name, values in found.figures.items()]

@@ -22,8 +22,8 @@ from tui.widgets.text_view import TextView
 from tui.widgets.token_field import TokenField
 
 ADVICE = (
-    f"Create a token at {TOKENS_PAGE} (type Read). It is never shown, {{kept}}. Without one, the run uses HF_TOKEN or "
-    "the Hub's own login; d logs in with a browser, on any device. A run with only local files needs none."
+    f"Create a token at {TOKENS_PAGE} (type Read). It is never shown, {{where}}. Without one, the run uses HF_TOKEN or "
+    "the Hub's own login; d logs in with a browser, on any device. A run with only local files needs no token."
 )
 IN_MEMORY, IN_THE_STORE = "and stays in memory", "and is saved in the Hub's own store (store_token)"
 WAITING = "Waiting for you: "
@@ -45,20 +45,20 @@ class CredentialsView(StageView):
         return "Account and permissions"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        kept = IN_THE_STORE if self.source.config.store_token else IN_MEMORY
+        where = IN_THE_STORE if self.source.config.store_token else IN_MEMORY
         login, gap = login_of(stage), self.gap
-        told = Content.assemble((WAITING, "$check-warning"), (login, "bold")) if login else None
-        told = told or Content.styled(ADVICE.format(kept=kept), "$muted")
-        self.paper("extra").put(
-            (login, kept, len(gap)), lambda width: [EMPTY, *paragraph(told, min(width, READABLE)), *gap]
+        waiting = Content.assemble((WAITING, "$check-warning"), (login, "bold"))
+        text = waiting if login else Content.styled(ADVICE.format(where=where), "$muted")
+        self.text_view("extra").put(
+            (login, where, len(gap)), lambda width: [EMPTY, *paragraph(text, min(width, READABLE)), *gap]
         )
         refused = stage.failure is not None and stage.failure.exit_code == ExitCode.ACCESS
         if not self.source.read_only:
             self.query_one("#token-row").set_class(refused, "-wanted")
 
     def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
-        waits = login_of(stage)
-        return tuple(check for check in stage.checks if check.name != LOGIN_CHECK or not waits)
+        login = login_of(stage)
+        return tuple(check for check in stage.checks if check.name != LOGIN_CHECK or not login)
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
         address = _ADDRESS.search(login_of(state.stages[self.STAGE]))
@@ -72,6 +72,6 @@ class CredentialsView(StageView):
 
 
 def login_of(stage: StageState) -> str:
-    """Page and code of a waiting browser login; empty if none waits."""
-    shown = next((check for check in stage.checks if check.name == LOGIN_CHECK), None)
-    return shown.detail if shown is not None and shown.status == "warning" and stage.status == "running" else ""
+    """The page and code of a browser login that waits for the user; empty if none does."""
+    check = next((check for check in stage.checks if check.name == LOGIN_CHECK), None)
+    return check.detail if check is not None and check.status == "warning" and stage.status == "running" else ""

@@ -1,4 +1,4 @@
-"""The curves of a training: what is shown of the steps, and how. Pure functions of the steps and of what a person chose."""
+"""The curves of a training. Pure functions of the steps and of the user's choices."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from textual.content import Content
 
 from engine.core.events import EvalDone, TrainStep
 from tui.formatting import figure, number
-from tui.widgets.chart import BLOCKS, BRAILLE, HeldOut, Level, Look, Point, Series, moving_average
+from tui.widgets.chart import BLOCKS, BRAILLE, ChartStyle, HeldOut, Level, Point, Series, moving_average
 
 ZOOMS = (1, 2, 8)
-"""The part of the steps that the charts show: all, the newest half, the newest eighth."""
+"""The part of the steps that the charts show: all of them, the newest half, or the newest eighth."""
 ZOOM_WORDS = {1: "", 2: "the newer half", 8: "the newest eighth"}
 MIN_STEPS = 16
 """Minimum points in a zoomed chart."""
 SMOOTHED_PART = 20
-"""The mean goes over a twentieth of what is shown."""
+"""The moving average covers a twentieth of the visible steps."""
 
 
 class Curve(NamedTuple):
     title: str
     sentence: str
     field: str
-    """Of a step."""
+    """The field of TrainStep."""
     colour: str
     levels: tuple[Level, ...] = ()
     bounds: tuple[float, float] | None = None
     held_out: str = ""
-    """The figure of the evaluation that is the same of held-out pairs."""
+    """The evaluation's figure for the same measure on held-out pairs; empty if there is none."""
     digits: int = 3
 
 
@@ -51,19 +51,19 @@ CURVES: dict[str, Curve] = {
     ),
     "gradient": Curve("Gradient norm", "before clipping", "grad_norm", "loss"),
 }
-"""The last two are shown if there is room."""
+"""All curves; the last two are shown if there is room."""
 LOG_SCALED = "gradient"
 
 
 @dataclass(frozen=True)
 class CurvesView:
-    """What a person chose to see."""
+    """The user's choices about the charts."""
 
     zoom: int = ZOOMS[0]
     smooth: bool = True
     log: bool = False
     cursor: int | None = None
-    """A step."""
+    """The step under the cursor."""
     blocks: bool = False
 
     def next_zoom(self) -> CurvesView:
@@ -73,14 +73,14 @@ class CurvesView:
         return steps[-max(len(steps) // self.zoom, MIN_STEPS) :]
 
     def pointed_at(self, x: float | None, steps: Sequence[TrainStep]) -> CurvesView:
-        """The cursor on the step nearest to an x; None takes it away."""
+        """Put the cursor on the step nearest to an x, or remove it (None)."""
         if x is None or not steps:
             return replace(self, cursor=None)
         nearest = min(self.shown(steps), key=lambda step: abs(step.step - x))
         return replace(self, cursor=nearest.step)
 
     def moved(self, by: int, steps: Sequence[TrainStep]) -> CurvesView:
-        """The cursor so many steps on; it begins at the newest."""
+        """Move the cursor by some steps; without a cursor, start at the newest step."""
         numbers = [step.step for step in self.shown(steps)]
         if not numbers:
             return self
@@ -89,20 +89,20 @@ class CurvesView:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One chart, ready to be drawn or written."""
+class DrawnCurve:
+    """One chart, ready to be drawn on the screen or in a file."""
 
     curve: Curve
     titles: tuple[Content, ...]
-    """What stands above it, the most important first."""
+    """The texts above the chart, the most important first."""
     raw: tuple[Point, ...]
     mean: tuple[Point, ...]
-    """Empty without smoothing."""
-    look: Look
+    """The moving average; empty without smoothing."""
+    style: ChartStyle
 
     @property
     def headline(self) -> str:
-        """All of the titles."""
+        """All titles in one line."""
         return "  ".join(title.plain for title in self.titles)
 
     @property
@@ -113,8 +113,8 @@ class Drawn:
         return [Series(self.raw, f"{colour}-raw"), Series(self.mean, colour, thick=True)]
 
 
-def drawn_curve(name: str, steps: Sequence[TrainStep], view: CurvesView, evaluation: EvalDone | None) -> Drawn:
-    """The curve `name` of the steps that are shown."""
+def drawn_curve(name: str, steps: Sequence[TrainStep], view: CurvesView, evaluation: EvalDone | None) -> DrawnCurve:
+    """The curve `name` over the visible steps."""
     curve, shown = CURVES[name], view.shown(steps)
     log = view.log and name == LOG_SCALED
     values = [(float(step.step), number(getattr(step, curve.field))) for step in shown]
@@ -123,18 +123,18 @@ def drawn_curve(name: str, steps: Sequence[TrainStep], view: CurvesView, evaluat
     held_out = _held_out(curve, shown, evaluation)
     zoomed = ZOOM_WORDS[view.zoom] if len(shown) < len(steps) else ""
     notes = [zoomed, "log scale" if log else "", curve.sentence]
-    look = Look(
+    style = ChartStyle(
         BLOCKS if view.blocks else BRAILLE,
         log,
         None if view.cursor is None else float(view.cursor),
         tuple(held_out),
     )
-    return Drawn(
+    return DrawnCurve(
         curve,
         tuple(_titles(curve, values, means, over, view.cursor, held_out, notes)),
         tuple(_scaled(values, log)),
         tuple(_scaled(means, log)),
-        look,
+        style,
     )
 
 
@@ -149,7 +149,7 @@ def _scaled(points: Sequence[Point], log: bool) -> list[Point]:
 
 
 def _held_out(curve: Curve, shown: Sequence[TrainStep], evaluation: EvalDone | None) -> list[HeldOut]:
-    """The evaluation's figure with its interval, at the last step."""
+    """The evaluation's figure with its interval, placed at the last step."""
     if not curve.held_out or evaluation is None or not shown:
         return []
     names = (curve.held_out, f"{curve.held_out}_low", f"{curve.held_out}_high")
@@ -169,7 +169,7 @@ def _titles(
     held_out: Sequence[HeldOut],
     notes: Sequence[str],
 ) -> Iterator[Content]:
-    """Name and figure of one step: the one under the cursor, else the newest, which is the one of the strip above."""
+    """The curve's name and its figure at one step: the one under the cursor, else the newest, as in the strip above."""
     at = float(cursor) if cursor is not None and any(x == cursor for x, _ in values) else values[-1][0] if values else 0
     value = next((y for x, y in values if x == at), math.nan)
     mean = next((y for x, y in means if x == at), None)

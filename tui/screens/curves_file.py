@@ -1,4 +1,4 @@
-"""The charts of the screen as files: a table (CSV) of all figures, and a picture (SVG)."""
+"""Export the charts: all figures as a table (CSV), and a picture (SVG)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from engine.core.events import EvalDone, TrainStep
 from engine.core.layout import CURVES_CSV, CURVES_SVG
 from engine.storage.files import write_atomically
 from tui.formatting import figure, number
-from tui.screens.curves import CURVES, CurvesView, Drawn, drawn_curve, mean_over
+from tui.screens.curves import CURVES, CurvesView, DrawnCurve, drawn_curve, mean_over
 from tui.widgets.chart import moving_average, window_of
 
 WIDTH, HEIGHT, EDGE = 480.0, 280.0, 46.0
-"""Of one chart, in pixels, and the room for its labels."""
+"""Size of one chart and of the margin for its labels, in pixels."""
 COLOURS = {"loss": "#3366cc", "margin": "#2e8540"}
 
 
 def write_curves(
     folder: Path, steps: Sequence[TrainStep], view: CurvesView, evaluation: EvalDone | None
 ) -> tuple[Path, Path]:
-    """Write both files of what the screen shows, and give their paths. Raises OSError."""
+    """Write what the screen shows to both files; returns their paths. Raises OSError."""
     table, picture = folder / CURVES_CSV, folder / CURVES_SVG
     write_atomically(table, curves_csv(view.shown(steps)).encode())
     write_atomically(picture, curves_svg(steps, view, evaluation).encode())
@@ -32,7 +32,7 @@ def write_curves(
 
 
 def curves_csv(steps: Sequence[TrainStep]) -> str:
-    """A row a step: each curve's figure, and its mean over as many steps as the screen's."""
+    """One row per step: each curve's figure, and the same moving average as on the screen."""
     over = mean_over(len(steps))
     columns: dict[str, list[str]] = {"step": [str(step.step) for step in steps]}
     for curve in CURVES.values():
@@ -49,7 +49,7 @@ def curves_csv(steps: Sequence[TrainStep]) -> str:
 
 
 def curves_svg(steps: Sequence[TrainStep], view: CurvesView, evaluation: EvalDone | None) -> str:
-    """All four charts, two beside each other."""
+    """All four charts, in two columns."""
     pieces = []
     for place, name in enumerate(CURVES):
         x, y = place % 2 * (WIDTH + 20) + 10, place // 2 * (HEIGHT + 20) + 10
@@ -57,15 +57,15 @@ def curves_svg(steps: Sequence[TrainStep], view: CurvesView, evaluation: EvalDon
         pieces.append(f'<g transform="translate({x:.0f} {y:.0f})">{_panel(drawn)}</g>')
     size = f'width="{2 * WIDTH + 40:.0f}" height="{2 * HEIGHT + 40:.0f}"'
     style = 'font-family="sans-serif" font-size="12" fill="#222"'
-    ground = '<rect width="100%" height="100%" fill="#fff"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{ground}{"".join(pieces)}</svg>\n'
+    background = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{background}{"".join(pieces)}</svg>\n'
 
 
-def _panel(drawn: Drawn) -> str:
+def _panel(drawn: DrawnCurve) -> str:
     title = f'<text x="{EDGE}" y="14" font-size="13">{escape(drawn.headline)}</text>'
-    curve, look = drawn.curve, drawn.look
-    levels = () if look.log else curve.levels
-    window = window_of(drawn.series, levels, curve.bounds, look.held_out)
+    curve, style = drawn.curve, drawn.style
+    levels = () if style.log else curve.levels
+    window = window_of(drawn.series, levels, curve.bounds, style.held_out)
     if window is None:
         return title
 
@@ -77,7 +77,7 @@ def _panel(drawn: Drawn) -> str:
 
     frame = f'<path d="M{EDGE} 26V{HEIGHT - 20}H{WIDTH}" fill="none" stroke="#999"/>'
     ticks = "".join(
-        f'<text x="{EDGE - 4}" y="{y_of(value) + 4:.1f}" text-anchor="end">{figure(10.0**value if look.log else value)}</text>'
+        f'<text x="{EDGE - 4}" y="{y_of(value) + 4:.1f}" text-anchor="end">{figure(10.0**value if style.log else value)}</text>'
         for value in (window.bottom, window.top)
     )
     ticks += f'<text x="{EDGE}" y="{HEIGHT - 4}">{window.left:,.0f}</text>'
@@ -91,7 +91,7 @@ def _panel(drawn: Drawn) -> str:
         lines += (
             f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5" opacity="{opacity}"/>' if path else ""
         )
-    for one in look.held_out:
+    for one in style.held_out:
         lines += (
             f'<path d="M{x_of(one.x):.1f} {y_of(one.low):.1f}V{y_of(one.high):.1f}" stroke="#222" stroke-width="2"/>'
         )
@@ -100,7 +100,7 @@ def _panel(drawn: Drawn) -> str:
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    """A line that begins anew behind a figure that is none."""
+    """An SVG path through the points, interrupted where a value is not finite."""
     path, pen = [], "M"
     for x, y in points:
         if math.isfinite(y):

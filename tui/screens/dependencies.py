@@ -26,8 +26,8 @@ class DependenciesView(StageView):
         return "Packages"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        said = tuple(message.text for _, message in state.messages if message.stage == self.STAGE)[-LINES_SHOWN:]
-        shown = said if stage.status in ("running", "failed") else ()
+        log = tuple(message.text for _, message in state.messages if message.stage == self.STAGE)[-LINES_SHOWN:]
+        shown = log if stage.status in ("running", "failed") else ()
 
         def draw(width: int) -> list[Content]:
             return [
@@ -36,4 +36,4 @@ class DependenciesView(StageView):
                 *(one_line(text, "$muted").truncate(width, ellipsis=True) for text in shown),
             ]
 
-        self.paper("extra").put(shown, draw if shown else None)
+        self.text_view("extra").put(shown, draw if shown else None)

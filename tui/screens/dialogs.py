@@ -1,4 +1,4 @@
-"""Dialogs: a question with answers, and the help."""
+"""Dialogs: a question with answers, and the help on keys."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Result = TypeVar("Result")
 
 
 class Dialog(ModalScreen[Result]):
-    """Esc, its own keys or a click outside close it; then the result is None."""
+    """Closed by Esc, its own keys or a click outside; the result is then None."""
 
     BINDINGS = bindings("window")
     CLOSED_BY: ClassVar[tuple[str, ...]] = ()
 
     def on_key(self, event: events.Key) -> None:
         if event.key in self.CLOSED_BY:
-            event.stop()  # otherwise it reaches the screen below, where the letter has another meaning
+            event.stop()  # otherwise the letter would act on the screen below
             self.dismiss(None)
 
     def on_click(self, event: events.Click) -> None:
@@ -42,13 +42,13 @@ class Dialog(ModalScreen[Result]):
 
 class Answer(NamedTuple):
     key: str
-    """One letter that chooses it at once."""
+    """The letter that chooses this answer at once."""
     name: str
     sentence: str
 
 
 class Question(Dialog[str | None]):
-    """Returns the key of the chosen answer; None if it was closed without one."""
+    """Returns the key of the chosen answer, or None if it was closed without one."""
 
     def __init__(self, title: str, text: str, answers: tuple[Answer, ...]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Question(Dialog[str | None]):
 
 
 class Help(Dialog[None]):
-    """The keys of the focused part, then all others."""
+    """Shows the keys of the focused part, then all others."""
 
     CLOSED_BY = ("question_mark", "q")
 
@@ -95,7 +95,7 @@ class Help(Dialog[None]):
 
 
 def help_lines(places: tuple[str, ...], width: int) -> list[Content]:
-    """Keys by group: those of the focused part first, in a group of their own."""
+    """The keys by place, those of the focused part first."""
     others = [place for place in ("stage", "app", *PLACES) if place not in places and place != "textual"]
     lines: list[Content] = []
     for place in dict.fromkeys((*places, *others, "textual")):

@@ -1,4 +1,6 @@
-"""The log: messages of the run, or the end of run.log; find, filter by level, follow, copy a line, go to its stage."""
+"""The log: messages of the run, or the end of run.log. Search it, filter by level, follow new lines, copy a line, or go to
+its stage.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from tui.widgets.marks import LEVEL_MARKS, UNKNOWN
 from tui.widgets.row_list import RowList
 from tui.widgets.text_view import TextView, clickable
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 DETAIL_LINES = 4
 VIEWS = ("Messages", "run.log")
 HINTS = (
@@ -40,47 +42,47 @@ HINTS = (
 
 
 class LogRows(RowList):
-    """The lines that pass the filter, with a cursor; new ones are followed while the cursor is on the last."""
+    """The lines that pass the filter. While the cursor is on the last line, it follows new ones."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("log")
     PLACE = "log"
 
-    class Asked(Message):
+    class Requested(Message):
         """A key of the log was pressed."""
 
-        def __init__(self, what: str, by: int = 0) -> None:
+        def __init__(self, command: str, by: int = 0) -> None:
             super().__init__()
-            self.what, self.by = what, by
+            self.command, self.by = command, by
 
     def __init__(self) -> None:
         super().__init__(id="log-rows")
         self.lines: list[LogLine] = []
         self.level = LEVELS[0]
-        self.sought = ""
+        self.search_text = ""
         self._all: list[LogLine] = []
 
-    # -- what is in it ------------------------------------------------------------------------------------------------
+    # -- lines --------------------------------------------------------------------------------------------------------
 
-    def put(self, lines: list[LogLine], *, anew: bool = False) -> None:
-        """Show these lines. The cursor stays on its line, or at the end if it was there; `anew`: show another log from its end."""
-        if lines == self._all and not anew:
+    def put(self, lines: list[LogLine], *, from_end: bool = False) -> None:
+        """Show these lines. The cursor stays on its line, or at the end if it was there or `from_end` is set."""
+        if lines == self._all and not from_end:
             return
-        at_end, held = anew or self.follows, self.line
+        at_end, current = from_end or self.follows, self.line
         self._all = lines
-        self._filter(at_end, held)
+        self._filter(at_end, current)
 
     def filter_level(self, level: str) -> None:
-        at_end, held = self.follows, self.line
+        at_end, current = self.follows, self.line
         self.level = level
-        self._filter(at_end, held)
+        self._filter(at_end, current)
 
-    def _filter(self, at_end: bool, held: LogLine | None) -> None:
+    def _filter(self, at_end: bool, current: LogLine | None) -> None:
         self.lines = [line for line in self._all if line.passes(self.level)]
-        if at_end or held not in self.lines:
+        if at_end or current not in self.lines:
             self.rows_changed(len(self.lines) - 1)
         else:
             self.rows_changed(
-                min(range(len(self.lines)), key=lambda at: (self.lines[at] != held, abs(at - self.cursor)))
+                min(range(len(self.lines)), key=lambda at: (self.lines[at] != current, abs(at - self.cursor)))
             )
 
     @property
@@ -93,13 +95,13 @@ class LogRows(RowList):
 
     @property
     def matches(self) -> list[int]:
-        """The rows with a match."""
-        wanted = self.sought.lower()
-        return [at for at, line in enumerate(self.lines) if wanted in line.whole.lower()] if wanted else []
+        """The numbers of the rows with a match."""
+        text = self.search_text.lower()
+        return [at for at, line in enumerate(self.lines) if text in line.full_text.lower()] if text else []
 
-    def seek(self, text: str) -> None:
-        """Search: the cursor goes to the nearest match at or before it, else to the last."""
-        self.sought = text
+    def search(self, text: str) -> None:
+        """Search for a text: the cursor goes to the nearest match at or before it, else to the last match."""
+        self.search_text = text
         found = self.matches
         if found:
             self.cursor = max((at for at in found if at <= self.cursor), default=found[-1])
@@ -108,18 +110,18 @@ class LogRows(RowList):
     def next_match(self, by: int) -> None:
         found = self.matches
         if found:
-            beyond = [at for at in found if (at > self.cursor if by > 0 else at < self.cursor)]
-            around = found[0] if by > 0 else found[-1]
-            self.cursor = (beyond[0] if by > 0 else beyond[-1]) if beyond else around
+            ahead = [at for at in found if (at > self.cursor if by > 0 else at < self.cursor)]
+            wrapped = found[0] if by > 0 else found[-1]
+            self.cursor = (ahead[0] if by > 0 else ahead[-1]) if ahead else wrapped
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     @property
-    def shown(self) -> int:
+    def row_count(self) -> int:
         return len(self.lines)
 
-    def nothing(self) -> str:
-        return "Nothing yet." if not self._all else f"No line is among {LEVEL_WORDS[self.level]}; e shows others."
+    def empty_text(self) -> str:
+        return "No lines yet." if not self._all else f"No {LEVEL_WORDS[self.level]}; e shows other lines."
 
     def row_content(self, index: int, width: int) -> Content:
         line = self.lines[index]
@@ -132,32 +134,32 @@ class LogRows(RowList):
         return head + self._marked(text)
 
     def _marked(self, text: Content) -> Content:
-        at = text.plain.lower().find(self.sought.lower()) if self.sought else -1
-        return text.stylize("reverse", at, at + len(self.sought)) if at >= 0 else text
+        at = text.plain.lower().find(self.search_text.lower()) if self.search_text else -1
+        return text.stylize("reverse", at, at + len(self.search_text)) if at >= 0 else text
 
-    # -- keys: the screen around it does what they ask ----------------------------------------------------------------
+    # -- keys: the screen handles the requests ------------------------------------------------------------------------
 
     def action_find(self) -> None:
-        self.post_message(self.Asked("find"))
+        self.post_message(self.Requested("find"))
 
     def action_match(self, by: int) -> None:
-        self.post_message(self.Asked("match", by))
+        self.post_message(self.Requested("match", by))
 
     def action_level(self) -> None:
-        self.post_message(self.Asked("level"))
+        self.post_message(self.Requested("level"))
 
     def action_follow(self) -> None:
-        self.post_message(self.Asked("follow"))
+        self.post_message(self.Requested("follow"))
 
     def action_copy_line(self) -> None:
-        self.post_message(self.Asked("copy"))
+        self.post_message(self.Requested("copy"))
 
     def action_other_log(self) -> None:
-        self.post_message(self.Asked("other"))
+        self.post_message(self.Requested("other"))
 
 
 class LogScreen(Dialog[str | None]):
-    """Gives the stage to go to, if a line's stage was asked for."""
+    """Returns the stage to go to if the user opened a line, else None."""
 
     CLOSED_BY = ("l", "q")
 
@@ -182,19 +184,19 @@ class LogScreen(Dialog[str | None]):
     def on_mount(self) -> None:
         self.query_one("#log-find").display = False
         self.query_one("#log-keys", TextView).put("keys", key_line)
-        self.look(anew=True)
-        self.set_interval(LOOK_SECONDS, self.look)
+        self.poll(from_end=True)
+        self.set_interval(POLL_SECONDS, self.poll)
         self.rows.focus()
 
-    def look(self, *, anew: bool = False) -> None:
+    def poll(self, *, from_end: bool = False) -> None:
         state = self._source.snapshot()
         if self._view == VIEWS[0]:
-            self.rows.put(message_rows(state), anew=anew)
+            self.rows.put(message_rows(state), from_end=from_end)
         else:
             read = (tail_of(self._source.run / layout.RUN_LOG), state)
-            if anew or self._read != read:
+            if from_end or self._read != read:
                 self._read = read
-                self.rows.put(file_rows(*read), anew=anew)
+                self.rows.put(file_rows(*read), from_end=from_end)
         self._draw()
 
     def _draw(self) -> None:
@@ -205,10 +207,10 @@ class LogScreen(Dialog[str | None]):
             if rows.cursor in found
             else plural(len(found), "match", "matches")
         )
-        told = [f"“{rows.sought}”: {place}"] if rows.sought else []
-        told += [plural(rows.shown, "line"), LEVEL_WORDS[rows.level]]
-        told += ["follows new lines"] if rows.follows else ["f follows"]
-        self.query_one("#log-head", TextView).put((view, *told), lambda width: [head_line(view, told, width)])
+        notes = [f"“{rows.search_text}”: {place}"] if rows.search_text else []
+        notes += [plural(rows.row_count, "line"), LEVEL_WORDS[rows.level]]
+        notes += ["follows new lines"] if rows.follows else ["f follows"]
+        self.query_one("#log-head", TextView).put((view, *notes), lambda width: [head_line(view, notes, width)])
         line = rows.line
         self.query_one("#log-line", TextView).put(
             line, (lambda width: detail(line, width)) if line is not None else None
@@ -226,12 +228,12 @@ class LogScreen(Dialog[str | None]):
         if line is not None and line.stage:
             self.dismiss(line.stage)
         else:
-            wizard_of(self).notify_user("This line belongs to no stage.")
+            wizard_of(self).notify_user("This line does not belong to a stage.")
 
-    @on(LogRows.Asked)
-    def _asked(self, event: LogRows.Asked) -> None:
+    @on(LogRows.Requested)
+    def _requested(self, event: LogRows.Requested) -> None:
         rows = self.rows
-        match event.what:
+        match event.command:
             case "find":
                 self.query_one(Input).display = True
                 self.query_one(Input).focus()
@@ -240,18 +242,18 @@ class LogScreen(Dialog[str | None]):
             case "level":
                 rows.filter_level(LEVELS[(LEVELS.index(rows.level) + 1) % len(LEVELS)])
             case "follow":
-                rows.cursor = rows.shown
+                rows.cursor = rows.row_count
             case "copy" if rows.line is not None:
-                wizard_of(self).copy(rows.line.whole, "the line")
+                wizard_of(self).copy(rows.line.full_text, "the line")
             case "other":
                 self._view = VIEWS[1 - VIEWS.index(self._view)]
-                self.look(anew=True)
+                self.poll(from_end=True)
         self._draw()
 
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
         event.stop()
-        self.rows.seek(event.value)
+        self.rows.search(event.value)
         self._draw()
 
     @on(Input.Submitted)
@@ -260,7 +262,7 @@ class LogScreen(Dialog[str | None]):
         self._close_find()
 
     def _close_find(self) -> None:
-        self.query_one(Input).display = bool(self.rows.sought)
+        self.query_one(Input).display = bool(self.rows.search_text)
         self.rows.focus()
 
     def action_press(self, keys: str) -> None:
@@ -269,9 +271,9 @@ class LogScreen(Dialog[str | None]):
         self.app.simulate_key(keys)
 
     def action_dismiss_window(self) -> None:
-        """Esc: out of the field first."""
+        """Esc: leave the search field first, then close the log."""
         if self.query_one(Input).has_focus:
-            self.rows.seek("")
+            self.rows.search("")
             self.query_one(Input).value = ""
             self._close_find()
             self._draw()
@@ -279,26 +281,26 @@ class LogScreen(Dialog[str | None]):
             self.dismiss(None)
 
 
-def head_line(view: str, told: list[str], width: int) -> Content:
+def head_line(view: str, notes: list[str], width: int) -> Content:
     titles = [
         clickable(Content.styled(f" {title} ", "bold reverse" if title == view else "$muted"), "screen.press('v')")
         if title != view
         else Content.styled(f" {title} ", "bold $heading")
         for title in VIEWS
     ]
-    return fit(Content("  ").join(titles) + Content("   ") + one_line(" · ".join(told), "$muted"), width)
+    return fit(Content("  ").join(titles) + Content("   ") + one_line(" · ".join(notes), "$muted"), width)
 
 
 def key_line(width: int) -> list[Content]:
     keys = [
-        clickable(Content.assemble((shown, "bold $key"), (f" {does}", "$muted")), f"screen.press('{key}')")
-        for key, shown, does in HINTS
+        clickable(Content.assemble((shown, "bold $key"), (f" {label}", "$muted")), f"screen.press('{key}')")
+        for key, shown, label in HINTS
     ]
     return [fit(Content("  ").join(keys), width)]
 
 
 def detail(line: LogLine, width: int) -> list[Content]:
-    """The line under the cursor, wrapped: the list cuts long ones."""
+    """The line under the cursor, wrapped, because the list cuts long lines."""
     mark = LEVEL_MARKS.get(line.level, UNKNOWN)
     lines = paragraph(safe_text(line.text, "$foreground", 1_000), width)[:DETAIL_LINES]
     head = Content.styled("─" * width, "$rule")

@@ -15,9 +15,9 @@ from engine.run.state import RunState
 TAIL_BYTES = 256 << 10
 LEVELS = ("all", "warning", "error")
 """Levels of the filter: everything, warnings and errors, errors only."""
-LEVEL_WORDS = {"all": "every line", "warning": "warnings and errors", "error": "errors alone"}
+LEVEL_WORDS = {"all": "unfiltered", "warning": "warnings or errors", "error": "errors"}
 _RANK = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 3}
-_OF_THE_LOG = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),\d+ ([A-Z]+) (.*)", re.DOTALL)
+_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),\d+ ([A-Z]+) (.*)", re.DOTALL)
 """A line of `engine.process.environment.log_to_file`."""
 
 
@@ -26,15 +26,15 @@ class LogLine:
     clock: str
     level: str
     stage: str
-    """The stage that it is about, or that ran at the time; empty if none did."""
+    """The stage that the line is about, or that was running at the time; empty if none was."""
     text: str
 
     def passes(self, level: str) -> bool:
         return level == "all" or _RANK.get(self.level, 1) >= _RANK[level]
 
     @property
-    def whole(self) -> str:
-        """The text that is copied."""
+    def full_text(self) -> str:
+        """The line as text: what is searched and copied."""
         return " ".join(part for part in (self.clock, self.level, self.stage, self.text) if part)
 
 
@@ -44,19 +44,19 @@ def message_rows(state: RunState) -> list[LogLine]:
     for stage in state.stages.values():
         failure = stage.failure
         if failure is not None and failure.outcome != "stopped":
-            told = " ".join(part for part in (failure.what, failure.why, failure.what_to_do) if part)
-            timed.append((stage.finished or state.last_time, "error", stage.name, told))
+            text = " ".join(part for part in (failure.what, failure.why, failure.what_to_do) if part)
+            timed.append((stage.finished or state.last_time, "error", stage.name, text))
     return [
         LogLine(_clock(when), level, stage, text) for when, level, stage, text in sorted(timed, key=lambda row: row[0])
     ]
 
 
 def file_rows(text: str, state: RunState) -> list[LogLine]:
-    """The lines of run.log; those of a traceback have the level of the line that they follow."""
+    """The lines of run.log; the lines of a traceback have the level of the line that they follow."""
     rows: list[LogLine] = []
     level, clock, stage = "info", "", ""
     for line in text.splitlines():
-        found = _OF_THE_LOG.fullmatch(line)
+        found = _LOG_LINE.fullmatch(line)
         if found is None:
             level = "error" if line.startswith("Traceback ") else level
             rows.append(LogLine("", level, stage, line))

@@ -1,4 +1,4 @@
-"""The main screen: title, list of stages, the selected stage, the machine, the keys."""
+"""The main screen: title, list of stages, selected stage, machine and keys."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from tui.screens.toolchain import ToolchainView
 from tui.screens.training import TrainingView
 from tui.screens.workspace import WorkspaceView
 from tui.widgets.options_editor import OptionsEditor
-from tui.widgets.progress_of import seconds_to_go
 from tui.widgets.rail import Rail
+from tui.widgets.run_progress import seconds_remaining
 from tui.widgets.status_lines import keys_line, status_line, title_line
 from tui.widgets.text_view import TextView
 from tui.widgets.token_field import TokenField
@@ -58,12 +58,12 @@ VIEWS: dict[str, type[StageView]] = {
 MIN_COLUMNS, MIN_ROWS = 80, 24
 ROOM_FOR_TWO_TEXTS = 190
 """Columns needed to show draft and revision side by side beside the list."""
-SOON = 0.1
-"""Seconds to hold a key that was pressed before the screen was ready."""
+RETRY_SECONDS = 0.1
+"""Seconds until an action is tried again that came before the screen was ready."""
 
 
 class MainScreen(Screen[None]):
-    """Views are created on first use, and kept."""
+    """Creates a view on first use, and keeps it."""
 
     BINDINGS = bindings("stage")
 
@@ -74,30 +74,32 @@ class MainScreen(Screen[None]):
     VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-short"), (34, "-tall")]  # noqa: RUF012
 
     def __init__(self, source: RunSource, first: str) -> None:
-        """`first`: the stage to show before anything happens."""
+        """first   the stage to show at the start"""
         super().__init__(id="main")
         self.source = source
         self.selected = first
         self.following = True
-        """Select the running stage until the person selects another."""
+        """Whether to select the running stage, as long as the user does not select another."""
         self._followed = source.snapshot().latest
         self._views: dict[str, StageView] = {first: VIEWS[first](source)}
+        self.title_view, self.rail, self.body = TextView(id="title"), Rail(id="rail"), Container(id="body")
+        self.status_view, self.keys_view = TextView(id="status"), TextView(id="keys")
 
     def compose(self) -> ComposeResult:
         yield Static(id="too-small", markup=False)
-        yield TextView(id="title")
+        yield self.title_view
         with Container(id="middle"):
-            yield Rail(id="rail")
-            with Container(id="body"):
+            yield self.rail
+            with self.body:
                 yield self._views[self.selected]
-        yield TextView(id="status")
-        yield TextView(id="keys")
+        yield self.status_view
+        yield self.keys_view
 
     @property
-    def is_whole(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether all parts exist: not before mounting, and not during removal."""
-        parts = [self.query(name) for name in ("#title", "#rail", "#body", "#status", "#keys")]
-        return self.is_mounted and all(found and found.first().is_attached for found in parts) and self.view is not None
+        parts = (self.title_view, self.rail, self.body, self.status_view, self.keys_view)
+        return self.is_mounted and all(part.is_attached for part in parts) and self.view is not None
 
     @property
     def view(self) -> StageView | None:
@@ -107,34 +109,32 @@ class MainScreen(Screen[None]):
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 
-    async def draw(self, state: RunState, standing: str, now: float) -> bool:
-        """Show `state`, and follow the running stage. False if a part could not be drawn yet."""
+    async def draw(self, state: RunState, status_note: str, now: float) -> bool:
+        """Show `state`, and follow the running stage. Returns False if a part could not be drawn yet."""
         await self._follow(state)
-        if not self.is_whole:
+        if not self.is_ready:
             return False
         current, folder = state.current, self.source.run.folder
         key = (
-            standing,
+            status_note,
             state.finished,
             state.running,
             current,
             duration(now - (current.started or now)) if current else "",
-            approx_duration(seconds_to_go(state, now)),
+            approx_duration(seconds_remaining(state, now)),
         )
-        self.query_one("#title", TextView).put(
-            key, lambda width: [title_line(state, folder.name, standing, now, width)]
-        )
-        self.query_one(Rail).put(state, self.selected, now)
-        self.query_one("#status", TextView).put(
+        self.title_view.put(key, lambda width: [title_line(state, folder.name, status_note, now, width)])
+        self.rail.put(state, self.selected, now)
+        self.status_view.put(
             (state.telemetry[-1:], state.forecast),
             lambda width: [status_line(state, platform.node(), short_path(folder), width)],
         )
         keys = self.keys_offered()
-        self.query_one("#keys", TextView).put(keys, lambda width: [keys_line(keys, width)])
+        self.keys_view.put(keys, lambda width: [keys_line(keys, width)])
         return self.view is not None and await self.view.draw(state, now)
 
     async def _follow(self, state: RunState) -> None:
-        """Show the running stage, or one that started and failed since the last look."""
+        """Show the running stage, or one that started and failed since the last call."""
         stage = state.current.name if state.current is not None else state.latest
         is_news = state.current is not None or state.latest != self._followed
         self._followed = state.latest
@@ -142,7 +142,7 @@ class MainScreen(Screen[None]):
             await self.show_stage(stage)
 
     def keys_offered(self) -> tuple[Key, ...]:
-        """The keys of the footer: those of the focused part first, and only those that work now."""
+        """The keys in the footer: only those that work now, those of the focused part first."""
         return tuple(key for key in footer_keys(self.places()) if wizard_of(self).is_key_enabled(key))
 
     def places(self) -> tuple[str, ...]:
@@ -150,11 +150,8 @@ class MainScreen(Screen[None]):
         focused = self.focused
         if isinstance(focused, (Input, TokenField)):
             return ("field",)  # letters go to the field
-        inner = [
-            short_path
-            for node in (focused.ancestors_with_self if focused else ())
-            if (short_path := getattr(node, "PLACE", ""))
-        ]
+        nodes = focused.ancestors_with_self if focused else ()
+        inner = [place for node in nodes if (place := getattr(node, "PLACE", ""))]
         return ("text",) if inner[:1] == ["text"] else (*dict.fromkeys(inner), "stage", "app")
 
     async def show_stage(self, stage: str) -> None:
@@ -164,7 +161,7 @@ class MainScreen(Screen[None]):
             view.display = name == stage
         if stage not in self._views:
             self._views[stage] = VIEWS[stage](self.source)
-            await self.query_one("#body").mount(self._views[stage])
+            await self.body.mount(self._views[stage])
 
     def on_resize(self, event: events.Resize) -> None:
         size = event.size
@@ -182,11 +179,11 @@ class MainScreen(Screen[None]):
     # -- what the keys do ---------------------------------------------------------------------------------------------
 
     async def look_at(self, stage: str) -> None:
-        """Show a stage that the person selected; the next keys apply to it."""
+        """Show the stage that the user selected; the next keys apply to it."""
         current = wizard_of(self).seen.current
         self.following = current is not None and current.name == stage
-        if not self.is_whole:  # a key pressed before the first screen was ready
-            self.set_timer(SOON, partial(self.look_at, stage))
+        if not self.is_ready:  # a key pressed before the first screen was ready
+            self.set_timer(RETRY_SECONDS, partial(self.look_at, stage))
             return
         await self.show_stage(stage)
         wizard_of(self).tick_soon()
@@ -230,18 +227,18 @@ class MainScreen(Screen[None]):
             await self.view.turn_to(self.view.OPTIONS)
 
     async def show_option(self, option: Option) -> None:
-        """The form that has it, with the cursor on it."""
-        await self.look_at(option.home)
+        """Open the form that has the option, with the cursor on it."""
+        await self.look_at(option.form_stage)
         view = self.view
-        if self.selected != option.home or view is None:
-            self.set_timer(SOON, partial(self.show_option, option))
+        if self.selected != option.form_stage or view is None:
+            self.set_timer(RETRY_SECONDS, partial(self.show_option, option))
             return
         if view.page != view.OPTIONS:
             await view.turn_to(view.OPTIONS)
-        if not view.is_made(view.OPTIONS):
-            self.set_timer(SOON, partial(self.show_option, option))
+        if not view.is_built(view.OPTIONS):
+            self.set_timer(RETRY_SECONDS, partial(self.show_option, option))
             return
-        await view.draw(wizard_of(self).seen, time.time())  # its rows are there now, and stay where they are
+        await view.draw(wizard_of(self).seen, time.time())  # creates the rows, so that the cursor can go to one
         rows = view.query_one(f"#page-{view.OPTIONS.lower()} OptionsEditor", OptionsEditor).rows
         rows.focus()
         rows.go_to(option.name)
@@ -253,7 +250,7 @@ class MainScreen(Screen[None]):
 
     async def _browse(self) -> None:
         if self.selected != QualityView.STAGE or self.view is None:
-            self.set_timer(SOON, self._browse)
+            self.set_timer(RETRY_SECONDS, self._browse)
             return
         await self.view.turn_to(QualityView.PAIRS)
 
@@ -262,7 +259,7 @@ class MainScreen(Screen[None]):
             self.view.show_curves(self.view.curves.next_zoom())
 
     def action_smooth(self) -> None:
-        """The mean over the curves, or the steps alone."""
+        """Show or hide the moving average."""
         if isinstance(self.view, TrainingView):
             self.view.show_curves(replace(self.view.curves, smooth=not self.view.curves.smooth))
 
@@ -271,34 +268,33 @@ class MainScreen(Screen[None]):
             self.view.show_curves(replace(self.view.curves, log=not self.view.curves.log))
 
     def action_export(self) -> None:
-        """The charts as a table and a picture."""
+        """Save the charts as a table and a picture."""
         if not isinstance(self.view, TrainingView):
             return
         if self.source.hands_off:
-            wizard_of(self).notify_user("This screen only looks; it writes no files.")
+            wizard_of(self).notify_user("This screen is read-only and writes no files.")
             return
         try:
             written = self.view.export_curves()
         except OSError as error:
-            wizard_of(self).notify_user(f"The charts cannot be written: {error}", "error")
+            wizard_of(self).notify_user(f"Cannot save the charts: {error}", "error")
             return
         names = " and ".join(str(path.relative_to(self.source.run.folder)) for path in written or ())
-        told = f"Saved {names} in the run folder." if written else "There is no step yet."
-        wizard_of(self).notify_user(told)
+        wizard_of(self).notify_user(f"Saved {names} in the run folder." if written else "No steps yet.")
 
     def action_answer(self, by: int) -> None:
-        """Another held-out prompt's answers."""
+        """Show the answers to another held-out prompt."""
         if isinstance(self.view, TrainingView):
             self.view.show_answers(self.view.answers.moved(by))
 
     def action_which(self, kind: str = "") -> None:
-        """Step through the answers of one kind; without a name, of the next kind."""
+        """Show only the answers of one kind; without `kind`, those of the next kind."""
         if isinstance(self.view, TrainingView):
             shown = self.view.answers
             self.view.show_answers(shown.of_kind(kind) if kind else shown.of_next_kind())
 
     def action_enter(self) -> None:
-        """Into the list or form of the page."""
+        """Focus the list or form of the page."""
         if self.view is not None:
             self.view.focus_options() if self.view.page == self.view.OPTIONS else self.view.focus_page()
 
@@ -315,9 +311,9 @@ class MainScreen(Screen[None]):
             wizard_of(self).copy(*self.view.copy_text(wizard_of(self).seen))
 
     def action_copy_line(self, number: int) -> None:
-        """Handle a click on a line that can be copied."""
+        """Copy a command that was clicked."""
         if isinstance(self.view, PackagingView):
-            wizard_of(self).copy(*self.view.line_at(number, wizard_of(self).seen))
+            wizard_of(self).copy(*self.view.command_at(number, wizard_of(self).seen))
 
     def action_press(self, keys: str) -> None:
         """A click in the footer presses that key."""

@@ -1,9 +1,8 @@
-"""The screen of `stage3-tui browse FILE`: only the pair browser, without a run around it."""
+"""The screen of `stage3-tui browse FILE`: the pair browser alone, without a run."""
 
 from __future__ import annotations
 
 from textual.app import ComposeResult
-from textual.containers import Container
 from textual.content import Content
 from textual.widgets import Static
 
@@ -17,14 +16,13 @@ from tui.screens.base import StageView
 from tui.screens.main import MainScreen
 from tui.widgets.layout import SPREAD_GAP, fit, shortened, spread
 from tui.widgets.status_lines import keys_line
-from tui.widgets.text_view import TextView
 
-NOTHING_TO_RUN = {"run_stage", "run_all", "redo", "stop", "log"}
+NEEDS_RUN = {"run_stage", "run_all", "redo", "stop", "log"}
 """Keys of the wizard that need a run."""
 
 
 MIN_NAME_CELLS = 24
-"""Cells of a path that stay on a narrow screen."""
+"""Cells of a path to keep on a narrow screen."""
 
 
 class PairFileScreen(MainScreen, inherit_bindings=False):
@@ -38,18 +36,20 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
 
     def compose(self) -> ComposeResult:
         yield Static(id="too-small", markup=False)
-        yield TextView(id="title")
-        with Container(id="body"):
+        yield self.title_view
+        with self.body:
             yield PairBrowser(self.file)
-        yield TextView(id="status")
-        yield TextView(id="keys")
+        yield self.status_view
+        yield self.keys_view
 
     def on_mount(self) -> None:
         self.query_one(PairBrowser).pairs.focus()
 
     @property
-    def is_whole(self) -> bool:
-        return self.is_mounted and all(self.query(name) for name in ("#title", "PairBrowser", "#keys"))
+    def is_ready(self) -> bool:
+        return self.is_mounted and all(
+            part.is_attached for part in (self.title_view, self.body, self.status_view, self.keys_view)
+        )
 
     @property
     def view(self) -> StageView | None:
@@ -60,29 +60,29 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
         return tuple(place for place in super().places() if place != "stage")
 
     def keys_offered(self) -> tuple[Key, ...]:
-        return tuple(key for key in super().keys_offered() if key.action not in NOTHING_TO_RUN)
+        return tuple(key for key in super().keys_offered() if key.action not in NEEDS_RUN)
 
-    async def draw(self, state: RunState, standing: str, now: float) -> bool:
-        if not self.is_whole:
+    async def draw(self, state: RunState, status_note: str, now: float) -> bool:
+        if not self.is_ready:
             return False
         file, problem = visible_line(short_path(self.file.file), 200), visible_line(self.file.problem, 200)
-        where = Content.styled(problem, "$check-failed") if problem else Content.styled("nothing runs ", "$muted")
-        self.query_one("#title", TextView).put((file, problem), lambda width: [title_line(file, where, width)])
+        status = Content.styled(problem, "$check-failed") if problem else Content.styled("no run ", "$muted")
+        self.title_view.put((file, problem), lambda width: [title_line(file, status, width)])
         edits = visible_line(short_path(self.file.edits), 200)
-        self.query_one("#status", TextView).put(edits, lambda width: [edits_line(edits, width)])
+        self.status_view.put(edits, lambda width: [edits_line(edits, width)])
         keys = self.keys_offered()
-        self.query_one("#keys", TextView).put(keys, lambda width: [keys_line(keys, width)])
+        self.keys_view.put(keys, lambda width: [keys_line(keys, width)])
         return True
 
 
-def title_line(file: str, where: Content, width: int) -> Content:
-    """The end of the path is never cut: it is the file's name."""
+def title_line(file: str, status: Content, width: int) -> Content:
+    """The title; a long path is cut at its start, since it ends with the file's name."""
     title = Content.assemble((" stage3-tui ", "bold $accent"), ("browse ", "bold $foreground"))
-    room = max(width - title.cell_length - where.cell_length - SPREAD_GAP, MIN_NAME_CELLS)
-    return spread(title + shortened(Content.styled(file, "bold $foreground"), room), where, width)
+    room = max(width - title.cell_length - status.cell_length - SPREAD_GAP, MIN_NAME_CELLS)
+    return spread(title + shortened(Content.styled(file, "bold $foreground"), room), status, width)
 
 
 def edits_line(edits: str, width: int) -> Content:
-    before = Content.styled(" Decisions go to ", "$muted")
-    room = max(width - before.cell_length, MIN_NAME_CELLS)
-    return fit(before + shortened(Content.styled(edits, "$muted"), room), width)
+    label = Content.styled(" Decisions go to ", "$muted")
+    room = max(width - label.cell_length, MIN_NAME_CELLS)
+    return fit(label + shortened(Content.styled(edits, "$muted"), room), width)

@@ -1,4 +1,4 @@
-"""What a start would do: which stages are reused, which are done again and why, and how long it takes."""
+"""What a start would do: which stages are reused, which are done again and why, and how long it would take."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Planning = Callable[[], Sequence[PlannedStage]]
 
 
 class PlanWindow(Dialog[bool | None]):
-    """Returns True to start. Start works before the plan is ready, too: reading a dataset takes a moment."""
+    """Returns True to start, which works even before the plan is ready: reading a dataset takes a moment."""
 
     CLOSED_BY = ("q", "p")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,a,r,y", "start", "start", show=False)]
@@ -39,13 +39,13 @@ class PlanWindow(Dialog[bool | None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="window -large") as window:
-            window.border_title = Content("What a start does")  # type: ignore[assignment]
+            window.border_title = Content("What a start would do")  # type: ignore[assignment]
             yield TextView(id="plan")
             yield TextView(id="plan-keys")
 
     def on_mount(self) -> None:
         self.query_one("#plan-keys", TextView).put("keys", lambda width: [EMPTY, self._keys().truncate(width)])
-        self._show("Looking at what holds …")
+        self._show("Checking what can be reused …")
         self.run_worker(self._planning, name="plan", thread=True, exit_on_error=False)
         self.query_one(VerticalScroll).focus()
 
@@ -54,22 +54,22 @@ class PlanWindow(Dialog[bool | None]):
             planned = tuple(event.worker.result or ())
             self.query_one("#plan", TextView).put(planned, lambda width: plan_lines(planned, width))
         elif event.state is WorkerState.ERROR:
-            self._show(f"It cannot be said before it runs: {event.worker.error}")
+            self._show(f"The plan is not available: {event.worker.error}")
 
     def _show(self, text: str) -> None:
         self.query_one("#plan", TextView).put(text, lambda width: paragraph(one_line(text, "$muted", 600), width))
 
     def _keys(self) -> Content:
-        """The keys, as words that can be clicked."""
-        starts, leaves = (_offer("Enter", "starts it", "start"), _offer("Esc", "leaves it", "dismiss_window"))
-        return starts + Content("   ") + leaves if self._may_start else leaves
+        """The keys, as clickable words."""
+        close = _hint("Esc", "cancels" if self._may_start else "closes", "dismiss_window")
+        return _hint("Enter", "starts", "start") + Content("   ") + close if self._may_start else close
 
     def action_start(self) -> None:
         if self._may_start:
             self.dismiss(True)
 
 
-def _offer(key: str, word: str, action: str) -> Content:
+def _hint(key: str, word: str, action: str) -> Content:
     return clickable(Content.assemble((key, "bold $key"), (f" {word}", "$muted")), f"screen.{action}")
 
 
@@ -77,11 +77,11 @@ def plan_lines(planned: Sequence[PlannedStage], width: int) -> list[Content]:
     rows = [_row(stage) for stage in planned]
     lines = table(rows, (Column(2, right=True), Column(1), Column(12), Column(10), Column(8), Column()), width, gap=1)
     seconds = sum(stage.seconds or 0.0 for stage in planned)
-    whole = f"About {approx_duration(seconds)}" if seconds else "How long it takes is not known yet"
+    total = f"About {approx_duration(seconds)}" if seconds else "The duration is not known yet"
     unknown = [STAGE[s.name].title for s in planned if s.seconds is None and s.action not in ("reused", "every time")]
-    beside = f", without {', '.join(unknown)}" if seconds and unknown else ""
-    kept = "What is made again is put aside in superseded/, not deleted. " if _redoes(planned) else ""
-    return [*lines, EMPTY, *paragraph(Content.styled(f"{kept}{whole}{beside}.", "$muted"), width)]
+    without = f", without {', '.join(unknown)}" if seconds and unknown else ""
+    moved = "Files that are made again move to superseded/; nothing is deleted. " if _redoes(planned) else ""
+    return [*lines, EMPTY, *paragraph(Content.styled(f"{moved}{total}{without}.", "$muted"), width)]
 
 
 def _row(stage: PlannedStage) -> tuple[Content, ...]:
@@ -90,7 +90,7 @@ def _row(stage: PlannedStage) -> tuple[Content, ...]:
         Content.styled(str(STAGES.index(stage.name) + 1), "$muted"),
         Content.styled(glyph, f"bold {style}"),
         Content.styled(STAGE[stage.name].title, "bold"),
-        Content.styled(stage.action, style),
+        Content.styled(stage.action_text, style),
         Content.styled(f"~{approx_duration(stage.seconds)}" if stage.seconds else "", "$muted"),
         one_line(stage.why, "$foreground", 300),
     )

@@ -1,4 +1,4 @@
-"""Stage 6: the rehearsal and its forecast; the pilot's figures and pairs on a page of their own."""
+"""Stage 6: the rehearsal and its forecast, and the pilot's figures and pairs on a separate page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.formatting import approx_duration, memory, one_line, percent
 from tui.screens.base import StageView
 from tui.widgets.gauge import bar, forecast_mark
 from tui.widgets.gpus import gpu_lines
-from tui.widgets.layout import EMPTY, as_fits
+from tui.widgets.layout import EMPTY, join_fitting
 from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import card, section
 from tui.widgets.text_view import TextView
@@ -27,7 +27,7 @@ class PreflightView(StageView):
     OVERVIEW, PILOT = OWN_PAGES = ("Overview", "Pilot")
 
     def page_for(self, state: RunState) -> str:
-        """The pilot's pairs, if they made the stage refuse."""
+        """The pilot's page if the stage refused because of the pilot."""
         refused = state.stages[self.STAGE].status == "refused" and state.pilot is not None
         return self.PILOT if refused else self.OVERVIEW
 
@@ -43,7 +43,7 @@ class PreflightView(StageView):
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.PILOT:
             pilot = state.pilot
-            self.paper("pilot").put((pilot,), lambda width: pilot_lines(pilot, width))
+            self.text_view("pilot").put((pilot,), lambda width: pilot_lines(pilot, width))
             return
         reading, forecast = state.telemetry[-1] if state.telemetry else None, state.forecast
         peaks, own_peak = state.peak_gpu_bytes, state.peak_rss_bytes
@@ -55,7 +55,7 @@ class PreflightView(StageView):
                 lines += gpu_lines(reading, peaks, forecast, width, peak_of_process=own_peak)
             return lines
 
-        self.paper("extra").put((reading, forecast), draw if reading is not None or forecast is not None else None)
+        self.text_view("extra").put((reading, forecast), draw if reading is not None or forecast is not None else None)
 
 
 def forecast_rows(forecast: Forecast) -> list[tuple[str, Content]]:
@@ -64,23 +64,23 @@ def forecast_rows(forecast: Forecast) -> list[tuple[str, Content]]:
     rows = []
     for stage, seconds in forecast.seconds.items():
         peak = forecast.peak_bytes.get(stage)
-        told = f"about {approx_duration(seconds)}" + (f", peak memory {memory(peak)} {whose}" if peak else "")
-        rows.append((STAGE[stage].title, Content.styled(told, "bold")))
-    whole = approx_duration(sum(forecast.seconds.values()))
+        text = f"about {approx_duration(seconds)}" + (f", peak memory {memory(peak)} {whose}" if peak else "")
+        rows.append((STAGE[stage].title, Content.styled(text, "bold")))
+    total = approx_duration(sum(forecast.seconds.values()))
     return [
         *rows,
-        ("Total", Content.styled(f"about {whole}", "bold")),
+        ("Total", Content.styled(f"about {total}", "bold")),
         ("Disk", Content.styled(f"about {memory(forecast.disk_bytes)}", "bold")),
     ]
 
 
-WIDEST_BAR = 60
+MAX_BAR = 60
 
 
 def pilot_lines(pilot: PilotDone | None, width: int) -> list[Content]:
-    """Each share with its interval and the gate's threshold, then the pairs, one after the other."""
+    """Each share with its interval and the gate's threshold, then the pairs."""
     if pilot is None:
-        return [EMPTY, Content.styled("There is no pilot yet.", "$muted")]
+        return [EMPTY, Content.styled("No pilot yet.", "$muted")]
     lines = [EMPTY, section("What the pilot predicts for all prompts", f"from {pilot.pairs}", width)]
     for figure in pilot.figures:
         lines += [EMPTY, *figure_lines(figure, width)]
@@ -90,28 +90,31 @@ def pilot_lines(pilot: PilotDone | None, width: int) -> list[Content]:
 
 
 def figure_lines(figure: Mapping[str, Any], width: int) -> list[Content]:
-    """The share, its interval and the gate's threshold; yellow if the pilot fails it, red if the whole set hardly can pass."""
+    """The share, its interval and the gate's threshold; yellow if the pilot fails it, red if all prompts almost surely would."""
     name = str(figure["name"]).replace("_", " ").removesuffix(" share")
     threshold, share = float(figure["threshold"]), figure["share"]
-    asked = Content.styled(f" gate ┃ {figure['bound']} {percent(threshold)}", "$muted")
+    gate = Content.styled(f" gate ┃ {figure['bound']} {percent(threshold)}", "$muted")
     if share is None:
-        return [as_fits((Content.styled(name, "bold"), Content.styled("nothing measured", "$muted"), asked), width)]
+        return [join_fitting((Content.styled(name, "bold"), Content.styled("not measured", "$muted"), gate), width)]
     fails = share < threshold if figure["bound"] == "at least" else share > threshold
     style = "$check-failed" if figure["hopeless"] else "$check-warning" if fails else "$pair-ok"
-    told = (
+    pieces = (
         Content.styled(f"{percent(share)} {name}", f"bold {style}"),
         Content.styled(f"{figure['successes']} of {figure['n']}", "$foreground"),
-        asked,
+        gate,
         Content.styled(f" likely {percent(figure['low'])} to {percent(figure['high'])}", "$muted"),
     )
-    return [as_fits(told, width), bar(share, min(width, WIDEST_BAR), style=style, marks=(forecast_mark(threshold),))]
+    return [
+        join_fitting(pieces, width),
+        bar(share, min(width, MAX_BAR), style=style, marks=(forecast_mark(threshold),)),
+    ]
 
 
 def pair_lines(number: int, pair: Mapping[str, Any], width: int) -> list[Content]:
     """One pair of the pilot. All its texts are untrusted."""
     reasons = ", ".join(str(reason) for reason in pair["reasons"])
-    found = reasons or (f"usable, {pair['outcome']}" if pair["outcome"] else "usable")
-    head = section(f"Pair {number}", one_line(found, limit=60).plain, width)
+    verdict = reasons or (f"usable, {pair['outcome']}" if pair["outcome"] else "usable")
+    head = section(f"Pair {number}", one_line(verdict, limit=60).plain, width)
     prompt = one_line(pair["prompt"], "$foreground", 300).truncate(width, ellipsis=True)
     names = text_labels(pair["method"])
     return [head, prompt, *side_by_side(str(pair["base_response"]), str(pair["revised_response"]), width, names)]

@@ -11,7 +11,7 @@ from textual.widget import Widget
 
 from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE
 from engine.run.state import RunState, StageState
-from tui.pair_browser.waiting import waiting_note
+from tui.pair_browser.pending import pending_note
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.text_view import TextView
@@ -52,24 +52,24 @@ class QualityView(StageView):
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.GATE:
-            lines = [line for line in (gate_line(stage), ask_people_line(stage), self._waiting(state)) if line]
-            told = tuple(line.plain for line in lines)
-            self.paper("extra").put(
-                told,
+            lines = [line for line in (gate_line(stage), ask_people_line(stage), self._pending(state)) if line]
+            text = tuple(line.plain for line in lines)
+            self.text_view("extra").put(
+                text,
                 (lambda width: [EMPTY, *(each for line in lines for each in paragraph(line, width))])
                 if lines
                 else None,
             )
 
-    def _waiting(self, state: RunState) -> Content:
-        """A sentence if there are decisions that the stage has not read."""
-        told = waiting_note(self.source, state)
-        return Content.styled(f"! {told}", "$check-warning") if told else EMPTY
+    def _pending(self, state: RunState) -> Content:
+        """A note about decisions that the stage has not read; empty if there are none."""
+        note = pending_note(self.source, state)
+        return Content.styled(f"! {note}", "$check-warning") if note else EMPTY
 
     def focus_page(self) -> None:
         if self.page == self.PAIRS and self.browser is not None:
             self.browser.pairs.focus()
-            self.browser.look()
+            self.browser.poll()
         else:
             super().focus_page()
 
@@ -90,17 +90,17 @@ def gate_line(stage: StageState) -> Content:
     if stage.status == "refused":
         return Content.assemble(("⊘ The gate is shut.", "bold $stage-refused"))
     if stage.status == "done" and stage.checks:
-        opened_by_a_person = any(check.status == "failed" for check in stage.checks)
-        told = "✓ You opened the gate." if opened_by_a_person else "✓ The gate is open."
-        return Content.styled(told, "bold $check-warning" if opened_by_a_person else "bold $stage-done")
+        opened_by_user = any(check.status == "failed" for check in stage.checks)
+        text = "✓ You opened the gate." if opened_by_user else "✓ The gate is open."
+        return Content.styled(text, "bold $check-warning" if opened_by_user else "bold $stage-done")
     return EMPTY
 
 
 def ask_people_line(stage: StageState) -> Content:
-    """How to decide about the sample, if the stage asks for it."""
+    """How to decide about the sample, if the stage needs it."""
     title = BETTER_BY_PEOPLE.replace("_", " ")
     if not any(check.name == title and check.status == "failed" for check in stage.checks):
         return EMPTY
     return Content.styled(
-        "No judge passed its exam: b shows the pairs, S the sample to decide about; then r.", "$check-warning"
+        "No judge passed its exam: press b, then S, to decide about a sample of pairs; then press r.", "$check-warning"
     )

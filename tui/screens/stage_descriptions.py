@@ -1,4 +1,4 @@
-"""What each stage will do with the current options, for first-time users."""
+"""Describe to first-time users what each stage will do with the current options."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tui.formatting import duration, plural
 if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
-Plan = Callable[["Stage3Config"], tuple[str, ...]]
+Describe = Callable[["Stage3Config"], tuple[str, ...]]
 
 
 def description_of(stage: str, config: Stage3Config, state: RunState) -> tuple[str, ...]:
-    """A few sentences; preflight's forecast is the last one, if there is one."""
+    """A few sentences; the last one is preflight's forecast, if there is one."""
     seconds = None if state.forecast is None else state.forecast.seconds.get(stage)
     forecast = (f"Preflight's forecast is about {duration(seconds)}.",) if seconds else ()
     return (*DESCRIPTIONS[stage](config), *forecast)
@@ -39,7 +39,7 @@ def _toolchain(config: Stage3Config) -> tuple[str, ...]:
     missing = (
         "Installs missing programs if it can."
         if config.install
-        else "Installs nothing, but says how to get what is missing."
+        else "Installs nothing, but explains how to get what is missing."
     )
     return ("Looks for Python, uv, git, tmux and the GPU driver, and their versions.", missing)
 
@@ -92,13 +92,12 @@ def _servers(urls: tuple[str, ...]) -> str:
 
 def _contrast(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
     return "answers as an assistant that follows a principle (chosen), and as one that does the opposite (rejected).", (
-        f"Where the chosen answer is no reply of its own both are tried again, {plural(config.max_attempts, 'attempt')} in all.",
+        f"If the chosen answer is unusable, both are tried again, up to {plural(config.max_attempts, 'attempt')} in all.",
     )
 
 
 def _best_of_n(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
-    told = f"writes {config.num_drafts} drafts, and the judge {config.judge} chooses the best one and rejects the worst one."
-    return told, ()
+    return f"writes {config.num_drafts} drafts; the judge {config.judge} chooses the best and rejects the worst.", ()
 
 
 METHODS = {"critique-revision": _critique_revision, "contrast": _contrast, "best-of-n": _best_of_n}
@@ -108,8 +107,8 @@ def _pairs(config: Stage3Config) -> tuple[str, ...]:
     if config.pairs is not None:
         return (
             f"Imports the pairs of {config.pairs.name} (the option pairs). Nothing is generated.",
-            "A row that is no pair is left out, and named.",
-            "What people decided about them beside the file is taken over.",
+            "Rows that are not pairs are left out and reported.",
+            "Decisions saved beside the file apply.",
         )
     who = f"{config.server_model} on {_servers(config.server_url)}" if config.server_url else "the Stage 2 policy"
     how, again = METHODS[config.method](config)
@@ -126,9 +125,9 @@ def _pairs(config: Stage3Config) -> tuple[str, ...]:
 
 def _quality(config: Stage3Config) -> tuple[str, ...]:
     judge = {
-        "none": "Nobody scores them (the option judge).",
+        "none": "No judge scores them (the option judge).",
         "auto": "A judge that passes its exam scores them: a server, the reward model or the policy itself.",
-    }.get(config.judge, f"The judge {config.judge} scores them, where it passes its exam.")
+    }.get(config.judge, f"The judge {config.judge} scores them if it passes its exam.")
     return (
         f"Checks every pair for reasons against it. {judge}",
         f"Refuses training if less than {config.min_usable_share:.0%} is usable, or fewer than {config.min_pairs:,} pairs "
@@ -143,22 +142,22 @@ def _training(config: Stage3Config) -> tuple[str, ...]:
         f"Trains the Stage 2 adapter by DPO against itself: {epochs}, batches of {batch}, learning rate "
         f"{config.learning_rate:g}, beta {config.beta:g}; a checkpoint every {plural(config.save_steps, 'step')}.",
         f"Then both answer up to {plural(config.eval_prompts, 'held-out prompt')}, and a verdict says whether Stage 3 is better.",
-        "To train with several settings and pick the best one, type `stage3-tui sweep --beta 0.05,0.1,0.3` in a shell.",
+        "To train with several settings and pick the best, run `stage3-tui sweep --beta 0.05,0.1,0.3` in a shell.",
     )
 
 
 def _packaging(config: Stage3Config) -> tuple[str, ...]:
-    seen = "public" if config.push_public else "private"
-    to = f"Then pushes the adapter to {config.push_to_hub} ({seen}), in one commit."
-    pushed = (to,) if config.push_to_hub else ()
+    visibility = "public" if config.push_public else "private"
+    push = f"Then pushes the adapter to {config.push_to_hub} ({visibility}), in one commit."
+    pushes = (push,) if config.push_to_hub else ()
     return (
         f"Packs the adapter, its pairs and its reports into {config.output_dir.name}{ARCHIVE_SUFFIX} beside the run folder.",
-        "Loads the archive in a fresh process before giving it its name.",
-        *pushed,
+        "Tests the archive by loading it in a fresh process before giving it its final name.",
+        *pushes,
     )
 
 
-DESCRIPTIONS: dict[str, Plan] = {
+DESCRIPTIONS: dict[str, Describe] = {
     "workspace": _workspace,
     "toolchain": _toolchain,
     "credentials": _credentials,

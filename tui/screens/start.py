@@ -1,4 +1,4 @@
-"""The first page: what the run is made of, what it will cost, and what is missing; Enter on a line changes it there."""
+"""The first page: the run's ingredients, what they will cost, and what is missing; Enter on a line changes it there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from engine.core.sizes import format_size
 from engine.pipeline.ingredients import Costs, Ingredient, StartOverview, Status, values_of
 from tui.formatting import approx_duration, memory, one_line
 from tui.widgets.layout import EMPTY, fit, shortened, spread
+from tui.widgets.option_help import DoneStages
 from tui.widgets.option_rows import OptionRows
-from tui.widgets.option_words import Done
 from tui.widgets.options_editor import OptionsEditor
 from tui.widgets.stage_sections import section
 from tui.widgets.text_view import TextView, clickable
@@ -33,7 +33,7 @@ TITLE_CELLS, MIN_VALUE_CELLS = 12, 24
 
 
 class StartRows(OptionRows):
-    """A row per ingredient: whether it is there, its name, its value, and what is known of it."""
+    """A row per ingredient: whether it is available, its name, its value, and what is known about it."""
 
     ingredients: tuple[Ingredient, ...] = ()
 
@@ -54,17 +54,17 @@ class StartRows(OptionRows):
         self.values = values
 
     def action_rest(self) -> None:
-        """All of them are shown."""
+        """Does nothing: all rows are shown."""
 
     def action_search(self) -> None:
-        """There is nothing to find among so few."""
+        """Does nothing: there are few rows."""
 
     def row_content(self, index: int, width: int) -> Content:
         return ingredient_row(self.ingredients[index], max(len(one.details) for one in self.ingredients), width)
 
 
 class StartEditor(OptionsEditor):
-    """The ingredients in place of one stage's options."""
+    """An editor of the ingredients instead of one stage's options."""
 
     DEFAULT_CSS = """
     StartEditor StartRows { height: 1fr; max-height: 8; }
@@ -86,9 +86,10 @@ class StartEditor(OptionsEditor):
     def rows(self) -> StartRows:
         return self.query_one(StartRows)
 
-    def put(self, config: Stage3Config, why_not: str = "", done: Done | None = None) -> None:
-        """Show the values of `config` at once; what is known of them follows with `know`."""
-        self._config, self._why_not, self._done = config, why_not, self._done if done is None else done
+    def put(self, config: Stage3Config, read_only_reason: str = "", done: DoneStages | None = None) -> None:
+        """Show the values of `config` at once; `show_findings` adds what is known about them."""
+        self._config, self._read_only_reason = config, read_only_reason
+        self._done = self._done if done is None else done
         known = {one.title: one for one in self._overview.ingredients} if self._overview is not None else {}
         values = values_of(config)
         self.rows.show(tuple(self._unless_changed(one, known.get(one.title)) for one in values))
@@ -96,13 +97,13 @@ class StartEditor(OptionsEditor):
         self.show_option()
         self._draw_around()
 
-    def know(self, overview: StartOverview) -> None:
-        """What a look at this machine found. After the first look the cursor stands on what is missing."""
-        first_look, self._overview = self._overview is None, overview
-        if first_look and overview.blockers and not self.rows.cursor:
+    def show_findings(self, overview: StartOverview) -> None:
+        """Show what was found on this machine. The first time, the cursor goes to the first missing ingredient."""
+        is_first, self._overview = self._overview is None, overview
+        if is_first and overview.blockers and not self.rows.cursor:
             self.rows.cursor = overview.ingredients.index(overview.blockers[0])
         if self._config is not None:
-            self.put(self._config, self._why_not)
+            self.put(self._config, self._read_only_reason)
 
     def advice(self) -> str:
         return self.rows.ingredients[self.rows.cursor].remedy
@@ -118,11 +119,11 @@ class StartEditor(OptionsEditor):
         self.query_one("#start-costs", TextView).put(key, lambda width: cost_lines(overview, width, compact=compact))
 
 
-def ingredient_row(one: Ingredient, told_cells: int, width: int) -> Content:
-    """`told_cells`: the widest of what is told of any of them."""
+def ingredient_row(one: Ingredient, note_cells: int, width: int) -> Content:
+    """One row. `note_cells` is the width of the longest note, so that the notes line up."""
     glyph, style = MARKS[one.status]
     loud = one.status in ("missing", "gated", "decide")
-    room = max(width - TITLE_CELLS - told_cells - 6, MIN_VALUE_CELLS)
+    room = max(width - TITLE_CELLS - note_cells - 6, MIN_VALUE_CELLS)
     cells = [
         Content.styled(f" {glyph} ", f"bold {style}") + fit(Content.styled(one.title, "$foreground"), TITLE_CELLS),
         fit(shortened(one_line(one.value, "bold $foreground", 400), room), room),
@@ -133,37 +134,37 @@ def ingredient_row(one: Ingredient, told_cells: int, width: int) -> Content:
 
 def head_lines(overview: StartOverview | None, width: int, *, compact: bool = False) -> list[Content]:
     """Whether something is missing, in one sentence, and the presets."""
-    offered = clickable(Content.assemble(("P", "bold $key"), (" presets", "$muted")), "screen.presets")
+    presets = clickable(Content.assemble(("P", "bold $key"), (" presets", "$muted")), "screen.presets")
     if overview is None:
-        told = Content.styled("Looking at what is here …", "$muted")
+        text = Content.styled("Checking what is available …", "$muted")
     elif overview.blockers:
         names = ", ".join(one.title.lower() for one in overview.blockers)
-        told = Content.assemble(("✗ Missing: ", "bold $check-failed"), (f"{names}. ", "bold"))
+        text = Content.assemble(("✗ Missing: ", "bold $check-failed"), (f"{names}. ", "bold"))
         remedy = overview.blockers[0].remedy
-        if told.cell_length + len(remedy) + offered.cell_length + 2 <= width:  # the line itself says it, too
-            told = told + Content(remedy)
+        if text.cell_length + len(remedy) + presets.cell_length + 2 <= width:  # else only the option's panel shows it
+            text = text + Content(remedy)
     else:
-        told = Content.assemble(
+        text = Content.assemble(
             ("✓ Nothing is missing. ", "bold $check-ok"), ("a", "bold $key"), " runs all ten stages."
         )
-    return [*([] if compact else [EMPTY]), spread(told, offered, width), *([] if compact else [EMPTY])]
+    return [*([] if compact else [EMPTY]), spread(text, presets, width), *([] if compact else [EMPTY])]
 
 
 def cost_lines(overview: StartOverview | None, width: int, *, compact: bool = False) -> list[Content]:
-    """What the run will take: as far as the options say before preflight, and by its measurements after."""
+    """What the run will take: an estimate from the options, or preflight's measurements once there are any."""
     if overview is None:
         return []
     costs = overview.costs
     rows = [("Work", costs.replies, ""), ("Disk", *_disk(costs)), *_time_and_memory(costs)]
     head = [] if compact else [EMPTY, section("What it takes", "", width)]
-    return [*head, *(_cost_row(label, told, more, width) for label, told, more in rows)]
+    return [*head, *(_cost_row(label, cost, details, width) for label, cost, details in rows)]
 
 
-def _cost_row(label: str, told: str, more: str, width: int) -> Content:
-    """`more` is shown where there is room for all of it."""
-    line = Content.assemble("   ", fit(Content.styled(label, "$muted"), TITLE_CELLS), (told, "$foreground"))
-    if more and line.cell_length + 2 + len(more) <= width:
-        line = line + Content.styled(f"  {more}", "$muted")
+def _cost_row(label: str, cost: str, details: str, width: int) -> Content:
+    """One row; `details` are shown only if all of them fit."""
+    line = Content.assemble("   ", fit(Content.styled(label, "$muted"), TITLE_CELLS), (cost, "$foreground"))
+    if details and line.cell_length + 2 + len(details) <= width:
+        line = line + Content.styled(f"  {details}", "$muted")
     return line.truncate(width, ellipsis=True)
 
 
@@ -183,8 +184,8 @@ def _time_and_memory(costs: Costs) -> list[tuple[str, str, str]]:
             ("Memory", weights, "for the weights; preflight measures it"),
             ("Time", "known after preflight (stage 6)", ""),
         ]
-    whole = approx_duration(forecast.seconds)
+    total = approx_duration(forecast.seconds)
     parts = f"pairs {approx_duration(forecast.seconds_pairs)}, training {approx_duration(forecast.seconds_training)}"
     parts += f", evaluation {approx_duration(forecast.seconds_evaluation)}"
     peak = max(forecast.peak_bytes, forecast.peak_bytes_pairs)
-    return [("Memory", f"{memory(peak)} at the peak", "measured by preflight"), ("Time", f"about {whole}", parts)]
+    return [("Memory", f"{memory(peak)} at the peak", "measured by preflight"), ("Time", f"about {total}", parts)]

@@ -16,18 +16,18 @@ from tui.screens.dialogs import Dialog
 
 
 class ThemePicker(Dialog[str | None]):
-    """Returns the chosen name. Closing it restores the previous theme."""
+    """Returns the chosen name. Closing the dialog restores the previous theme."""
 
     CLOSED_BY = ("t", "q")
 
-    def __init__(self, themes: Sequence[str], worn: str) -> None:
+    def __init__(self, themes: Sequence[str], current: str) -> None:
         super().__init__()
-        self._themes, self._before = tuple(themes), worn
+        self._themes, self._before = tuple(themes), current
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="window -corner") as window:
             window.border_title = Content("Themes")  # type: ignore[assignment]
-            window.border_subtitle = Content("Enter keeps   Esc leaves")  # type: ignore[assignment]
+            window.border_subtitle = Content("Enter saves  Esc cancels")  # type: ignore[assignment]
             yield OptionList(*(Option(Content(f" {name} "), id=name) for name in self._themes), compact=True)
 
     def on_mount(self) -> None:
@@ -36,12 +36,12 @@ class ThemePicker(Dialog[str | None]):
         themes.focus()
 
     @on(OptionList.OptionHighlighted)
-    def _worn(self, event: OptionList.OptionHighlighted) -> None:
+    def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
         if event.option.id is not None:
             wizard_of(self).use_theme(event.option.id)
 
     @on(OptionList.OptionSelected)
-    def _kept(self, event: OptionList.OptionSelected) -> None:
+    def _selected(self, event: OptionList.OptionSelected) -> None:
         self._before = event.option.id or self._before
         self.dismiss(event.option.id)
 

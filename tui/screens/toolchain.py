@@ -7,7 +7,7 @@ from tui.formatting import one_line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY, paragraph
 
-INSTALLS = "Something is missing. Switch on the option install (o), and this stage installs what it can with uv."
+INSTALL_HINT = "Something is missing. Turn on the option install (o) to let this stage install what it can with uv."
 
 
 class ToolchainView(StageView):
@@ -18,6 +18,8 @@ class ToolchainView(StageView):
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         missing = any(check.status in ("failed", "warning") for check in stage.checks)
-        hint = missing and not self.source.config.install and not self.source.read_only
-        text = one_line(INSTALLS, "$check-warning")
-        self.paper("extra").put(hint, (lambda width: [EMPTY, *paragraph(text, width)]) if hint else None)
+        shows_hint = missing and not self.source.config.install and not self.source.read_only
+        hint = one_line(INSTALL_HINT, "$check-warning")
+        self.text_view("extra").put(
+            shows_hint, (lambda width: [EMPTY, *paragraph(hint, width)]) if shows_hint else None
+        )

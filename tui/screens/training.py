@@ -14,7 +14,7 @@ from textual.worker import Worker, WorkerState
 
 from engine.core import layout
 from engine.core.events import CheckpointSaved, EvalDone, Message, TrainStep
-from engine.dpo.evaluation.answered import Answered, answered_of, read_answered
+from engine.dpo.evaluation.answered_prompts import AnsweredPrompt, answered_prompts_from, read_answered_prompts
 from engine.run.state import RunState, StageState
 from tui.app_protocol import wizard_of
 from tui.formatting import figure, memory, number, safe_text
@@ -25,7 +25,7 @@ from tui.screens.curves import CURVES, CurvesView, drawn_curve
 from tui.screens.curves_file import write_curves
 from tui.screens.trials import trial_lines
 from tui.screens.verdict import evidence_lines, verdict_lines
-from tui.widgets.chart import BLOCKS, BRAILLE, Look
+from tui.widgets.chart import BLOCKS, BRAILLE, ChartStyle
 from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY, fit
 from tui.widgets.line_chart import LineChart
@@ -45,7 +45,7 @@ class TrainingView(StageView):
     _view = CurvesView()
     _steps: tuple[TrainStep, ...] = ()
     _evaluation: EvalDone | None = None
-    """What the charts and the strip above them were last drawn of: the same, so that both say the same."""
+    """With `_steps`, the data that the charts and the strip above them were last drawn from, so that both agree."""
     empty_pages: tuple[str, ...] = (TRIALS,)
     _answers = AnswersShown()
     _read_for: EvalDone | None = None
@@ -86,53 +86,53 @@ class TrainingView(StageView):
             self._draw_trials(state, now)
             return
         steps, saved, gap = state.train_steps, state.checkpoints, self.gap
-        # Once a second is enough: a chart is the most expensive part to draw, and to send over SSH.
+        # Once a second is enough: the charts are the most expensive part to draw and to send over SSH.
         key = (int(now) if stage.status == "running" else steps[-1:], len(steps) > 0, state.evaluation)
         if key != self._charted:
             self._charted, self._steps, self._evaluation = key, steps, state.evaluation
             self._view = replace(self._view, blocks=wizard_of(self).draws_blocks)
             self._draw_charts(steps, state.evaluation)
         charted = self._steps
-        self.paper("numbers").put(
+        self.text_view("numbers").put(
             (charted[-1:], saved, len(gap)),
             (lambda width: [*gap, *number_lines(charted, saved, width)]) if charted else None,
         )
         self.query_one("#charts").display = bool(steps)
         self._draw_memory(state)
         messages = worth_showing(state, self.STAGE)
-        self.paper("messages").put(messages, (lambda width: message_lines(messages, width)) if messages else None)
+        self.text_view("messages").put(messages, (lambda width: message_lines(messages, width)) if messages else None)
 
     def _draw_verdict(self, evaluation: EvalDone | None, summary: str) -> None:
         compact, plain = self.compact, wizard_of(self).draws_ascii
-        self.paper("verdict").put(
+        self.text_view("verdict").put(
             (evaluation, compact), lambda width: verdict_lines(evaluation, width, compact=compact, plain=plain)
         )
         self._read_answers(evaluation)
         self._draw_answers()
-        self.paper("evidence").put(
+        self.text_view("evidence").put(
             (evaluation, summary),
             (lambda width: evidence_lines(evaluation, summary, width)) if evaluation is not None else None,
         )
 
     def _read_answers(self, evaluation: EvalDone | None) -> None:
-        """The answers in the event first, then all of the report's once it is read."""
+        """Show the answers in the event at once, then all of the report's when it has been read."""
         if evaluation is self._read_for:
             return
         self._read_for = evaluation
-        self._answers = AnswersShown(() if evaluation is None else answered_of(evaluation.samples))
+        self._answers = AnswersShown(() if evaluation is None else answered_prompts_from(evaluation.samples))
         if evaluation is not None:
             report = self.source.run / layout.EVALUATION_REPORT
             self.run_worker(
-                lambda: read_answered(report), name="answers", thread=True, exclusive=True, exit_on_error=False
+                lambda: read_answered_prompts(report), name="answers", thread=True, exclusive=True, exit_on_error=False
             )
 
     def _draw_answers(self) -> None:
         shown = self._answers
-        self.paper("answers").put(shown, (lambda width: answers_lines(shown, width)) if shown.answers else None)
+        self.text_view("answers").put(shown, (lambda width: answers_lines(shown, width)) if shown.answers else None)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         if event.worker.name == "answers" and event.state is WorkerState.SUCCESS:
-            found: tuple[Answered, ...] = event.worker.result or ()
+            found: tuple[AnsweredPrompt, ...] = event.worker.result or ()
             if found:
                 self.show_answers(AnswersShown(found))
 
@@ -142,28 +142,28 @@ class TrainingView(StageView):
 
     def show_answers(self, shown: AnswersShown) -> None:
         self._answers = shown
-        if self.page == self.VERDICT and self.is_made(self.page):
+        if self.page == self.VERDICT and self.is_built(self.page):
             self._draw_answers()
 
     def _draw_trials(self, state: RunState, now: float) -> None:
         trials, total = tuple(state.trials.values()), state.trials_total
         key = (trials, total, int(now) if state.running else 0)
         plain = wizard_of(self).draws_ascii
-        self.paper("trials").put(key, lambda width: trial_lines(trials, total, now, width, plain=plain))
+        self.text_view("trials").put(key, lambda width: trial_lines(trials, total, now, width, plain=plain))
         losses = [[number(step.loss) for step in trial.steps] for trial in trials]
         chart = self.query_one("#trial-losses", LineChart)
         chart.display = any(losses)
         head = (
             Content.styled("Loss", "bold $heading"),
-            Content.styled("of every trial, in the colour of its number", "$muted"),
+            Content.styled("of each trial, in the colour of its number", "$muted"),
         )
-        look = Look(BLOCKS if wizard_of(self).draws_blocks else BRAILLE)
-        chart.put([len(each) for each in losses], head, series_of(losses), CURVES["loss"].levels, look=look)
+        style = ChartStyle(BLOCKS if wizard_of(self).draws_blocks else BRAILLE)
+        chart.put([len(each) for each in losses], head, series_of(losses), CURVES["loss"].levels, style=style)
 
     def _draw_memory(self, state: RunState) -> None:
         reading = state.telemetry[-1] if state.telemetry else None
         peaks, forecast, own_peak = state.peak_gpu_bytes, state.forecast, state.peak_rss_bytes
-        self.paper("memory").put(
+        self.text_view("memory").put(
             (reading, forecast),
             (lambda width: gpu_lines(reading, peaks, forecast, width, peak_of_process=own_peak))
             if reading is not None
@@ -175,21 +175,21 @@ class TrainingView(StageView):
         for name in CURVES:
             drawn = drawn_curve(name, steps, view, evaluation)
             key = (steps[-1:], len(steps), view, evaluation)
-            levels = () if drawn.look.log else drawn.curve.levels
+            levels = () if drawn.style.log else drawn.curve.levels
             chart = self.query_one(f"#{name}", LineChart)
-            chart.put(key, drawn.titles, drawn.series, levels, drawn.curve.bounds, drawn.look)
+            chart.put(key, drawn.titles, drawn.series, levels, drawn.curve.bounds, drawn.style)
 
-    # -- what a person does with the charts ---------------------------------------------------------------------------
+    # -- interaction with the charts ----------------------------------------------------------------------------------
 
     @property
     def curves(self) -> CurvesView:
         return self._view
 
     def show_curves(self, view: CurvesView) -> None:
-        """Draw them in another way, at once."""
+        """Redraw the charts with these settings, at once."""
         if view != self._view:
             self._view = view
-            if self._steps and self.page == self.CURVES and self.is_made(self.page):
+            if self._steps and self.page == self.CURVES and self.is_built(self.page):
                 self._draw_charts(self._steps, self._evaluation)
 
     def focus_page(self) -> None:
@@ -203,7 +203,7 @@ class TrainingView(StageView):
         return super().step_back()
 
     def export_curves(self) -> tuple[Path, Path] | None:
-        """The charts as CSV and SVG, in the run folder; None before the first step. Raises OSError."""
+        """Save the charts as CSV and SVG in the run folder; returns the paths, or None before the first step. Raises OSError."""
         if not self._steps:
             return None
         return write_curves(self.source.run.folder, self._steps, self._view, self._evaluation)
@@ -220,7 +220,7 @@ class TrainingView(StageView):
 
 
 def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], width: int) -> list[Content]:
-    """The newest step in figures, and the checkpoints."""
+    """The figures of the newest step, and the newest checkpoint."""
     last = steps[-1]
     figures = [
         ("step", f"{last.step:,} / {last.total_steps:,}"),
@@ -231,7 +231,7 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
         ("gradient", figure(number(last.grad_norm), 2)),
         ("rate", f"{number(last.learning_rate):.1e}" if last.learning_rate else "0"),
         ("tok/s", figure(number(last.tokens_per_second), 0)),
-        ("saved", f"step {saved[-1].step:,}" if saved else "nothing"),
+        ("saved", f"step {saved[-1].step:,}" if saved else "none"),
         ("size", memory(saved[-1].bytes) if saved else "-"),
     ]
     across = 10 if width >= 150 else 5
@@ -245,14 +245,14 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
 
 
 def worth_showing(state: RunState, stage: str) -> tuple[Message, ...]:
-    """Warnings with their evidence; before the first step also what is under way, which may take a minute."""
+    """The newest warnings and errors; before the first step, which may take a minute, also progress messages."""
     levels = ("warning", "error") if state.train_steps else ("info", "warning", "error")
     of_stage = (message for _, message in state.messages if message.stage == stage and message.level in levels)
     return tuple(of_stage)[-MESSAGES_SHOWN:]
 
 
 def message_lines(messages: Sequence[Message], width: int) -> list[Content]:
-    """One per line."""
+    """The messages, one per line."""
     return [
         Content.assemble(
             (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), safe_text(one.text, "", 300)

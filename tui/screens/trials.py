@@ -1,4 +1,4 @@
-"""The trials of a sweep, live: the options, progress and outcome of each."""
+"""The trials of a sweep, live: the options, progress and outcome of each trial."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from textual.content import Content
 
-from engine.dpo.evaluation.carried import with_interval
+from engine.dpo.evaluation.key_figures import with_interval
 from engine.pipeline.best_trial import best_of
 from engine.run.state import TrialState
 from tui.formatting import bars, duration, number, one_line
@@ -29,33 +29,33 @@ CURVE = 48
 def trial_lines(
     trials: Iterable[TrialState], total: int, now: float, width: int, *, plain: bool = False
 ) -> list[Content]:
-    """The best trial's verdict once all have ended, then two lines per trial, in order."""
+    """The best trial's verdict once all trials have ended, then two lines per trial, in order."""
     shown = list(trials)
     ended = sum(trial.finished is not None for trial in shown)
-    lines = _leader(shown, width, plain=plain) if ended == total and shown else []
-    lines += [EMPTY, section("Trials", f"{ended} of {total} have ended", width)]
+    lines = _best_trial(shown, width, plain=plain) if ended == total and shown else []
+    lines += [EMPTY, section("Trials", f"{ended} of {total} finished", width)]
     for trial in shown:
         lines += [_head(trial, now, width), _figures(trial, width)]
     waiting = total - len(shown)
     if waiting > 0:
-        lines.append(Content.styled(f"· and {waiting} more, waiting", "$muted"))
-    hint = "One half of the held-out pairs tells which is best. `stage3-tui compare` compares."
+        lines.append(Content.styled(f"· {waiting} more waiting", "$muted"))
+    hint = "Half of the held-out pairs decide which trial is best. Compare trials with `stage3-tui compare`."
     return [*lines, EMPTY, *paragraph(Content.styled(hint, "$muted"), width)]
 
 
-def _leader(trials: Sequence[TrialState], width: int, *, plain: bool) -> list[Content]:
-    """The verdict of the trial that would be picked, large."""
+def _best_trial(trials: Sequence[TrialState], width: int, *, plain: bool) -> list[Content]:
+    """The verdict of the trial to pick, in large letters."""
     best = best_of([trial.finished for trial in trials if trial.finished is not None])
     if best is None:
-        return [EMPTY, Content.styled("No trial may be picked: each of them failed, or is worse than Stage 2.", "bold")]
+        return [EMPTY, Content.styled("No trial qualifies: each one failed or is worse than Stage 2.", "bold")]
     trial = next(trial for trial in trials if trial.finished is best)
     word = one_line(best.verdict, limit=40).plain
     style = WORD_STYLES.get(word, "$check-warning")
-    named = Content.assemble(
+    name = Content.assemble(
         (f"Trial {trial.number} leads: ", "$foreground"), one_line(_options(trial.options), "", 120)
     )
     label = Content.styled("The best trial against Stage 2", "$muted")
-    return [EMPTY, *hero(big_word(word, style, plain=plain), label, named.stylize("bold"), min(width, READABLE))]
+    return [EMPTY, *hero(big_word(word, style, plain=plain), label, name.stylize("bold"), min(width, READABLE))]
 
 
 def _head(trial: TrialState, now: float, width: int) -> Content:
@@ -79,25 +79,25 @@ def _value(value: Any) -> str:
 def _outcome(trial: TrialState, now: float) -> Content:
     finished = trial.finished
     if finished is None:
-        took = duration(None if trial.started is None else now - trial.started)
-        step = f"step {trial.steps[-1].step} / {trial.steps[-1].total_steps}" if trial.steps else "begins"
-        return Content.assemble((step, "bold $stage-running"), (f"  {took}", "$muted"))
+        elapsed = duration(None if trial.started is None else now - trial.started)
+        step = f"step {trial.steps[-1].step} / {trial.steps[-1].total_steps}" if trial.steps else "starting"
+        return Content.assemble((step, "bold $stage-running"), (f"  {elapsed}", "$muted"))
     word = finished.verdict or finished.outcome
     style = VERDICT_STYLES.get(word, "bold" if finished.outcome == "done" else "bold $check-failed")
-    told = "earlier" if finished.reused else duration(finished.seconds)
-    return Content.assemble(one_line(word, style, 20), (f"  {told}", "$muted"))
+    time = "earlier" if finished.reused else duration(finished.seconds)
+    return Content.assemble(one_line(word, style, 20), (f"  {time}", "$muted"))
 
 
 def _figures(trial: TrialState, width: int) -> Content:
-    """The newest training figures, or the evaluation's result; for a failed trial, the reason."""
+    """The newest training figures, or the evaluation's results; for a failed trial, the reason."""
     finished = trial.finished
     if finished is not None and finished.outcome != "done":
         return (Content("     ") + one_line(finished.summary, "$check-failed")).truncate(width, ellipsis=True)
-    told = _of_training(trial) if finished is None else _of_evaluation(finished.final_loss, finished.figures)
+    figures = _of_training(trial) if finished is None else _of_evaluation(finished.final_loss, finished.figures)
     losses = [number(step.loss) for step in trial.steps]
     losses = [loss for loss in losses if loss == loss]
     curve = bars(losses, CURVE, min(losses), max(losses)) if losses and width >= ROOM_FOR_CURVES else ""
-    line = Content.assemble("     ", *((f"{name} {value}  ", "$foreground") for name, value in told))
+    line = Content.assemble("     ", *((f"{name} {value}  ", "$foreground") for name, value in figures))
     accuracy = with_interval("", finished.figures, "reward_accuracy", 0.5, "") if finished is not None else None
     if accuracy is not None and width >= ROOM_FOR_CURVES:
         return spread(line, Content.styled("accuracy  ", "$muted") + interval_bar(accuracy, BAR), width)
@@ -116,14 +116,14 @@ def _of_training(trial: TrialState) -> list[tuple[str, str]]:
 
 
 def _of_evaluation(loss: float | None, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    named = {
+    sources = {
         "loss": ("", ".4f", loss),
         "accuracy": ("reward_accuracy", ".0%", None),
         "margin": ("margin", "+.3f", None),
     }
-    values = {name: (form, figures.get(key) if key else value) for name, (key, form, value) in named.items()}
+    values = {name: (form, figures.get(key) if key else value) for name, (key, form, value) in sources.items()}
     return [
-        (name, format(value, form) + _interval(figures, named[name][0], form))
+        (name, format(value, form) + _interval(figures, sources[name][0], form))
         for name, (form, value) in values.items()
         if isinstance(value, (int, float))
     ]

@@ -1,4 +1,4 @@
-"""Stage 1: what the run is made of and what is missing, before it starts; then the working folder and the disk space."""
+"""Stage 1: before the run starts, its ingredients and what is missing; then the working folder and the disk space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.run.folder import Run
 from engine.run.state import RunState, StageState
 from tui.formatting import memory
 from tui.runs.run_source import RunSource
-from tui.screens.base import StageView, done_of
+from tui.screens.base import OWNED_BY_ANOTHER, StageView, done_stages
 from tui.screens.start import StartEditor
 from tui.widgets.gauge import memory_bar
 from tui.widgets.layout import EMPTY
@@ -29,14 +29,15 @@ class WorkspaceView(StageView):
     START, OVERVIEW = OWN_PAGES = ("Start", "Overview")
     BARE_PAGES = (START, StageView.OPTIONS)
 
-    _looked: tuple[float, float] | None = None
-    _known_of: object = None
-    """The configuration and the stages that the last look at the ingredients was about."""
+    _disk_key: tuple[float, float] | None = None
+    """The time and the forecast for which disk usage was last read."""
+    _examined: object = None
+    """The configuration and the stages' states for which the ingredients were last examined."""
 
     def __init__(self, source: RunSource) -> None:
         super().__init__(source)
         self._access: tuple[object, Access] = (None, {})
-        """What the Hub said, and of which configuration."""
+        """The configuration, and the Hub's response about it."""
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
@@ -63,30 +64,30 @@ class WorkspaceView(StageView):
             super().focus_page()
 
     def step_back(self) -> bool:
-        if self.page == self.START and self.is_made(self.page):
+        if self.page == self.START and self.is_built(self.page):
             return self.query_one(StartEditor).step_back()
         return super().step_back()
 
     def _draw_start(self, state: RunState) -> None:
-        why_not = "Another process owns this run: change its options there." if self.source.read_only else ""
+        read_only_reason = OWNED_BY_ANOTHER if self.source.read_only else ""
         editor = self.query_one(StartEditor)
-        editor.put(self.source.config, why_not, done_of(state))
-        if self._known_of is None and self.screen.focused is None and not self.source.running:
-            editor.rows.focus()  # Enter changes the line under the cursor from the first moment on
+        editor.put(self.source.config, read_only_reason, done_stages(state))
+        if self._examined is None and self.screen.focused is None and not self.source.running:
+            editor.rows.focus()  # so that Enter changes the line under the cursor from the start
         key = (self.source.config, tuple(stage.status for stage in state.stages.values()))
-        if key != self._known_of:
-            self._known_of = key
-            self._look()
+        if key != self._examined:
+            self._examined = key
+            self._examine()
 
-    def _look(self) -> None:
-        source, asked = self.source, self._access[1] if self._access[0] == self.source.config else {}
+    def _examine(self) -> None:
+        source, access = self.source, self._access[1] if self._access[0] == self.source.config else {}
         config, folder, token = source.config, source.run.folder, source.token
         self.run_worker(
-            lambda: start_overview(config, Run(folder), token=token, access=asked),
+            lambda: start_overview(config, Run(folder), token=token, access=access),
             name="beginning", thread=True, exclusive=True, exit_on_error=False, group="start",
         )  # fmt: skip
 
-    def _ask(self) -> None:
+    def _ask_hub(self) -> None:
         source = self.source
         config, folder, token = source.config, source.run.folder, source.token
         self.run_worker(
@@ -99,26 +100,26 @@ class WorkspaceView(StageView):
             return
         if event.worker.name == "beginning":
             found: StartOverview = event.worker.result  # type: ignore[assignment]
-            self.query_one(StartEditor).know(found)
+            self.query_one(StartEditor).show_findings(found)
             if self.source.asks_hub and self._access[0] != self.source.config:
-                self._ask()
+                self._ask_hub()
         elif event.worker.name == "access":
             self._access = event.worker.result  # type: ignore[assignment]
             if self._access[1]:
-                self._look()
+                self._examine()
 
-    # -- what the stage found -----------------------------------------------------------------------------------------
+    # -- the stage's result -------------------------------------------------------------------------------------------
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.START:
             self._draw_start(state)
             return
         needed = state.forecast.disk_bytes if state.forecast is not None else 0.0
-        if (now // DISK_SECONDS, needed) != self._looked:
-            self._looked = (now // DISK_SECONDS, needed)
+        if (now // DISK_SECONDS, needed) != self._disk_key:
+            self._disk_key = (now // DISK_SECONDS, needed)
             usage = disk_usage(self.source.run.folder)
             key = None if usage is None else (round(usage[0], -7), usage[1], needed)
-            self.paper("extra").put(
+            self.text_view("extra").put(
                 key, (lambda width: disk_lines(*usage, needed, width)) if usage is not None else None
             )
 
@@ -128,16 +129,16 @@ def disk_usage(folder: Path) -> tuple[float, float] | None:
     for place in (folder, *folder.parents):
         try:
             usage = shutil.disk_usage(place)
-        except OSError:  # it does not exist yet: use its parent
+        except OSError:  # the folder does not exist yet: use its parent
             continue
         return float(usage.total - usage.free), float(usage.total)
     return None
 
 
 def disk_lines(used: float, total: float, needed: float, width: int) -> list[Content]:
-    """Disk usage, with the usage that preflight forecasts, if it has."""
+    """Disk usage, with preflight's forecast if there is one."""
     needs = f"   the run needs about {memory(needed)}" if needed else ""
-    told = Content.assemble((f"  {memory(total - used)} free", "bold"), (f" of {memory(total)}{needs}", "$muted"))
+    free = Content.assemble((f"  {memory(total - used)} free", "bold"), (f" of {memory(total)}{needs}", "$muted"))
     label = Content.styled("Disk  ", "$muted")
-    room = min(max(width - told.cell_length - label.cell_length, 10), 60)
-    return [EMPTY, label + memory_bar(used, total, room, forecast=used + needed if needed else None) + told]
+    room = min(max(width - free.cell_length - label.cell_length, 10), 60)
+    return [EMPTY, label + memory_bar(used, total, room, forecast=used + needed if needed else None) + free]

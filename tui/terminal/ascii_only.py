@@ -1,6 +1,6 @@
-"""ASCII replacements for terminals without Unicode, for the screens' own characters and for untrusted text.
+"""Replace non-ASCII characters for terminals without Unicode, in the screens' own texts and in untrusted ones.
 
-One filter over the output, so that no widget needs to know about it.
+One filter over the output does it, so that no widget has to.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ FALLBACKS = ("sensible-editor", "nano", "vim", "vi")
 
 
 def editor_command() -> list[str]:
-    """The command in $VISUAL or $EDITOR, else an installed editor. Raises ValueError with a sentence."""
+    """The command in $VISUAL or $EDITOR, else an installed editor. Raises ValueError, with a message for the user."""
     for name in ("VISUAL", "EDITOR"):
         if words := shlex.split(os.environ.get(name, "")):
             return words
@@ -30,7 +30,7 @@ def editor_command() -> list[str]:
 async def edit_externally(driver: WizardDriver | None, folder: Path, text: str) -> str | None:
     """The edited text; None if the editor failed or the text is empty.
 
-    driver   of the terminal that the editor uses while it runs; without one it gets no terminal
+    driver   the driver of the terminal that the editor may use; without one the editor gets no terminal
 
     Raises ValueError if there is no editor or it cannot be started, OSError if the file cannot be written.
     """
@@ -52,7 +52,7 @@ async def edit_externally(driver: WizardDriver | None, folder: Path, text: str) 
 
 
 async def _with_the_terminal(driver: WizardDriver | None, command: list[str]) -> int:
-    """Run a program on the terminal with the screen suspended; signals are still handled."""
+    """Run a program on the terminal while the screen is suspended; signals are still handled."""
     if driver is None:
         screen = (subprocess.DEVNULL, subprocess.DEVNULL)
     else:

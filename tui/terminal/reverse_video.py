@@ -1,7 +1,7 @@
-"""Show selection in reverse video on terminals with sixteen colours or none: always supported and always readable.
+"""Show the selection in reverse video on terminals with sixteen colours or none: always supported and always readable.
 
-The ANSI themes give the selection a background that nothing else has (`themes.loader.ANSI_SELECTED_GROUND`); this filter
-replaces it with reverse video, before colours are translated or removed.
+The ANSI themes give the selection a background that nothing else has (`themes.loader.ANSI_SELECTED_BACKGROUND`); this
+filter replaces it with reverse video before colours are translated or removed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from rich.style import Style
 from textual.color import Color
 from textual.filter import LineFilter
 
-from themes.loader import ANSI_SELECTED_GROUND
+from themes.loader import ANSI_SELECTED_BACKGROUND
 
-_GROUND = RichColor.parse(ANSI_SELECTED_GROUND.removeprefix("ansi_")).number
+_BACKGROUND = RichColor.parse(ANSI_SELECTED_BACKGROUND.removeprefix("ansi_")).number
 
 
 class ReverseVideo(LineFilter):
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         return [
             segment
-            if segment.style is None or segment.style.bgcolor is None or segment.style.bgcolor.number != _GROUND
+            if segment.style is None or segment.style.bgcolor is None or segment.style.bgcolor.number != _BACKGROUND
             else Segment(segment.text, _reversed(segment.style), segment.control)
             for segment in segments
         ]
@@ -31,7 +31,7 @@ class ReverseVideo(LineFilter):
 
 @lru_cache(256)
 def _reversed(style: Style) -> Style:
-    """The same weight and links, in the terminal's two default colours, swapped."""
+    """A style with the same weight and links, in the terminal's two default colours, swapped."""
     plain = Style(
         color="default",
         bgcolor="default",

@@ -1,4 +1,4 @@
-"""A word three rows high, for the verdict of a run."""
+"""The verdict of a run as a word in large letters, three rows high."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from tui.widgets.layout import EMPTY, beside, paragraph
+from tui.widgets.layout import EMPTY, paragraph, two_columns
 
 GAP = 4
 MIN_WIDTH_BESIDE = 36
-"""Minimum cells for a sentence beside the word."""
+"""Minimum cells for the sentence beside the word."""
 
 LETTERS: dict[str, tuple[str, str, str]] = {
     " ": ("  ", "  ", "  "),
@@ -29,12 +29,12 @@ LETTERS: dict[str, tuple[str, str, str]] = {
     "T": ("▀█▀", " █ ", " ▀ "),
     "W": ("█   █", "█ █ █", " ▀ ▀ "),
 }
-"""The letters of the verdicts."""
+"""The letters that occur in verdicts."""
 
 
 def big_word(word: str, style: str, *, plain: bool = False) -> list[Content]:
-    """Three rows of cells. With `plain` (no block characters), one row of spaced letters; a word with a letter that has no
-    drawing is shown as it is.
+    """The word in three rows. With `plain` (no block characters), in one row of spaced letters; a word with any other letter
+    is left as it is.
     """
     letters = word.upper()
     if plain:
@@ -45,9 +45,9 @@ def big_word(word: str, style: str, *, plain: bool = False) -> list[Content]:
 
 
 def hero(word: Sequence[Content], label: Content, sentence: Content, width: int) -> list[Content]:
-    """The word, with a label and a sentence beside it if there is room, else below."""
+    """The large word, with a label and a sentence beside it if there is room, else below."""
     word_width = max(row.cell_length for row in word)
     room = width - word_width - GAP
     if room < MIN_WIDTH_BESIDE:
         return [*word, EMPTY, *paragraph(label, width), *paragraph(sentence, width)]
-    return beside(word, [*paragraph(label, room), *paragraph(sentence, room)], word_width, GAP)
+    return two_columns(word, [*paragraph(label, room), *paragraph(sentence, room)], word_width, GAP)

@@ -1,5 +1,5 @@
-"""A line chart in braille (two by four dots a cell) or half blocks (one by two), for fonts without braille. Pure functions from
-numbers to rows of text.
+"""A line chart in braille (two by four dots per cell) or, for fonts without braille, in half blocks (one by two). Pure
+functions from numbers to rows of text.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ class Raster:
     """How dots become characters."""
 
     across: int
-    """Dots of a cell, side by side."""
+    """Dots per cell, horizontally."""
     down: int
+    """Dots per cell, vertically."""
     bit: Callable[[int, int], int]
-    """Of the dot in row y and column x of a cell."""
+    """The bit of the dot in row y and column x of a cell."""
     glyph: Callable[[int], str]
+    """The character for a set of bits."""
 
 
 BRAILLE = Raster(2, 4, lambda y, x: DOTS[y][x], lambda bits: chr(BLANK + bits))
 BLOCKS = Raster(1, 2, lambda y, x: 1 << y, lambda bits: " ▀▄█"[bits])
-"""Every console font has these, since code page 437."""
+"""Every console font has these characters, since code page 437."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Series:
     points: Sequence[Point]
     style: str
     thick: bool = False
-    """Two dots high."""
+    """Draw the line two dots high."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Level:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A figure that was measured on held-out pairs, at a step, with its interval."""
+    """A figure measured on held-out pairs at a step, with its interval."""
 
     x: float
     y: float
@@ -65,33 +67,33 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Look:
+class ChartStyle:
     """How a chart is drawn."""
 
     raster: Raster = BRAILLE
     log: bool = False
-    """The heights are logarithms to base ten; the axis says what they stand for."""
+    """Whether the values are logarithms to base ten; the axis shows the original values."""
     cursor: float | None = None
-    """An upright line at this x."""
+    """The x of a vertical line."""
     held_out: Sequence[HeldOut] = ()
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Where the points lie in a chart of some width."""
+    """The layout of a chart of some width."""
 
     window: Window
     gutter: int
-    """Cells of the labels at the left, without the axis."""
+    """Cells for the labels on the left, without the axis."""
     across: int
-    """Cells of the points."""
+    """Cells for the points."""
 
     def column_of(self, x: float) -> int:
-        """The cell of an x, from the left edge of the points."""
+        """The cell of an x, counted from the left edge of the points."""
         return _scaled(x, self.window.left, self.window.right, self.across - 1)
 
     def x_at(self, column: int) -> float:
-        """What a cell of the chart stands for, counted from the left edge of the widget."""
+        """The x that a cell of the widget stands for."""
         share = (column - self.gutter - 1) / max(self.across - 1, 1)
         return self.window.left + min(max(share, 0.0), 1.0) * (self.window.right - self.window.left)
 
@@ -107,7 +109,7 @@ class Window:
 
 
 def braille(points: Sequence[Point], width: int, height: int, window: Window) -> list[str]:
-    """`height` rows of `width` cells with a line through `points` in order of x; NaN and infinities leave a gap."""
+    """`height` rows of `width` cells with a line through `points`, in order of x; NaN and infinities leave a gap."""
     cells = _cells(Series(points, ""), width, height, window, BRAILLE)
     return ["".join(map(BRAILLE.glyph, row)) for row in cells]
 
@@ -120,7 +122,7 @@ def window_of(
 ) -> Window | None:
     """The range of all finite points and levels, with a small margin; None if there is nothing to show.
 
-    bounds   the possible range of the values: shown instead, without a margin
+    bounds   the possible range of the values, which is then shown without a margin
     """
     finite = [(x, y) for one in series for x, y in one.points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
@@ -128,12 +130,12 @@ def window_of(
     heights = [y for _, y in finite] + [level.value for level in levels]
     heights += [end for one in held_out for end in (one.low, one.high) if math.isfinite(end)]
     bottom, top = min(heights), max(heights)
-    air = 0.05 * (top - bottom) or abs(top) * 0.1 or 1.0
+    margin = 0.05 * (top - bottom) or abs(top) * 0.1 or 1.0
     left, right = min(x for x, _ in finite), max(x for x, _ in finite)
     if bounds is not None:
-        (bottom, top), air = bounds, 0.0
-    below = min(air, bottom) if bottom >= 0 else air  # what is never negative gets no axis that is
-    return Window(left, right if right > left else left + 1, bottom - below, top + air)
+        (bottom, top), margin = bounds, 0.0
+    below = min(margin, bottom) if bottom >= 0 else margin  # the axis is not negative if no value is
+    return Window(left, right if right > left else left + 1, bottom - below, top + margin)
 
 
 def plot_of(
@@ -141,14 +143,14 @@ def plot_of(
     levels: Sequence[Level],
     width: int,
     bounds: tuple[float, float] | None = None,
-    look: Look | None = None,
+    style: ChartStyle | None = None,
 ) -> Plot | None:
-    """Where everything lies in `width` cells; None where there is nothing to show."""
-    look = look or Look()
-    window = window_of(series, levels, bounds, look.held_out)
+    """The layout of the chart in `width` cells; None if there is nothing to show."""
+    style = style or ChartStyle()
+    window = window_of(series, levels, bounds, style.held_out)
     if window is None:
         return None
-    ticks = (_tick(window.top, look.log), _tick(window.bottom, look.log))
+    ticks = (_tick(window.top, style.log), _tick(window.bottom, style.log))
     gutter = max(*map(len, ticks), *(len(level.label) for level in levels), 5) + 1
     return Plot(window, gutter, max(width - gutter - 1, 4))
 
@@ -159,24 +161,24 @@ def chart(
     width: int,
     height: int,
     bounds: tuple[float, float] | None = None,
-    look: Look | None = None,
+    style: ChartStyle | None = None,
 ) -> list[Content]:
-    """A chart with its axes: labels at the left, the range of x below. The last series is drawn on top."""
-    look = look or Look()
-    plot = plot_of(series, levels, width, bounds, look)
+    """A chart with its axes: labels on the left, the range of x below. The last series is drawn on top."""
+    style = style or ChartStyle()
+    plot = plot_of(series, levels, width, bounds, style)
     if plot is None or height < 3:
         return [Content.styled("No points yet.", "$muted")]
     window, gutter, across, down = plot.window, plot.gutter, plot.across, height - 1
-    layers = [(_cells(one, across, down, window, look.raster), one.style) for one in series]
-    over = _overlay(plot, down, look)
+    layers = [(_cells(one, across, down, window, style.raster), one.style) for one in series]
+    over = _overlay(plot, down, style)
     level_rows = {_row_of(level.value, down, window): level for level in levels}
     rows = []
     for y in range(down):
         level = level_rows.get(y)
         ends = {0: window.top, down - 1: window.bottom}
-        label = level.label if level else _tick(ends[y], look.log) if y in ends else ""
+        label = level.label if level else _tick(ends[y], style.log) if y in ends else ""
         axis = Content.styled(f"{label:>{gutter}}", level.style if level else "$chart-axis")
-        line = _row(layers, y, across, level, over.get(y, {}), look.raster)
+        line = _row(layers, y, across, level, over.get(y, {}), style.raster)
         rows.append(axis + Content.styled("┤" if label else "│", "$chart-axis") + line)
     first, last = f"{window.left:,.0f}", f"{window.right:,.0f}"
     under = " " * (gutter + 1) + first + " " * max(across - len(first) - len(last), 1) + last
@@ -184,16 +186,16 @@ def chart(
 
 
 Overlay = dict[int, dict[int, tuple[str, str, bool]]]
-"""By row and column: a character, its style, and whether it lies over the points."""
+"""By row and column: a character, its style, and whether it covers the points."""
 
 
-def _overlay(plot: Plot, down: int, look: Look) -> Overlay:
-    """The cursor's line, under the points, and held-out figures with their intervals, over them."""
+def _overlay(plot: Plot, down: int, style: ChartStyle) -> Overlay:
+    """The cursor's line, below the points, and the held-out figures with their intervals, above them."""
     over: Overlay = {y: {} for y in range(down)}
-    if look.cursor is not None:
+    if style.cursor is not None:
         for y in range(down):
-            over[y][plot.column_of(look.cursor)] = ("│", "$key", False)
-    for one in look.held_out:
+            over[y][plot.column_of(style.cursor)] = ("│", "$key", False)
+    for one in style.held_out:
         rows = [_row_of(value, down, plot.window) for value in (one.high, one.y, one.low)]
         for y in range(rows[0], rows[2] + 1):
             over[y][plot.column_of(one.x)] = ("◆" if y == rows[1] else "┃", one.style, True)
@@ -263,7 +265,7 @@ def _cells(series: Series, width: int, height: int, window: Window, raster: Rast
         row = down * height - 1 - _scaled(y, window.bottom, window.top, down * height - 1)
         for dot_x, dot_y in _between(before or (column, row), (column, row)):
             cells[dot_y // down][dot_x // across] |= bit(dot_y % down, dot_x % across)
-            if series.thick and dot_y and down > 2:  # half blocks are thick as they are
+            if series.thick and dot_y and down > 2:  # half blocks are thick already
                 cells[(dot_y - 1) // down][dot_x // across] |= bit((dot_y - 1) % down, dot_x % across)
         before = (column, row)
     return cells

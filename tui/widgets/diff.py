@@ -1,4 +1,4 @@
-"""Mark the words in which two texts differ. A pure function."""
+"""Mark the words that differ between two texts. A pure function."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from difflib import SequenceMatcher
 from textual.content import Content
 
 WORDS_COMPARED = 3_000
-"""Texts with more words in total are shown without marks: the time to compare grows with the square."""
+"""Longer texts are shown without marks: the time to compare them grows with the square of their length."""
 
 
 def word_diff(before: str, after: str) -> tuple[Content, Content, float | None]:
-    """`before` and `after` with what was removed and added marked, and the share in common (None: not compared).
+    """`before` and `after` with removed and added words marked, and the share in common (None: not compared).
 
-    Give text that is safe to show (`engine.security.sanitize.visible`).
+    Pass only text that is safe to show (`engine.security.sanitize.visible`).
     """
     old, new = _words(before), _words(after)
     if len(old) + len(new) > 2 * WORDS_COMPARED:
@@ -30,7 +30,7 @@ def word_diff(before: str, after: str) -> tuple[Content, Content, float | None]:
 
 
 def _words(text: str) -> list[str]:
-    """Words with the blanks that follow them; newlines are separate."""
+    """Words with the blank that follows them; newlines are separate."""
     return re.findall(r"\n|[^\S\n]+|[^\s]+[^\S\n]?", text)
 
 

@@ -1,4 +1,4 @@
-"""Bars: how much of something is used. Pure functions, and nothing blinks."""
+"""Bars that show how much of something is used. Pure functions; nothing blinks."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ def forecast_mark(share: float) -> Mark:
 
 
 def bar(share: float, width: int, *, style: str = "$gauge-used", marks: Sequence[Mark] = ()) -> Content:
-    """`width` cells, `share` of them filled to an eighth of a cell; marks are visible on filled and empty cells."""
+    """A bar of `width` cells, filled by `share` to an eighth of a cell; marks are visible on filled and empty cells."""
     share = min(max(share if share == share else 0.0, 0.0), 1.0)
     eighths = round(share * width * 8)
-    whole, rest = divmod(eighths, 8)
-    cells = ["█"] * whole + ([EIGHTHS[rest]] if rest else [])
+    full, rest = divmod(eighths, 8)
+    cells = ["█"] * full + ([EIGHTHS[rest]] if rest else [])
     cells += [" "] * (width - len(cells))
     marked = {min(max(round(mark.share * width) - 1, 0), width - 1): mark for mark in marks if mark.share == mark.share}
     pieces: list[tuple[str, str]] = []
     for place, cell in enumerate(cells):
         mark = marked.get(place)
         if mark is None:
-            text, look = cell, f"{style} on $gauge-free" if cell != " " else "on $gauge-free"
+            text, cell_style = cell, f"{style} on $gauge-free" if cell != " " else "on $gauge-free"
         else:
-            text, look = mark.glyph, f"{mark.style} on {style if cell == '█' else '$gauge-free'}"
-        if pieces and pieces[-1][1] == look:
-            pieces[-1] = (pieces[-1][0] + text, look)
+            text, cell_style = mark.glyph, f"{mark.style} on {style if cell == '█' else '$gauge-free'}"
+        if pieces and pieces[-1][1] == cell_style:
+            pieces[-1] = (pieces[-1][0] + text, cell_style)
         else:
-            pieces.append((text, look))
+            pieces.append((text, cell_style))
     return Content.assemble(*pieces)
 
 
 def memory_bar(
     used: float, total: float, width: int, *, peak: float | None = None, forecast: float | None = None
 ) -> Content:
-    """Used of total bytes; red when nearly full, which its length shows, too."""
+    """Used bytes out of a total; red when nearly full, which the bar's length shows, too."""
     share = used / total if total else 0.0
     style = "$gauge-high" if share >= HIGH_SHARE else "$gauge-used"
     marks = []
@@ -66,7 +66,7 @@ def memory_bar(
 
 
 def short_memory(reading: Telemetry, forecast: Forecast | None, width: int) -> Content:
-    """One line: the fullest GPU, if any, and the machine's memory."""
+    """The fullest GPU, if any, and the machine's memory, in one line."""
     host = Content.assemble(
         ("RAM ", "$muted"),
         memory_bar(reading.host_used_bytes, reading.host_total_bytes, width),
@@ -88,15 +88,15 @@ def short_memory(reading: Telemetry, forecast: Forecast | None, width: int) -> C
 
 
 def _used_of(used: float, total: float) -> str:
-    """48/80 GiB; of little memory with a decimal."""
+    """48/80 GiB; with a decimal if the total is small."""
     digits = 0 if total >= 10 * 2**30 else 1
     return f"{used / 2**30:.{digits}f}/{total / 2**30:.{digits}f} GiB"
 
 
 def fullest(gpus: Sequence[GpuReading]) -> GpuReading | None:
     """The fullest GPU; None if none reports its memory."""
-    telling = [gpu for gpu in gpus if gpu.memory_used_bytes is not None and gpu.memory_total_bytes]
-    return max(telling, key=lambda gpu: (gpu.memory_used_bytes or 0) / (gpu.memory_total_bytes or 1), default=None)
+    known = [gpu for gpu in gpus if gpu.memory_used_bytes is not None and gpu.memory_total_bytes]
+    return max(known, key=lambda gpu: (gpu.memory_used_bytes or 0) / (gpu.memory_total_bytes or 1), default=None)
 
 
 def peak_on_gpu(forecast: Forecast | None, index: int) -> float | None:

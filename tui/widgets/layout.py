@@ -15,13 +15,13 @@ class Column:
     """The layout of one column of a table; the last column takes the rest and wraps."""
 
     most: int = 30
-    """Cells at most; longer text is cut with an ellipsis."""
+    """Maximum width in cells; longer text is cut with an ellipsis."""
     right: bool = False
-    """Right-aligned, for numbers."""
+    """Align right, for numbers."""
 
 
-def as_fits(pieces: Iterable[Content], width: int, gap: int = 2) -> Content:
-    """The pieces on one line, the most important first: those that fit as a whole, up to the first that does not."""
+def join_fitting(pieces: Iterable[Content], width: int, gap: int = 2) -> Content:
+    """The pieces on one line, the most important first, up to the first one that does not fit in full."""
     line = EMPTY
     for number, piece in enumerate(pieces):
         longer = line + Content(" " * gap) + piece if number else piece.truncate(width, ellipsis=True)
@@ -31,8 +31,8 @@ def as_fits(pieces: Iterable[Content], width: int, gap: int = 2) -> Content:
     return line
 
 
-def flowing(pieces: Iterable[Content], width: int) -> list[Content]:
-    """The pieces one after the other, on as many lines as they take; each brings its own gap."""
+def flow(pieces: Iterable[Content], width: int) -> list[Content]:
+    """The pieces one after the other, on as many lines as needed; each piece includes its own gap."""
     lines = [EMPTY]
     for piece in pieces:
         if lines[-1] and lines[-1].cell_length + piece.rstrip().cell_length > width:
@@ -41,8 +41,8 @@ def flowing(pieces: Iterable[Content], width: int) -> list[Content]:
     return [line.rstrip().truncate(width, ellipsis=True) for line in lines]
 
 
-def clauses(sentence: str, room: int) -> str:
-    """The sentence, or as many of its clauses as fit; empty if not even the first one does."""
+def leading_clauses(sentence: str, room: int) -> str:
+    """The sentence, or as many of its clauses as fit; empty if even the first one does not."""
     parts = sentence.rstrip(".").split(", ")
     shorter = (", ".join(parts[:count]) + "." for count in range(len(parts), 0, -1))
     return next((one for one in shorter if len(one) <= room), "")
@@ -60,21 +60,21 @@ def fit(content: Content, width: int, *, right: bool = False) -> Content:
 
 
 def shortened(value: Content, room: int) -> Content:
-    """At most `room` cells; of a path the end says most."""
+    """A path in at most `room` cells, cut at the start, because its end is most telling; other text is left alone."""
     if value.cell_length <= room or "/" not in value.plain:
         return value
     return Content("…") + value[-(room - 1) :]
 
 
 def paragraph(content: Content, width: int, indent: int = 0) -> list[Content]:
-    """Wrapped at words; all lines are indented by `indent`."""
+    """The text wrapped at words, with all lines indented by `indent`."""
     room = max(width - indent, 8)
-    wrapped = [piece for whole in content.split("\n", allow_blank=True) for piece in whole.wrap(room) or [EMPTY]]
+    wrapped = [piece for line in content.split("\n", allow_blank=True) for piece in line.wrap(room) or [EMPTY]]
     return [piece.rstrip().pad_left(indent) for piece in wrapped] if indent else [piece.rstrip() for piece in wrapped]
 
 
 def table(rows: Sequence[Sequence[Content]], columns: Sequence[Column], width: int, gap: int = 2) -> list[Content]:
-    """Rows of a table. All columns but the last are as wide as their widest cell; the last one wraps."""
+    """A table. All columns but the last are as wide as their widest cell; the last one wraps."""
     widths = [
         min(column.most, max((row[index].cell_length for row in rows), default=0))
         for index, column in enumerate(columns[:-1])
@@ -92,7 +92,7 @@ def table(rows: Sequence[Sequence[Content]], columns: Sequence[Column], width: i
     return lines
 
 
-def beside(left: Sequence[Content], right: Sequence[Content], left_width: int, gap: int = 3) -> list[Content]:
+def two_columns(left: Sequence[Content], right: Sequence[Content], left_width: int, gap: int = 3) -> list[Content]:
     """Two columns of lines side by side."""
     height = max(len(left), len(right))
     padded_left = [*left, *[EMPTY] * (height - len(left))]
@@ -101,7 +101,7 @@ def beside(left: Sequence[Content], right: Sequence[Content], left_width: int, g
 
 
 SPREAD_GAP = 2
-"""Cells between the two ends of a spread line, at least."""
+"""Minimum cells between the two ends of a spread line."""
 
 
 def spread(left: Content, right: Content, width: int) -> Content:

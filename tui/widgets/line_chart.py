@@ -1,4 +1,4 @@
-"""The chart of `tui.widgets.chart` as a widget with a title, and a cursor that keys and the mouse move."""
+"""The chart of `tui.widgets.chart` as a widget, with a title and a cursor for keys and the mouse."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from textual.message import Message
 from textual.widget import Widget
 
 from tui.keys import bindings
-from tui.widgets.chart import Level, Look, Plot, Series, chart, plot_of
-from tui.widgets.layout import as_fits, fit, stack
+from tui.widgets.chart import ChartStyle, Level, Plot, Series, chart, plot_of
+from tui.widgets.layout import fit, join_fitting, stack
 
 
 class LineChart(Widget, can_focus=True):
@@ -26,14 +26,14 @@ class LineChart(Widget, can_focus=True):
     """
 
     class Pointed(Message):
-        """The mouse is over an x; None: it left."""
+        """The mouse is over an x, or has left the chart (None)."""
 
         def __init__(self, x: float | None) -> None:
             super().__init__()
             self.x = x
 
     class Stepped(Message):
-        """A key moves the cursor by so many points; to an end with a large number."""
+        """A key moves the cursor by some points, or to an end with a large number."""
 
         def __init__(self, by: int) -> None:
             super().__init__()
@@ -46,7 +46,7 @@ class LineChart(Widget, can_focus=True):
         self._series: Sequence[Series] = ()
         self._levels: Sequence[Level] = ()
         self._bounds: tuple[float, float] | None = None
-        self._look = Look()
+        self._chart_style = ChartStyle()
 
     def put(
         self,
@@ -55,29 +55,29 @@ class LineChart(Widget, can_focus=True):
         series: Sequence[Series],
         levels: Sequence[Level] = (),
         bounds: tuple[float, float] | None = None,
-        look: Look | None = None,
+        style: ChartStyle | None = None,
     ) -> None:
-        """Show this. `key` is everything it depends on: the same key again costs nothing.
+        """Show these curves. `key` stands for all inputs: with the same key as before, nothing is done.
 
-        titles   above the points, the most important first, as many as fit
+        titles   the texts above the points, the most important first, as many as fit
         """
         if key != self._key:
             self._key, self._titles, self._series, self._levels, self._bounds = key, titles, series, levels, bounds
-            self._look = look or Look()
+            self._chart_style = style or ChartStyle()
             self.refresh()
 
     def render(self) -> Content:
         width, height = self.content_size
-        title = fit(as_fits(self._titles, width), max(width, 1))
+        title = fit(join_fitting(self._titles, width), max(width, 1))
         if width < 16 or height < 4:
             return title
-        drawn = chart(self._series, self._levels, width, height - 1, self._bounds, self._look)
+        drawn = chart(self._series, self._levels, width, height - 1, self._bounds, self._chart_style)
         return stack([title, *drawn])
 
     @property
     def plot(self) -> Plot | None:
-        """Where the points lie now."""
-        return plot_of(self._series, self._levels, self.content_size.width, self._bounds, self._look)
+        """The current layout of the chart."""
+        return plot_of(self._series, self._levels, self.content_size.width, self._bounds, self._chart_style)
 
     # -- the cursor: the page moves it in all charts at once ----------------------------------------------------------
 
@@ -90,7 +90,7 @@ class LineChart(Widget, can_focus=True):
             self.post_message(self.Pointed(plot.x_at(event.x)))
 
     def on_click(self, event: events.Click) -> None:
-        """A terminal that sends no moves sends clicks."""
+        """Works in terminals that report clicks but no movement."""
         plot = self.plot
         if plot is not None:
             self.post_message(self.Pointed(plot.x_at(event.x)))

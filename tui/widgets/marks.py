@@ -1,4 +1,4 @@
-"""The glyph, word and colour of every status: never colour alone."""
+"""The glyph, word and colour of every status, so that none is shown by colour alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a form of options: under headings, common ones first, found by typing."""
+"""The rows of an options form: under headings, common options first, searchable."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from engine.core.options import Option
 from tui.formatting import one_line, plural
 from tui.keys import bindings
 from tui.widgets.layout import EMPTY, fit, shortened
-from tui.widgets.option_words import choices_of, differs, shown_value
+from tui.widgets.option_help import choices_of, differs, shown_value
 from tui.widgets.row_list import RowList
 from tui.widgets.stage_sections import section
 from tui.widgets.text_view import clickable
 
-FEW = 12
-"""So many options are shown without being asked for."""
+MAX_SHOWN_AT_ONCE = 12
+"""A form with at most so many options shows all of them at once."""
 MIN_VALUE_CELLS = 10
 Row = Option | str
-"""An option, a heading, or nothing (air above a heading)."""
+"""An option, a heading, or an empty text (a blank row above a heading)."""
 
 
 class OptionRows(RowList):
@@ -33,27 +33,27 @@ class OptionRows(RowList):
 
     def __init__(self, options: Sequence[Option], *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.every = tuple(options)
+        self.all_options = tuple(options)
         self.values: dict[str, Any] = {}
-        self.whole = len(options) <= FEW
-        """Whether the less common ones are shown, too."""
-        self.wanted = ""
-        """Words that are looked for."""
+        self.shows_all = len(options) <= MAX_SHOWN_AT_ONCE
+        """Whether the less common options are shown, too."""
+        self.search_words = ""
+        """The words of the current search."""
         self.rows: tuple[Row, ...] = ()
         self._arrange()
 
     @property
-    def shown(self) -> int:
+    def row_count(self) -> int:
         return len(self.rows)
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """Those that are shown."""
+        """The options that are shown."""
         return tuple(row for row in self.rows if isinstance(row, Option))
 
     @property
     def option(self) -> Option | None:
-        """The one under the cursor; None where none is shown."""
+        """The option under the cursor; None if none is shown."""
         row = self.rows[self.cursor] if self.cursor < len(self.rows) else None
         return row if isinstance(row, Option) else None
 
@@ -66,33 +66,33 @@ class OptionRows(RowList):
 
     # -- which are shown ----------------------------------------------------------------------------------------------
 
-    def show_all(self, whole: bool | None = None) -> None:
-        """The less common ones, too, or not."""
-        self.whole = not self.whole if whole is None else whole
+    def toggle_all(self) -> None:
+        """Show the less common options, too, or hide them."""
+        self.shows_all = not self.shows_all
         self.rearrange()
 
     def find(self, words: str) -> None:
-        """Only those whose label, name or sentence has all of the words."""
-        self.wanted = words
+        """Show only the options whose label, name or sentence has all of the words."""
+        self.search_words = words
         self.rearrange()
 
     def go_to(self, name: str) -> None:
         """Put the cursor on an option."""
         if name not in {option.name for option in self.options}:
-            self.wanted = ""
-            self.show_all(whole=True)
+            self.search_words, self.shows_all = "", True
+            self.rearrange()
         self.cursor = next(place for place, row in enumerate(self.rows) if isinstance(row, Option) and row.name == name)
 
     @property
     def hidden(self) -> int:
-        return 0 if self.wanted else len(self.every) - len(self.options)
+        return 0 if self.search_words else len(self.all_options) - len(self.options)
 
     def rearrange(self) -> None:
-        """Choose anew which rows are shown; the cursor stays on its option."""
+        """Choose again which rows to show; the cursor stays on its option."""
         before, rows = self.option, self.rows
         self._arrange()
         if self.rows == rows:
-            self.virtual_size = Size(0, self.shown)
+            self.virtual_size = Size(0, self.row_count)
             self.refresh()
             return
         place = next((place for place, row in enumerate(self.rows) if row is before), None)
@@ -100,23 +100,23 @@ class OptionRows(RowList):
             self.rows_changed(place)
 
     def _arrange(self) -> None:
-        chosen = [option for option in self.every if self._is_shown(option)]
+        chosen = [option for option in self.all_options if self._is_shown(option)]
         rows: list[Row] = []
         topics = dict.fromkeys(option.topic for option in chosen)
-        air = [""] if len(chosen) + 2 * len(topics) <= self.size.height else []
+        blank = [""] if len(chosen) + 2 * len(topics) <= self.size.height else []
         for topic in topics:
             own = [option for option in chosen if option.topic == topic]
-            rows += [*(air if rows else ()), topic, *sorted(own, key=lambda option: not option.common)]
+            rows += [*(blank if rows else ()), topic, *sorted(own, key=lambda option: not option.common)]
         self.rows = tuple(rows)
 
     def _is_shown(self, option: Option) -> bool:
-        if self.wanted:
+        if self.search_words:
             text = f"{option.label} {option.name} {option.name.replace('_', '-')} {option.sentence}".casefold()
-            return all(word in text for word in self.wanted.casefold().split())
-        return self.whole or option.common or differs(option, self.values.get(option.name, option.default))
+            return all(word in text for word in self.search_words.casefold().split())
+        return self.shows_all or option.common or differs(option, self.values.get(option.name, option.default))
 
-    def nothing(self) -> str:
-        return "No option has these words." if self.wanted else "This stage has no options."
+    def empty_text(self) -> str:
+        return "No option matches." if self.search_words else "This stage has no options."
 
     # -- the cursor stands on options, never on a heading --------------------------------------------------------------
 
@@ -125,15 +125,15 @@ class OptionRows(RowList):
         if not self.rows:
             return cursor
         up = cursor < self.cursor
-        there = range(cursor, -1, -1) if up else range(cursor, len(self.rows))
-        back = range(cursor, len(self.rows)) if up else range(cursor, -1, -1)
-        return next((place for place in (*there, *back) if isinstance(self.rows[place], Option)), cursor)
+        onwards = range(cursor, -1, -1) if up else range(cursor, len(self.rows))
+        backwards = range(cursor, len(self.rows)) if up else range(cursor, -1, -1)
+        return next((place for place in (*onwards, *backwards) if isinstance(self.rows[place], Option)), cursor)
 
     def on_resize(self) -> None:
         self.rearrange()
 
     def _show_cursor(self) -> None:
-        """With its heading, if that stands directly above."""
+        """Scroll to the cursor, and to the heading if that is directly above."""
         first = self.cursor
         while first and not isinstance(self.rows[first - 1], Option):
             first -= 1
@@ -152,39 +152,41 @@ class OptionRows(RowList):
         room = min(max(values, MIN_VALUE_CELLS), max(width - labels - names - 5, MIN_VALUE_CELLS))
         return option_row(row, self.values.get(row.name), labels, room, width)
 
-    # -- what the keys ask for ----------------------------------------------------------------------------------------
+    # -- messages and actions of the keys -----------------------------------------------------------------------------
 
-    class Wanted(Message):
-        """A new value, as text or typed; the editor validates it with the configuration class."""
+    class ValueChosen(Message):
+        """The user chose a value, as text or typed; the editor validates it with the configuration class."""
 
         def __init__(self, value: Any) -> None:
             super().__init__()
             self.value = value
 
-    class Searched(Message):
-        """The field for words was asked for."""
+    class SearchRequested(Message):
+        """The user wants to search the options."""
 
     def action_choose(self, by: int) -> None:
         if self.option is None:
             return
         choices, now = choices_of(self.option), self.values.get(self.option.name)
         if choices:
-            self.post_message(self.Wanted(choices[(choices.index(now) + by) % len(choices) if now in choices else 0]))
+            self.post_message(
+                self.ValueChosen(choices[(choices.index(now) + by) % len(choices) if now in choices else 0])
+            )
 
     def action_default(self) -> None:
         if self.option is not None:
             none = None if self.option.is_optional else ""
-            self.post_message(self.Wanted(self.option.default or none))
+            self.post_message(self.ValueChosen(self.option.default or none))
 
     def action_rest(self) -> None:
-        self.show_all()
+        self.toggle_all()
 
     def action_search(self) -> None:
-        self.post_message(self.Searched())
+        self.post_message(self.SearchRequested())
 
 
 def option_row(option: Option, value: object, labels: int, values: int, width: int) -> Content:
-    """Label and value, in so many cells each, and the name dimmed beside them."""
+    """The label and the value, in so many cells each, and the name, dimmed."""
     changed = differs(option, value)
     text = shown_value(option, value)
     shown = one_line(text or "none", "bold $heading" if changed else "$foreground" if text else "$muted")
@@ -197,12 +199,12 @@ def option_row(option: Option, value: object, labels: int, values: int, width: i
     return EMPTY.join(cells).truncate(width, ellipsis=True)
 
 
-def rest_line(hidden: int, whole: bool, width: int) -> Content:
-    """What is not shown, and how to find one."""
+def rest_line(hidden: int, shows_all: bool, width: int) -> Content:
+    """How many options are not shown, and how to show or find them."""
     key = Content.styled(".", "bold $key")
-    more = "shows the common ones alone" if whole else f"shows {plural(hidden, 'more option')}"
-    told = Content.assemble(key, (f" {more}   ", "$muted")) if hidden or whole else EMPTY
+    effect = "shows only the common ones" if shows_all else f"shows {plural(hidden, 'more option')}"
+    more = Content.assemble(key, (f" {effect}   ", "$muted")) if hidden or shows_all else EMPTY
     find = Content.assemble(("/", "bold $key"), (" finds one", "$muted"))
-    return (clickable(told, "screen.press('full_stop')") + clickable(find, "screen.press('slash')")).truncate(
+    return (clickable(more, "screen.press('full_stop')") + clickable(find, "screen.press('slash')")).truncate(
         width, ellipsis=True
     )

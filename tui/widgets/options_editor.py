@@ -1,5 +1,5 @@
-"""The options of one stage as a form: rows under headings, and below them the selected one with its meaning, its allowed values,
-what a change does again, and a field that validates as you type.
+"""The options of one stage as a form: rows under headings and, below them, the selected option with its meaning, its allowed
+values, what a change does again, and a field that validates as you type.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from textual.widgets import Input
 
 from engine.core.config import with_changes
 from engine.core.options import Option
-from tui.widgets.option_rows import FEW, OptionRows, rest_line
-from tui.widgets.option_words import Done, choices_of, given, option_words, value_text
+from tui.widgets.option_help import DoneStages, choices_of, option_help_lines, parse_input, value_text
+from tui.widgets.option_rows import MAX_SHOWN_AT_ONCE, OptionRows, rest_line
 from tui.widgets.row_list import RowList
 from tui.widgets.text_view import TextView
 
@@ -45,28 +45,28 @@ class OptionsEditor(Vertical):
         super().__init__(id=id)
         self._options = tuple(options)
         self._fixed = frozenset(fixed)
-        """Names that are shown but not editable here."""
+        """Names of options that are shown but cannot be edited here."""
         self._config: Stage3Config | None = None
-        self._why_not = ""
-        """Why nothing can be edited."""
-        self._told = ""
-        """Why the typed value is invalid."""
-        self._done: Done = {}
+        self._read_only_reason = ""
+        """Why nothing can be edited; empty if it can."""
+        self._problem = ""
+        """Why the value was not accepted; empty if it was."""
+        self._done: DoneStages = {}
         self._opened: Option | None = None
-        """The one whose value is typed."""
+        """The option whose value is being typed."""
 
     def compose(self) -> ComposeResult:
         yield _field(
-            "option-find", placeholder="words of a label, a name or a sentence; Enter goes to the list, Esc shows all"
+            "option-find", placeholder="search labels, names and descriptions; Enter goes to the list, Esc shows all"
         )
         yield OptionRows(self._options, id="option-rows")
         yield TextView(id="option-rest")
         yield from self.panel()
 
     def panel(self) -> ComposeResult:
-        """What is said of the option under the cursor, and the field for its value."""
+        """The description of the option under the cursor, and the field for its value."""
         with Vertical(id="option-panel"):
-            yield TextView(id="option-words")
+            yield TextView(id="option-help")
             yield _field("option-field")
 
     @property
@@ -77,13 +77,17 @@ class OptionsEditor(Vertical):
     def editing(self) -> bool:
         return self.has_class("-editing")
 
-    def put(self, config: Stage3Config, why_not: str = "", done: Done | None = None) -> None:
+    def put(self, config: Stage3Config, read_only_reason: str = "", done: DoneStages | None = None) -> None:
         """Show `config`.
 
-        why_not   why it cannot be edited now; empty if it can
-        done      the stages that are done: without it, as the last time
+        read_only_reason   why it cannot be edited now; empty if it can
+        done               the stages that are done; by default those of the last call
         """
-        self._config, self._why_not, self._done = config, why_not, self._done if done is None else done
+        self._config, self._read_only_reason, self._done = (
+            config,
+            read_only_reason,
+            self._done if done is None else done,
+        )
         self.rows.put({option.name: getattr(config, option.name) for option in self._options})
         self.show_option()
 
@@ -93,7 +97,7 @@ class OptionsEditor(Vertical):
     def _open(self, event: RowList.Opened) -> None:
         event.stop()
         option = self.rows.option
-        if option is None or self._refuses(option):
+        if option is None or not self._can_edit(option):
             return
         if choices_of(option):
             self.rows.action_choose(1)
@@ -106,17 +110,17 @@ class OptionsEditor(Vertical):
         field.focus()
         self._check(field.value)
 
-    @on(OptionRows.Wanted)
-    def _wanted(self, event: OptionRows.Wanted) -> None:
+    @on(OptionRows.ValueChosen)
+    def _wanted(self, event: OptionRows.ValueChosen) -> None:
         event.stop()
-        if self.rows.option is not None and not self._refuses(self.rows.option):
+        if self.rows.option is not None and self._can_edit(self.rows.option):
             self._keep(event.value)
 
     @on(RowList.Moved)
     def _moved(self, event: RowList.Moved) -> None:
         event.stop()
         if not self.editing or self.rows.option is not self._opened:
-            self.leave()  # a row may come to stand elsewhere while its value is typed
+            self.leave()  # but a row may also move while its value is being typed
 
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
@@ -132,11 +136,11 @@ class OptionsEditor(Vertical):
         option = self.rows.option
         if event.input.id == "option-find":
             self.rows.focus()
-        elif option is not None and self._keep(given(option, event.value)):
+        elif option is not None and self._keep(parse_input(option, event.value)):
             self.leave()
 
-    @on(OptionRows.Searched)
-    def _search(self, event: OptionRows.Searched) -> None:
+    @on(OptionRows.SearchRequested)
+    def _search(self, event: OptionRows.SearchRequested) -> None:
         event.stop()
         self.add_class("-finding")
         self.query_one("#option-find", Input).focus()
@@ -148,7 +152,7 @@ class OptionsEditor(Vertical):
 
     def leave(self, *, refocus: bool = True) -> bool:
         """Stop editing and discard the input. False if nothing was being edited."""
-        was_editing, self._told = self.editing, ""
+        was_editing, self._problem = self.editing, ""
         self.remove_class("-editing")
         if was_editing and refocus:
             self.rows.focus()
@@ -156,7 +160,7 @@ class OptionsEditor(Vertical):
         return was_editing
 
     def step_back(self) -> bool:
-        """Esc: out of the value's field, then out of the search. False if there is nothing to leave."""
+        """Esc: leave the value's field, then the search. False if there is nothing to leave."""
         if self.leave():
             return True
         if not self.has_class("-finding"):
@@ -167,61 +171,65 @@ class OptionsEditor(Vertical):
         self.rows.focus()
         return True
 
-    def _refuses(self, option: Option) -> bool:
-        self._told = self._why_not or ("Set it on the command line." if option.name in self._fixed else "")
+    def _can_edit(self, option: Option) -> bool:
+        """Whether the option can be edited; if not, the reason is shown."""
+        fixed = "Set this option on the command line." if option.name in self._fixed else ""
+        self._problem = self._read_only_reason or fixed
         self.show_option()
-        return bool(self._told)
+        return not self._problem
 
     def _check(self, text: str) -> None:
         option = self.rows.option
         assert self._config is not None and option is not None
-        _, refused = with_changes(self._config, {option.name: given(option, text)})
-        self._told = refused.get(option.name, "")
+        _, problems = with_changes(self._config, {option.name: parse_input(option, text)})
+        self._problem = problems.get(option.name, "")
         self.show_option()
 
     def _keep(self, value: Any) -> bool:
         option = self.rows.option
         assert self._config is not None and option is not None
-        config, refused = with_changes(self._config, {option.name: value})
-        self._told = refused.get(option.name, "")
+        config, problems = with_changes(self._config, {option.name: value})
+        self._problem = problems.get(option.name, "")
         if config is not None:
-            self.put(config, self._why_not)
+            self.put(config, self._read_only_reason)
             self.post_message(self.Changed(config))
         else:
             self.show_option()
         return config is not None
 
     def advice(self) -> str:
-        """What a person should do about the line under the cursor; empty if nothing."""
+        """What the user should do about the row under the cursor; empty if nothing."""
         return ""
 
     # -- the option under the cursor ----------------------------------------------------------------------------------
 
     def show_option(self) -> None:
-        """What is said of the option under the cursor."""
+        """Show the description of the option under the cursor."""
         option, compact = self.rows.option, self.screen.has_class("-short")
-        words = self.query_one("#option-words", TextView)
+        description = self.query_one("#option-help", TextView)
         self._draw_rest()
         if option is None:
-            words.put(None, None)
+            description.put(None, None)
             return
-        told, editing = self._told or ("" if self.editing else self.advice()), self.editing
-        fixed, done = option.name in self._fixed or bool(self._why_not), self._done
-        words.put(
-            (option.name, told, editing, fixed, tuple(done.items()), compact),
-            lambda width: option_words(option, told, editing, fixed, width, done, compact=compact),
+        problem, editing = self._problem or ("" if self.editing else self.advice()), self.editing
+        fixed, done = option.name in self._fixed or bool(self._read_only_reason), self._done
+        description.put(
+            (option.name, problem, editing, fixed, tuple(done.items()), compact),
+            lambda width: option_help_lines(option, problem, editing, fixed, width, done, compact=compact),
         )
 
     def _draw_rest(self) -> None:
-        """How many options are not shown."""
+        """Show how many options are hidden."""
         found = self.query("#option-rest")
         if found:
-            hidden, few, whole = self.rows.hidden, len(self._options) <= FEW, self.rows.whole
-            found.first(TextView).put((hidden, few, whole), lambda width: [rest_line(hidden, whole and not few, width)])
+            hidden, few, shows_all = self.rows.hidden, len(self._options) <= MAX_SHOWN_AT_ONCE, self.rows.shows_all
+            found.first(TextView).put(
+                (hidden, few, shows_all), lambda width: [rest_line(hidden, shows_all and not few, width)]
+            )
 
 
 def _field(id: str, placeholder: str = "") -> Input:  # noqa: A002
-    # Compact: else a focused field draws a border over its only row.
+    # Compact, because otherwise a focused field draws a border over its only row.
     field = Input(id=id, placeholder=placeholder, select_on_focus=id == "option-field", compact=True)
     field.cursor_blink = False
     return field

@@ -1,4 +1,4 @@
-"""The ten stages and the run as a whole: on the left; in a narrow terminal the stages alone, on one line."""
+"""The list of stages with a summary of the run, on the left; in a narrow terminal only the stages, on one line."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tui.formatting import approx_duration, duration, memory, plural, rate
 from tui.widgets.gauge import bar
 from tui.widgets.layout import EMPTY, fit, spread, stack
 from tui.widgets.marks import STAGE_MARKS, UNKNOWN
-from tui.widgets.progress_of import seconds_so_far, seconds_to_go, share_done
+from tui.widgets.run_progress import percent_done, seconds_elapsed, seconds_remaining
 from tui.widgets.stage_sections import section, times
 
-LOUD = ("failed", "refused", "stopped", "skipped")
-"""What a stage came to, where that says more than its time."""
+SHOWN_AS_WORD = ("failed", "refused", "stopped", "skipped")
+"""The outcomes that are shown instead of the stage's time."""
 INDENT = 5
 
 
 class Rail(Widget):
-    """Shows the state of each stage and the selected one; a click selects another."""
+    """Shows the state of each stage, and which one is selected; a click selects another."""
 
     class Chosen(Message):
         def __init__(self, stage: str) -> None:
@@ -48,7 +48,7 @@ class Rail(Widget):
 
     @property
     def is_flat(self) -> bool:
-        """On one line."""
+        """Whether the stages are on one line."""
         return self.content_size.height < len(STAGES)
 
     def render(self) -> Content:
@@ -56,7 +56,7 @@ class Rail(Widget):
         if self.is_flat:
             return fit(flat_rail(self._state, self._selected, width), width)
         lines = [line for _, line in tall_rail(self._state, self._selected, self._now, width)]
-        return stack([*lines, *whole_run(self._state, self._now, width, height - len(lines))])
+        return stack([*lines, *run_summary(self._state, self._now, width, height - len(lines))])
 
     def on_click(self, event: events.Click) -> None:
         place = event.get_content_offset(self)
@@ -72,7 +72,7 @@ class Rail(Widget):
 
 
 def tall_rail(state: RunState, selected: str, now: float, width: int) -> list[tuple[str, Content]]:
-    """(stage, line): one line a stage (state, name, time), and a second one for the stage that runs (bar, rate, time left)."""
+    """(stage, line): one line per stage (state, name, time), and a second one for the running stage (bar, rate, time left)."""
     lines = []
     for number, spec in enumerate(STAGE_TABLE, start=1):
         stage, chosen = state.stages[spec.name], spec.name == selected
@@ -87,7 +87,7 @@ def tall_rail(state: RunState, selected: str, now: float, width: int) -> list[tu
                 "bold $heading" if chosen else "$foreground" if stage.status != "waiting" else "$stage-waiting",
             ),
         )
-        style = mark.style if stage.status in LOUD else "$muted"
+        style = mark.style if stage.status in SHOWN_AS_WORD else "$muted"
         own = [spread(label, Content.styled(f"{_right(state, stage, now)} ", style), width)]
         if stage.status == "running" and stage.progress is not None:
             own.append(edge + _bar_line(stage.progress, width - 2))
@@ -96,9 +96,9 @@ def tall_rail(state: RunState, selected: str, now: float, width: int) -> list[tu
 
 
 def _right(state: RunState, stage: StageState, now: float) -> str:
-    """Its time; a word, where there is none or something went wrong."""
+    """The right end of a stage's line: its time, or a word if there is none or something went wrong."""
     mark = STAGE_MARKS.get(stage.status, UNKNOWN)
-    if stage.status in LOUD:
+    if stage.status in SHOWN_AS_WORD:
         return mark.word
     if stage.reused and stage.elapsed(now) is None:
         return "earlier"
@@ -109,18 +109,18 @@ def _bar_line(progress: Progress, width: int) -> Content:
     """Bar, rate and time left, in `width` cells."""
     share = progress.done / progress.total if progress.total else 0.0
     left = approx_duration(progress.seconds_left) if progress.done < (progress.total or 0) else ""
-    told = [rate(progress.rate, ""), f"{left} left" if left else ""]
-    words = " ".join(word.replace(" /", "/") for word in told if word) or f"{100 * share:.0f} %"
-    room = width - INDENT - len(words) - 2
+    parts = [rate(progress.rate, ""), f"{left} left" if left else ""]
+    text = " ".join(part.replace(" /", "/") for part in parts if part) or f"{100 * share:.0f} %"
+    room = width - INDENT - len(text) - 2
     return (
-        Content(" " * INDENT) + bar(share, max(room, 4), style="$stage-running") + Content.styled(f" {words}", "$muted")
+        Content(" " * INDENT) + bar(share, max(room, 4), style="$stage-running") + Content.styled(f" {text}", "$muted")
     )
 
 
 def run_rows(state: RunState, now: float) -> tuple[tuple[str, str], ...]:
-    """The run as a whole: (name, figure); what is not known is left out."""
-    elapsed = seconds_so_far(state, now)
-    left = seconds_to_go(state, now)
+    """The known figures of the run: (name, figure)."""
+    elapsed = seconds_elapsed(state, now)
+    left = seconds_remaining(state, now)
     tried = state.pairs_made + sum(state.pair_failures.values())
     rows = [
         ("elapsed", duration(elapsed) if state.run is not None else ""),
@@ -129,43 +129,43 @@ def run_rows(state: RunState, now: float) -> tuple[tuple[str, str], ...]:
         _peak(state),
         ("usable", f"{state.pairs_made:,} of {plural(tried, 'pair')}" if tried else ""),
     ]
-    return tuple((name, told) for name, told in rows if told)
+    return tuple((name, figure) for name, figure in rows if figure)
 
 
-def whole_run(state: RunState, now: float, width: int, room: int) -> list[Content]:
-    """Under the stages, in `room` lines or fewer."""
+def run_summary(state: RunState, now: float, width: int, room: int) -> list[Content]:
+    """The figures of the run below the stages, in at most `room` lines."""
     rows = run_rows(state, now)[: max(room - 2, 0)]
     if not rows:
         return []
     shown = [
-        spread(Content.styled(f"    {name}", "$muted"), Content.styled(f"{told} ", "$foreground"), width)
-        for name, told in rows
+        spread(Content.styled(f"    {name}", "$muted"), Content.styled(f"{figure} ", "$foreground"), width)
+        for name, figure in rows
     ]
     return [EMPTY, Content.assemble("  ", section("The run", "", width - 3)), *shown]
 
 
 def clock(when: float, now: float) -> str:
-    """14:32; with the day, if that is another one."""
+    """14:32, or Tue 14:32 if it is another day."""
     then, today = time.localtime(when), time.localtime(now)
     return time.strftime("%H:%M" if then[:3] == today[:3] else "%a %H:%M", then)
 
 
 def _peak(state: RunState) -> tuple[str, str]:
-    """Of the fullest GPU; without one, of the process."""
+    """The peak memory of the fullest GPU or, without one, of the process."""
     if state.peak_gpu_bytes and max(state.peak_gpu_bytes.values()):
         return "peak VRAM", memory(max(state.peak_gpu_bytes.values()))
     return "peak memory", memory(state.peak_rss_bytes) if state.peak_rss_bytes else ""
 
 
 def _texts(state: RunState, stage: StageState, now: float) -> tuple[object, ...]:
-    """All that the lines of a stage depend on."""
+    """Everything that the lines of a stage depend on."""
     progress = stage.progress if stage.status == "running" else None
-    shown = None if progress is None else (share_done(stage), approx_duration(progress.seconds_left), progress.rate)
+    shown = None if progress is None else (percent_done(stage), approx_duration(progress.seconds_left), progress.rate)
     return stage.status, stage.reused, _right(state, stage, now), shown
 
 
 def _times(state: RunState, stage: StageState, now: float) -> str:
-    """How long a stage has taken; of what is still to be done, how long it will take, where that is known."""
+    """The time that a stage has taken and, if it is not finished, the expected time, if known."""
     expected = state.expected_seconds(stage.name, now) if stage.status in ("running", "waiting") else None
     return times(stage.elapsed(now), expected)
 
@@ -176,7 +176,7 @@ def flat_rail(state: RunState, selected: str, width: int) -> Content:
 
 
 def flat_number_at(state: RunState, selected: str, width: int, x: int) -> int | None:
-    """Which stage is at column `x` of the flat rail."""
+    """The number of the stage at column `x` of the flat rail, from 0."""
     end = 0
     for number, piece in enumerate(_flat_pieces(state, selected, width)):
         end += piece.cell_length
@@ -196,7 +196,7 @@ def _flat_pieces(state: RunState, selected: str, width: int) -> list[Content]:
             (f" {number % 10}", "bold $heading" if chosen else "$muted"), (mark.glyph, f"bold {mark.style}")
         )
         if chosen:
-            share = share_done(stage) if stage.status == "running" else mark.word
+            share = percent_done(stage) if stage.status == "running" else mark.word
             text = text + Content.styled(f" {title} {share} ", "bold $heading")
             text = text.stylize_before("on $rail-selected")
         else:

@@ -1,4 +1,4 @@
-"""A list for any number of rows: only visible ones are drawn (`render_line`; DataTable would lay out all)."""
+"""A list for any number of rows: only the visible ones are drawn (`render_line`; DataTable would lay out all)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.widgets.layout import fit
 
 
 class RowList(ScrollView, can_focus=True):
-    """Rows with a cursor. A subclass gives their number and draws one."""
+    """Rows with a cursor. A subclass returns their number and draws each one."""
 
     BINDINGS = bindings("list")
     PLACE = "list"
@@ -36,8 +36,8 @@ class RowList(ScrollView, can_focus=True):
     cursor: reactive[int] = reactive(0, repaint=False)
     """An index into the rows."""
 
-    class About(Message):
-        """Base of the list's messages."""
+    class RowMessage(Message):
+        """Base class of the list's messages."""
 
         def __init__(self, rows: RowList) -> None:
             super().__init__()
@@ -47,16 +47,16 @@ class RowList(ScrollView, can_focus=True):
         def control(self) -> RowList:
             return self.rows
 
-    class Moved(About):
+    class Moved(RowMessage):
         """The cursor moved, or the row under it changed."""
 
-    class Opened(About):
-        """Enter was pressed on a row, or it was clicked twice."""
+    class Opened(RowMessage):
+        """Enter was pressed on a row, or the row was double-clicked."""
 
-    # -- what a subclass says -----------------------------------------------------------------------------------------
+    # -- for subclasses -----------------------------------------------------------------------------------------------
 
     @property
-    def shown(self) -> int:
+    def row_count(self) -> int:
         """The number of rows."""
         raise NotImplementedError
 
@@ -64,22 +64,22 @@ class RowList(ScrollView, can_focus=True):
         """One row, in at most `width` cells."""
         raise NotImplementedError
 
-    def nothing(self) -> str:
-        """The text of an empty list."""
+    def empty_text(self) -> str:
+        """The text to show if the list is empty."""
         return "Nothing here."
 
     # -- the cursor ---------------------------------------------------------------------------------------------------
 
     def rows_changed(self, cursor: int | None = None) -> None:
         """Call after rows were added, removed or replaced."""
-        self.virtual_size = Size(0, self.shown)
+        self.virtual_size = Size(0, self.row_count)
         self.cursor = self.cursor if cursor is None else cursor
         self._show_cursor()
         self.post_message(self.Moved(self))
         self.refresh()
 
     def validate_cursor(self, cursor: int) -> int:
-        return min(max(cursor, 0), max(self.shown - 1, 0))
+        return min(max(cursor, 0), max(self.row_count - 1, 0))
 
     def watch_cursor(self) -> None:
         self._show_cursor()
@@ -88,16 +88,23 @@ class RowList(ScrollView, can_focus=True):
 
     def action_cursor(self, by: str) -> None:
         page = max(self.scrollable_content_region.height - 1, 1)
-        moves = {"down": 1, "up": -1, "page_down": page, "page_up": -page, "home": -self.shown, "end": self.shown}
+        moves = {
+            "down": 1,
+            "up": -1,
+            "page_down": page,
+            "page_up": -page,
+            "home": -self.row_count,
+            "end": self.row_count,
+        }
         self.cursor += moves[by]
 
     def action_open(self) -> None:
-        if self.shown:
+        if self.row_count:
             self.post_message(self.Opened(self))
 
     def on_click(self, event: events.Click) -> None:
         place = event.get_content_offset(self)
-        if place is not None and place.y + self.scroll_offset.y < self.shown:
+        if place is not None and place.y + self.scroll_offset.y < self.row_count:
             self.cursor = place.y + self.scroll_offset.y
             if event.chain == 2:
                 self.action_open()
@@ -120,11 +127,11 @@ class RowList(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         index = y + self.scroll_offset.y
         width = self.scrollable_content_region.width
-        if index < self.shown:
+        if index < self.row_count:
             line = fit(self.row_content(index, width), width)
             if index == self.cursor:
                 line = line.stylize_before("on $pair-cursor" if self.has_focus else "on $rail-selected")
         else:
-            line = fit(Content.styled(self.nothing() if y == 0 and not self.shown else "", "$muted"), width)
+            line = fit(Content.styled(self.empty_text() if y == 0 and not self.row_count else "", "$muted"), width)
         style = self.visual_style
         return Strip(line.render_segments(Style(background=style.background, foreground=style.foreground)), width)

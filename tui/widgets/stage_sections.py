@@ -1,4 +1,4 @@
-"""The parts that every stage's screen is made of. Pure functions from the state to lines of a known width."""
+"""The building blocks of every stage's screen. Pure functions from the state to lines of a known width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.run.state import StageState
 from tui.formatting import approx_duration, duration, one_line, plural, rate, safe_text
 from tui.keys import KEYS
 from tui.widgets.gauge import bar
-from tui.widgets.layout import EMPTY, Column, clauses, fit, paragraph, spread, table
+from tui.widgets.layout import EMPTY, Column, fit, leading_clauses, paragraph, spread, table
 from tui.widgets.marks import CHECK_MARKS, STAGE_MARKS, UNKNOWN
 from tui.widgets.text_view import clickable
 
@@ -27,16 +27,16 @@ def heading(
     *,
     compact: bool = False,
 ) -> list[Content]:
-    """The stage's name, status and time, what it does, and its views; on few lines if `compact`."""
+    """The stage's name, status and time, its description, and its views; on few lines if `compact`."""
     name = STAGE[stage.name]
     mark = STAGE_MARKS.get(stage.status, UNKNOWN)
     left = Content.assemble((f"{STAGES.index(stage.name) + 1}  ", "$muted"), (name.title, "bold $heading"))
-    told = f"{mark.glyph} {mark.word}" + (" earlier" if stage.reused else "")
+    status = f"{mark.glyph} {mark.word}" + (" earlier" if stage.reused else "")
     right = Content.assemble(
-        (told, f"bold {mark.style}"), (f"  {times(stage.elapsed(now), expected)}".rstrip(), "$muted")
+        (status, f"bold {mark.style}"), (f"  {times(stage.elapsed(now), expected)}".rstrip(), "$muted")
     )
     if compact:
-        sentence = clauses(name.sentence, width - left.cell_length - right.cell_length - 5)
+        sentence = leading_clauses(name.sentence, width - left.cell_length - right.cell_length - 5)
         lines = [spread(Content.assemble(left, "   ", (sentence, "$muted")), right, width)]
     else:
         lines = [spread(left, right, width), *paragraph(Content.styled(name.sentence, "$muted"), width)]
@@ -60,13 +60,13 @@ def tabs(pages: Sequence[str], page: str) -> Content:
 
 def times(elapsed: float | None, expected: float | None) -> str:
     """Elapsed and expected time: `12m 03s of ~48m`."""
-    took, whole = duration(elapsed), approx_duration(expected)
-    if not whole:
-        return took
-    return f"{took} of ~{whole}" if took else f"~{whole}"
+    so_far, total = duration(elapsed), approx_duration(expected)
+    if not total:
+        return so_far
+    return f"{so_far} of ~{total}" if so_far else f"~{total}"
 
 
-OFFERS: dict[str, tuple[str, ...]] = {
+ACTIONS: dict[str, tuple[str, ...]] = {
     "waiting": ("run_stage", "run_all", "options"),
     "done": ("redo", "run_all"),
     "skipped": ("redo", "run_all"),
@@ -74,15 +74,15 @@ OFFERS: dict[str, tuple[str, ...]] = {
     "refused": ("run_stage", "options", "browse"),
     "stopped": ("run_stage", "run_all"),
 }
-"""Possible actions for a stage that is not running, by status: actions of `tui.keys`."""
+"""The actions of `tui.keys` to offer for a stage that is not running, by its status."""
 
 
-def offered(status: str) -> tuple[str, ...]:
-    return OFFERS.get(status, ())
+def actions_for(status: str) -> tuple[str, ...]:
+    return ACTIONS.get(status, ())
 
 
-def offers(actions: Sequence[str], width: int) -> list[Content]:
-    """The actions as words that can be clicked, each with its key."""
+def action_hints(actions: Sequence[str], width: int) -> list[Content]:
+    """The actions as clickable words, each with its key."""
     by_action = {key.action: key for key in KEYS}
     pieces = [
         clickable(
@@ -116,17 +116,17 @@ def progress_line(progress: Progress, width: int) -> list[Content]:
     count = f"{progress.done:,} / {progress.total:,} {unit}" if progress.total else f"{progress.done:,} {unit}"
     left = duration(progress.seconds_left)
     notes = [rate(progress.rate, unit), f"{left} left" if left and progress.done < progress.total else ""]
-    told = Content.assemble(
+    figures = Content.assemble(
         (f" {100 * share:3.0f} %", "bold"),
         (f"  {count}", "$foreground"),
         *((f"  {note}", "$muted") for note in notes if note),
     )
     lines = (
-        [bar(share, max(width - told.cell_length, 10)) + told]
-        if width - told.cell_length >= 20
+        [bar(share, max(width - figures.cell_length, 10)) + figures]
+        if width - figures.cell_length >= 20
         else [
             bar(share, width),
-            fit(told[1:], width),
+            fit(figures[1:], width),
         ]
     )
     if progress.note:
@@ -135,7 +135,7 @@ def progress_line(progress: Progress, width: int) -> list[Content]:
 
 
 def checks_table(checks: Iterable[Check], width: int) -> list[Content]:
-    """A line per check: its status, its name, its finding."""
+    """A line per check: its status, name and detail."""
     rows = []
     for check in checks:
         mark = CHECK_MARKS.get(check.status, UNKNOWN)
@@ -151,15 +151,15 @@ def checks_table(checks: Iterable[Check], width: int) -> list[Content]:
 
 
 def checks_count(checks: Sequence[Check]) -> str:
-    """Checks by status: `12 ok · 1 warning`."""
+    """The number of checks by status: `12 ok · 1 warning`."""
     counts = {status: sum(check.status == status for check in checks) for status in CHECK_MARKS}
     return " · ".join(f"{count} {CHECK_MARKS[status].word}" for status, count in counts.items() if count)
 
 
 def section(title: str | Content, note: str, width: int) -> Content:
-    """A muted heading."""
-    named = Content.styled(title, "bold $heading") if isinstance(title, str) else title
-    head = Content.assemble(named, (f"  {note}" if note else "", "$muted"), " ")
+    """A heading with a muted note, and a rule to the right edge."""
+    styled = Content.styled(title, "bold $heading") if isinstance(title, str) else title
+    head = Content.assemble(styled, (f"  {note}" if note else "", "$muted"), " ")
     head = head.truncate(width, ellipsis=True)
     return head + Content.styled("─" * max(width - head.cell_length, 0), "$rule")
 
@@ -196,8 +196,8 @@ def card(title: str, rows: Sequence[tuple[str, Content]], width: int) -> list[Co
     ]
     for label, value in rows:
         for number, piece in enumerate(paragraph(value, room)):
-            named = f"{label if number == 0 else '':<{labels}}  "
+            left = f"{label if number == 0 else '':<{labels}}  "
             lines.append(
-                Content.assemble(("│ ", "$rule"), (named, "$muted"), fit(piece, room), (" │", "$rule")).truncate(width)
+                Content.assemble(("│ ", "$rule"), (left, "$muted"), fit(piece, room), (" │", "$rule")).truncate(width)
             )
     return [*lines, Content.styled(f"╰{'─' * (inside + 2)}╯", "$rule")]

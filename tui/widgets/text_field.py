@@ -1,4 +1,4 @@
-"""Edit one text in place."""
+"""An editor for one text."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tui.widgets.text_view import TextView, clickable
 
 
 class TextField(Vertical):
-    """A revision, draft or note being edited. Control characters are shown as visible text, to protect the terminal; they
-    stay unchanged unless the text is edited.
+    """Edits a revision, draft or note. Control characters are shown escaped, to protect the terminal; they stay unchanged
+    unless the text is edited.
     """
 
     BINDINGS = bindings("text")
@@ -26,16 +26,16 @@ class TextField(Vertical):
     TextField TextArea { height: 1fr; border: none; padding: 0 1; background: $panel; color: $foreground; }
     """
 
-    class Kept(Message):
+    class Saved(Message):
         def __init__(self, index: int, field: str, text: str) -> None:
             super().__init__()
             self.index, self.field, self.text = index, field, text
 
-    class Left(Message):
-        """Discard the changes."""
+    class Discarded(Message):
+        """The user discarded the changes."""
 
-    class Other(Message):
-        """Switch between draft and revision."""
+    class SwitchRequested(Message):
+        """The user wants to switch between draft and revision."""
 
         def __init__(self, index: int, field: str) -> None:
             super().__init__()
@@ -55,34 +55,34 @@ class TextField(Vertical):
         """Show a text to edit; `index` and `field` come back with the saved text."""
         self._index, self._field, self._has_other = index, field, has_other
         self._shown = visible(text)
-        spelt_out = self._shown != text
+        escaped = self._shown != text
         self.display = True
         self.query_one("#text-title", TextView).put(
-            (title, spelt_out, has_other), lambda width: [title_line(title, spelt_out, has_other, width)]
+            (title, escaped, has_other), lambda width: [title_line(title, escaped, has_other, width)]
         )
         area = self.query_one(TextArea)
         area.load_text(self._shown)
         area.move_cursor(area.document.end)
         area.focus()
 
-    def action_keep(self) -> None:
+    def action_save(self) -> None:
         text = self.query_one(TextArea).text
-        self.post_message(self.Left() if text == self._shown else self.Kept(self._index, self._field, text))
+        self.post_message(self.Discarded() if text == self._shown else self.Saved(self._index, self._field, text))
 
-    def action_leave(self) -> None:
-        self.post_message(self.Left())
+    def action_discard(self) -> None:
+        self.post_message(self.Discarded())
 
-    def action_other(self) -> None:
+    def action_switch(self) -> None:
         if self._has_other:
-            self.post_message(self.Other(self._index, self._field))
+            self.post_message(self.SwitchRequested(self._index, self._field))
 
 
-def title_line(title: str, spelt_out: bool, has_other: bool, width: int) -> Content:
+def title_line(title: str, escaped: bool, has_other: bool, width: int) -> Content:
     other = (("Ctrl+T", "bold $key"), (" draft/revision   ", "$muted")) if has_other else ()
     return Content.assemble(
         (f"{title}   ", "bold $heading"),
         clickable(Content.assemble(("Ctrl+S", "bold $key"), (" saves   ", "$muted")), "screen.press('ctrl+s')"),
         *other,
         clickable(Content.assemble(("Esc", "bold $key"), (" discards   ", "$muted")), "screen.press('escape')"),
-        ("control characters are shown spelt out" if spelt_out else "", "$check-warning"),
+        ("control characters are shown escaped" if escaped else "", "$check-warning"),
     ).truncate(width, ellipsis=True)

@@ -15,7 +15,7 @@ Draw = Callable[[int], Sequence[Content]]
 
 
 class TextView(Widget):
-    """Shows the lines of `draw(width)`; redraws if their inputs or the width change."""
+    """Shows the lines of `draw(width)`, and redraws if their inputs or the width change."""
 
     DEFAULT_CSS = """
     TextView { height: auto; width: 1fr; text-wrap: nowrap; text-overflow: clip; }
@@ -24,22 +24,22 @@ class TextView(Widget):
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
-        self.auto_links = False  # what can be clicked looks as its colours say, and is not underlined
+        self.auto_links = False  # clickable words have colours of their own and are not underlined
         self._draw: Draw = lambda width: ()
         self._key: object = object()
         self._drawn: tuple[int, Content, int] | None = None
         self.add_class("-empty")
 
     def put(self, key: Hashable, draw: Draw | None) -> None:
-        """Show `draw(width)`. `key` is everything it depends on: the same key again costs nothing. None shows nothing."""
+        """Show `draw(width)`; None shows nothing. `key` stands for all inputs: with the same key as before, nothing is done."""
         if key == self._key:
             return
-        before = self._height_now()
+        old_height = self._height_now()
         self._key = key
         self._draw = draw or (lambda width: ())
         self._drawn = None
         self.set_class(draw is None, "-empty")
-        self.refresh(layout=self._height_now() != before)
+        self.refresh(layout=self._height_now() != old_height)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return self._lines(width)[1]
@@ -59,5 +59,5 @@ class TextView(Widget):
 
 
 def clickable(content: Content, action: str) -> Content:
-    """Our own text with a click action. Never pass untrusted text: it must not be parsed for actions."""
+    """A text of ours with a click action. Never pass untrusted text: it must not be parsed for actions."""
     return content.stylize(Style.from_meta({"@click": action}))

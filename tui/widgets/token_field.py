@@ -1,4 +1,4 @@
-"""A field for a token that shows nothing about it: no character, no length, no copy, no message with the value."""
+"""A field for a token that reveals nothing about it: no character, no length, no copy, no message with the value."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from textual.widget import Widget
 from engine.security.secrets import Secret
 
 FILLED = "••••••••"
-"""The same for any length."""
+"""Shown for a token of any length."""
 
 
 class TokenField(Widget, can_focus=True):
-    """Typed or pasted; the characters are only in this object, and handed over once, as a Secret."""
+    """Takes a typed or pasted token. The characters exist only in this object, and are handed over once, as a Secret."""
 
     DEFAULT_CSS = "TokenField { height: 1; width: 1fr; text-wrap: nowrap; }"
 
@@ -55,7 +55,7 @@ class TokenField(Widget, can_focus=True):
         if event.key == "enter":
             self._submit()
         elif event.key in ("ctrl+c", "ctrl+x"):
-            self.app.bell()  # it is never copied
+            self.app.bell()  # a token is never copied
         elif event.key in ("backspace", "ctrl+h"):
             del self.__characters[-1:]
         elif event.key in ("ctrl+u", "ctrl+w", "delete"):
@@ -86,5 +86,5 @@ class TokenField(Widget, can_focus=True):
         if self.__characters:
             token = Secret("".join(self.__characters))
             self.clear()
-            self.screen.set_focus(None)  # at once: the next key is a key again
+            self.screen.set_focus(None)  # at once, so that the next key acts on the screen again
             self.post_message(self.Submitted(token))

@@ -1,4 +1,4 @@
-"""The wizard: one application over one run. It polls a snapshot and draws; the engine never waits for it."""
+"""The wizard: one application for one run. It polls a snapshot and draws it; the engine never waits for the screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.core.layout import RUN_LOG
 from engine.core.stage_table import STAGE, STAGES
 from engine.run.state import RunState
 from engine.security.sanitize import visible_line
-from themes.chosen import keep
+from themes.saved import save_theme
 from tui.keys import Key, bindings
 from tui.runs.run_source import RunDriver, RunSource, WizardEnd
 from tui.screens.main import MainScreen
@@ -30,7 +30,7 @@ from tui.terminal import sequences
 from tui.terminal.driver import WizardDriver
 from tui.wizard.notifications import Notifications
 from tui.wizard.palette import commands
-from tui.wizard.shutdown import ASKED_HERE, Shutdown
+from tui.wizard.shutdown import REQUESTED_HERE, Shutdown
 from tui.wizard.suspend import Suspend
 from tui.wizard.themed_app import ThemedApp
 
@@ -41,37 +41,37 @@ if TYPE_CHECKING:
     from engine.security.secrets import Secret
     from tui.app_protocol import WizardApp
 
-MAKING = STAGES[STAGES.index("adapter") :]
-"""The stages that produce something; those before only check this machine."""
+PRODUCING_STAGES = STAGES[STAGES.index("adapter") :]
+"""The stages that produce something; the earlier ones only check this machine."""
 POLL_SECONDS = 0.15
-ROOM_FOR_NOTICES = 30
-"""With fewer lines, only the newest notice is shown."""
+MIN_ROWS_FOR_NOTICES = 30
+"""With fewer rows, only the newest notice is shown."""
 SCREENS = Path(__file__).parents[1] / "screens"
 
 log = logging.getLogger(__name__)
 
 
 def run_wizard(source: RunSource) -> tuple[WizardEnd, int]:
-    """Show `source` on this terminal until the person or the terminal ends it; returns how it ended, and the exit code.
+    """Show `source` on this terminal until the user or the terminal ends it; returns how it ended, and the exit code.
     The run may continue: see WizardEnd.
     """
-    return draw_until_the_end(Wizard(source))
+    return run_until_exit(Wizard(source))
 
 
-def draw_until_the_end(wizard: Wizard) -> tuple[WizardEnd, int]:
-    """`run_wizard` for an application that is made already."""
+def run_until_exit(wizard: Wizard) -> tuple[WizardEnd, int]:
+    """`run_wizard` for an existing application."""
     source = wizard.source
     source.open()
     try:
         wizard.run(mouse=source.config.mouse)
     except Exception:
-        log.exception("the screen could not be drawn")
+        log.exception("the screen failed")
         wizard.crashed = wizard.crashed or "The screen failed."
     finally:
         source.close()
     if wizard.crashed:
-        on_its_own = "The run continues without it." if source.running and not source.read_only else "Nothing is lost."
-        print(f"{wizard.crashed} {on_its_own} The traceback is in {source.run / RUN_LOG}.", file=sys.__stderr__)
+        outcome = "The run continues without it." if source.running and not source.read_only else "Nothing is lost."
+        print(f"{wizard.crashed} {outcome} The traceback is in {source.run / RUN_LOG}.", file=sys.__stderr__)
         end = WizardEnd.LEFT_RUNNING if source.running and not source.read_only else WizardEnd.CRASHED
         return end, int(ExitCode.BUG)
     return wizard.return_value or WizardEnd.FINISHED, wizard.return_code or 0
@@ -93,12 +93,12 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         self.seen = source.snapshot()
         """The state shown on the screen."""
         self.crashed = ""
-        """What broke the screen, as a sentence; empty if nothing did."""
+        """The error that ended the screen, as a sentence; empty if none did."""
         self.shutdown, self.suspension, self.notifications = Shutdown(self), Suspend(self), Notifications(self)
         self._drawn: tuple[object, ...] | None = None
         """The inputs of the last drawing."""
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and end ------------------------------------------------------------------------------------------------
 
     def get_default_screen(self) -> Screen[None]:
         return MainScreen(self.source, first_stage(self.seen))
@@ -108,7 +108,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         return commands(self)
 
     def on_mount(self) -> None:
-        self.wear_first_theme()
+        self.apply_first_theme()
         for problem in self.theme_problems:
             self.notify_user(problem, "warning")
         if not self.is_headless:
@@ -139,7 +139,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     @property
     def run_driver(self) -> RunDriver | None:
-        """The run if this process can start it; None if it is only watched."""
+        """The run, if this process can start it; None if it is only watched."""
         return None if self.source.read_only else cast(RunDriver, self.source)
 
     # -- drawing ------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         if self.shutdown.exit_if_finished(running):
             return
         self.seen = state
-        self._paint_what_was_missed()
+        self._repaint_if_outdated()
         await self._draw(state, running, now)
         self.notifications.update(state, running)
 
@@ -179,10 +179,10 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         ):
             return
         with self.batch_update():
-            whole = await main.draw(state, self.status_note, now)
-        self._drawn = depends_on if whole else None
+            complete = await main.draw(state, self.status_note, now)
+        self._drawn = depends_on if complete else None
 
-    def _paint_what_was_missed(self) -> None:
+    def _repaint_if_outdated(self) -> None:
         """Redraw the whole screen after the terminal stalled or belonged to the shell."""
         driver = self.terminal_driver
         if driver is not None and driver.missed and driver.reads:
@@ -195,7 +195,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             return f"■ {self.shutdown.stopping}"
         if not self.source.read_only:
             return ""
-        return "watching, may decide" if self.source.decides else "watching, read-only"
+        return "watching, decisions allowed" if self.source.decides else "watching, read-only"
 
     def is_key_enabled(self, key: Key) -> bool:
         """Whether a key works now; the footer shows those."""
@@ -242,8 +242,8 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             self._open_plan(STAGES[-1])
 
     def _show_plan_then_start(self, until: str) -> None:
-        """Start a new run at once; for an existing one, first show what will be reused and what done again."""
-        names = MAKING[: max(STAGES.index(until) - STAGES.index(MAKING[0]) + 1, 0)]
+        """Start a new run at once; for an existing one, first show what will be reused and what will be done again."""
+        names = PRODUCING_STAGES[: max(STAGES.index(until) - STAGES.index(PRODUCING_STAGES[0]) + 1, 0)]
         if any(self.seen.stages[name].status in ("done", "skipped") for name in names) and self._may_start():
             self._open_plan(until)
         else:
@@ -266,7 +266,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             return
         text = "This stage and all later ones will be done again. Their files move to superseded/; nothing is deleted."
         answers = (
-            Answer("y", "do it again", "this stage alone; then a runs the later ones"),
+            Answer("y", "do it again", "only this stage; then press a for the later ones"),
             Answer("b", "cancel", "change nothing"),
         )
 
@@ -280,14 +280,14 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         if not self.source.running:
             self.notify_user("Not running.")
         else:
-            self.shutdown.stop(ASKED_HERE)
+            self.shutdown.stop(REQUESTED_HERE)
 
     def _may_start(self) -> bool:
         driver = self.run_driver
         if driver is None:
-            self.notify_user("Another process owns this run: you can watch it and ask it to stop.")
+            self.notify_user("Another process owns this run: you can only watch it or ask it to stop.")
         elif driver.running:
-            self.notify_user("The run is active already; s stops it.")
+            self.notify_user("The run is already active; s stops it.")
         return driver is not None and not driver.running
 
     def _start(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> None:
@@ -296,7 +296,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             self.main.follow()
 
     def use_config(self, config: Stage3Config) -> None:
-        """Changed options; they apply from the next start."""
+        """Change the options from the next start on."""
         driver = self.run_driver
         if driver is not None:
             driver.set_config(config)
@@ -317,8 +317,8 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             if key is not None:
                 self.use_config(offered[key].config)
 
-        text = "It sets every option; the run folder stays."
-        self.push_screen(Question("Begin with which settings?", text, answers), answered)
+        text = "This sets every option except the run folder."
+        self.push_screen(Question("Which settings do you want to start from?", text, answers), answered)
 
     def use_token(self, token: Secret) -> None:
         """Pass the token to the engine, and check it."""
@@ -331,7 +331,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 self._start(until="credentials")
 
     def log_in(self) -> None:
-        """Get a token by browser login: stage credentials shows a page and a code."""
+        """Get a token by browser login: stage credentials shows an address and a code."""
         if self._may_start():
             self.use_config(self.source.config.model_copy(update={"device_login": True}))
             self._start(until="credentials")
@@ -344,10 +344,10 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     async def action_quit(self) -> None:
         self.shutdown.confirm_quit()
 
-    def action_aside(self) -> None:
+    def action_suspend(self) -> None:
         self.suspension.suspend()
 
-    # -- windows ------------------------------------------------------------------------------------------------------
+    # -- dialogs ------------------------------------------------------------------------------------------------------
 
     def action_log(self) -> None:
         from tui.screens.log import LogScreen
@@ -373,12 +373,12 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         self.push_screen(ThemePicker(self.theme_names, self.theme), chosen)
 
     async def action_back(self) -> None:
-        """Esc: out of a field, a window inside the page, or a list."""
+        """Esc: leave a field, a part of the page, or a list."""
         view = self.main.view
         if view is None or not view.step_back():
             self.screen.set_focus(None)
 
-    # -- what others ask for ------------------------------------------------------------------------------------------
+    # -- for screens and the command palette --------------------------------------------------------------------------
 
     @property
     def theme_names(self) -> list[str]:
@@ -390,34 +390,35 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         super().use_theme(name)
 
     def keep_theme(self, name: str) -> None:
-        """Use it now and from the next start."""
+        """Use a theme now, and save it for the next start."""
         self.use_theme(name)
         if self.source.hands_off:
             return
         try:
-            keep(name)
+            save_theme(name)
         except (OSError, RuntimeError) as error:
             self.notify_user(
-                f"Theme {name}, only for now: saving it failed ({error}). `--theme {name}` starts with it.", "warning"
+                f"Theme {name} applies only now: it could not be saved ({error}). Next time, pass --theme {name}.",
+                "warning",
             )
         else:
-            self.notify_user(f"Theme {name}, also for the next start.")
+            self.notify_user(f"Theme {name}, saved for the next start.")
 
     def copy(self, text: str, what: str) -> None:
         """Copy to the terminal's clipboard (OSC 52). It gives no confirmation, so also write a file."""
         self.copy_to_clipboard(text)
         where = ""
         if not self.source.read_only:
-            with suppress(OSError):  # the clipboard has it all the same
+            with suppress(OSError):  # the clipboard has it anyway
                 where = f" Also saved in {sequences.saved_copy(self.source.run.folder, text)}."
-        self.notify_user(f"Sent {what} to the terminal's clipboard.{where}")
+        self.notify_user(f"Copied {what} to the terminal's clipboard.{where}")
 
     def copy_folder(self) -> None:
         self.copy(str(self.source.run.folder), "the run folder's path")
 
     def save_screenshot_file(self) -> None:
         if self.source.hands_off:
-            self.notify_user("This screen only looks; it writes no files.")
+            self.notify_user("This screen is read-only and writes no files.")
             return
         folder = self.source.run / "logs"
         try:
@@ -426,24 +427,24 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         except OSError as error:
             self.notify_user(f"Cannot save the screenshot: {error}", "error")
         else:
-            self.notify_user(f"Saved as {path}")
+            self.notify_user(f"Saved as {path}.")
 
     def on_notify(self) -> None:
-        """Before a notice is shown (Textual's own handler comes after this one)."""
-        if self.size.height < ROOM_FOR_NOTICES:
-            self.clear_notifications()  # a second one would hide the screen that they are about
+        """Runs before a notice is shown (Textual's own handler comes after this one)."""
+        if self.size.height < MIN_ROWS_FOR_NOTICES:
+            self.clear_notifications()  # a second notice would hide the screen that they are about
 
     def notify_user(self, text: str, severity: Any = "information") -> None:
         """Show a notice for a few seconds; never parsed as markup."""
         self.notify(visible_line(text, 400), severity=severity, markup=False)
 
-    # -- when the screen itself breaks --------------------------------------------------------------------------------
+    # -- when the screen itself fails ---------------------------------------------------------------------------------
 
     def _fatal_error(self) -> None:
-        """Textual would print the traceback with all local variables, which may include a token."""
+        """Log the error: Textual would print the traceback with all local variables, which may include a token."""
         error = sys.exc_info()[1] or self._exception
-        log.error("the screen broke", exc_info=error)
-        self.crashed = f"The screen broke: {type(error).__name__}."
+        log.error("the screen failed", exc_info=error)
+        self.crashed = f"The screen failed: {type(error).__name__}."
         self._close_messages_no_wait()
 
 
@@ -456,7 +457,7 @@ def first_stage(state: RunState) -> str:
 
 if TYPE_CHECKING:
 
-    def _is_what_screens_ask_for(wizard: Wizard) -> WizardApp:
+    def _implements_the_protocol(wizard: Wizard) -> WizardApp:
         return wizard
 
 

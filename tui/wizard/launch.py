@@ -1,4 +1,4 @@
-"""The wizard's process: lock the run, start the engine's thread and the screen, and clean up when the screen ends."""
+"""The wizard's process: locks the run, starts the engine's thread and the screen, and cleans up when the screen ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_until: str | None = None) -> int:
-    """The wizard on this terminal; returns the exit code of the command. With `start_until` the run starts at once."""
+    """Run the wizard on this terminal; returns the command's exit code. With `start_until` the run starts at once."""
 
     def farewell(pid: int) -> None:
         print_line(f"The run continues as process {pid}.")
@@ -32,12 +32,14 @@ def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_
             f"Watch it with `stage3-tui attach {config.output_dir}`; stop it with `stage3-tui stop {config.output_dir}`."
         )
 
-    return supervise(lambda leaver: _wizard(config, token, leaver, start_until), farewell)
+    return supervise(lambda detacher: _wizard(config, token, detacher, start_until), farewell)
 
 
 def attach(config: Stage3Config, folder: Path, *, hands_off: bool = False, decides: bool = False) -> int:
-    """The same screens for another process's run, read-only except for stop; with `hands_off` without that; if it `decides`, with
-    decisions about pairs.
+    """Show the same screens for another process's run, read-only except for stop.
+
+    hands_off   do not allow stop either
+    decides     allow decisions about pairs
     """
     from tui.runs.watcher import Watcher
     from tui.wizard.app import run_wizard
@@ -47,7 +49,7 @@ def attach(config: Stage3Config, folder: Path, *, hands_off: bool = False, decid
     return code
 
 
-def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_until: str | None) -> int:
+def _wizard(config: Stage3Config, token: Secret | None, detacher: Detacher, start_until: str | None) -> int:
     quiet_libraries()
     run = Run(config.output_dir)
     try:
@@ -63,13 +65,13 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_
     try:
         if start_until is not None:
             runner.start(until=start_until)
-        end, code = _screen_then_engine(runner, leaver)
+        end, code = _screen_then_engine(runner, detacher)
     except BaseException:
         run.release()
         raise
-    goes_on = runner.restart_until is not None and end in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING)
-    run.release(for_restart=goes_on)
-    if runner.restart_until is None or not goes_on:
+    continues = runner.restart_until is not None and end in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING)
+    run.release(for_restart=continues)
+    if runner.restart_until is None or not continues:
         return code
     without_screen = end is WizardEnd.LEFT_RUNNING
     if not without_screen:
@@ -77,14 +79,14 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_
     return reexec(resume_command(run.folder, auto=without_screen, until=runner.restart_until), runner.token)
 
 
-def _screen_then_engine(runner: Runner, leaver: Detacher) -> tuple[WizardEnd, int]:
+def _screen_then_engine(runner: Runner, detacher: Detacher) -> tuple[WizardEnd, int]:
     from tui.process.signals import install_signal_handlers
     from tui.wizard.app import run_wizard
 
     end, screen_code = run_wizard(runner)
     if end is WizardEnd.LEFT_RUNNING:
         install_signal_handlers(runner.stop)
-        leaver.leave()
+        detacher.leave()
     if end is WizardEnd.STOPPED and runner.running and screen_code:
         os._exit(screen_code)  # a second signal ends it at once; everything acknowledged is on disk
     runner.join()
@@ -92,9 +94,10 @@ def _screen_then_engine(runner: Runner, leaver: Detacher) -> tuple[WizardEnd, in
 
 
 def redirect_output_to_log(log: Path | None) -> None:
-    """Let the screen draw on a file of its own, and send what children and C libraries write to fd 1 and 2 to the log.
+    """Give the screen its own file to draw on, and send what children and C libraries write to fd 1 and 2 to the log.
 
-    Textual redirects `sys.stdout` and `sys.stderr`, not the file descriptors: one line from a library would tear the screen.
+    Textual redirects `sys.stdout` and `sys.stderr`, but not the file descriptors: one line from a library would corrupt the
+    screen.
     """
     tty = os.fdopen(os.dup(2 if sys.stderr.isatty() else 1), "w", encoding="utf-8")
     sys.__stderr__ = sys.__stdout__ = tty  # type: ignore[misc, assignment]

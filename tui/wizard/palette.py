@@ -1,4 +1,4 @@
-"""The command palette: every stage, every key that does something of its own, every option, every theme."""
+"""The command palette: stages, keys, options and themes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from engine.core.options import Option, options
 from engine.core.stage_table import STAGE_TABLE
 from engine.security.sanitize import visible_line
 from tui.keys import KEYS, Key
-from tui.widgets.option_words import shown_value
+from tui.widgets.option_help import shown_value
 
 if TYPE_CHECKING:
     from tui.runs.run_source import RunSource
     from tui.screens.main import MainScreen
 
-MOVES = ("go(", "move(", "scroll(", "turn(-", "command_palette", "back", "press")
-"""Actions that the palette has another way for, or that mean nothing from inside it."""
+LEFT_OUT = ("go(", "move(", "scroll(", "turn(-", "command_palette", "back", "press")
+"""Actions that the palette offers in another way, or that make no sense in it."""
 
 
-class Commanded(Protocol):
-    """The application, as far as its commands need it."""
+class PaletteApp(Protocol):
+    """The part of the application that its commands use."""
 
     source: RunSource
 
@@ -48,14 +48,14 @@ class Commanded(Protocol):
     def notify_user(self, text: str, severity: Any = "information") -> None: ...
 
 
-def commands(wizard: Commanded) -> Iterable[SystemCommand]:
-    """All of them; those whose key does nothing now are left out."""
+def commands(wizard: PaletteApp) -> Iterable[SystemCommand]:
+    """All commands, except those whose key does nothing now."""
     for stage in STAGE_TABLE:
         yield SystemCommand(f"Go to {stage.title}", stage.sentence, partial(wizard.main.look_at, stage.name))
     for key in KEYS:
-        if key.where in ("app", "stage") and not key.action.startswith(MOVES) and wizard.is_key_enabled(key):
+        if key.where in ("app", "stage") and not key.action.startswith(LEFT_OUT) and wizard.is_key_enabled(key):
             yield SystemCommand(_title(key), f"Key {key.shown}", partial(_press, wizard, key))
-    yield SystemCommand("Save a screenshot", "An SVG in the run folder's logs.", wizard.save_screenshot_file)
+    yield SystemCommand("Save a screenshot", "As an SVG in the run folder's logs.", wizard.save_screenshot_file)
     yield SystemCommand("Copy the run folder's path", "To the clipboard.", wizard.copy_folder)
     for name in wizard.theme_names:
         yield SystemCommand(f"Theme: {name}", "Use this theme.", partial(wizard.keep_theme, name))
@@ -67,16 +67,16 @@ def commands(wizard: Commanded) -> Iterable[SystemCommand]:
 
 
 def _title(key: Key) -> str:
-    """Its sentence, without what is said besides."""
+    """The key's sentence, up to the first semicolon."""
     return key.sentence.partition(";")[0].removesuffix(".")
 
 
-def _press(wizard: Commanded, key: Key) -> None:
+def _press(wizard: PaletteApp, key: Key) -> None:
     wizard.simulate_key(key.keys.partition(",")[0])
 
 
-def _show_option(wizard: Commanded, option: Option) -> None:
-    if option.home:
+def _show_option(wizard: PaletteApp, option: Option) -> None:
+    if option.form_stage:
         wizard.call_later(wizard.main.show_option, option)
     else:
-        wizard.notify_user(f"{option.flag} is chosen on the command line. {option.sentence}")
+        wizard.notify_user(f"{option.flag} can only be set on the command line. {option.sentence}")

@@ -1,4 +1,4 @@
-"""Choose one of several runs, before any is locked. A separate application."""
+"""Choose one of several runs before any of them is locked. A separate application."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
 DEPTH = 2
-"""Levels of folders to search for runs, beside --output-dir: a home folder must not be searched completely."""
+"""Levels of folders to search for runs beside --output-dir, so that a home folder is not searched completely."""
 WIDE = 140
-"""Cells from which model, trials and size are shown, too, and the name has room."""
+"""Minimum cells to show model, trials and size, too, with enough room for the name."""
 STYLES: dict[State, str] = {
     "running": "$stage-running", "done": "$stage-done", "failed": "$stage-failed", "refused": "$stage-refused",
     "damaged": "$stage-failed", "stopped": "$stage-stopped", "interrupted": "$stage-stopped", "unfinished": "$foreground",
@@ -34,22 +34,22 @@ VERDICT_STYLES = {"better": "$check-ok", "worse": "$check-failed"}
 
 
 def choose_run(config: Stage3Config) -> Path | None:
-    """The run folder that the user chooses among those beside `--output-dir`; `--output-dir` itself if it is the only one;
-    None if the user left.
+    """The run folder that the user chooses among those beside `--output-dir`. `--output-dir` itself if there are fewer than
+    two; None if the user left.
     """
-    beside = config.output_dir.expanduser().resolve().parent
-    found = runs_below(beside, DEPTH) if beside.is_dir() else []
+    search_root = config.output_dir.expanduser().resolve().parent
+    found = runs_below(search_root, DEPTH) if search_root.is_dir() else []
     if len(found) < 2:
         return config.output_dir
-    return RunChooser(config, beside, found).run(mouse=config.mouse)
+    return RunChooser(config, search_root, found).run(mouse=config.mouse)
 
 
 class RunRows(RowList):
     """One run per line; the last line is a new run, unless `--output-dir` names one of them."""
 
-    def __init__(self, beside: Path, runs: Sequence[RunFacts], new: Path | None) -> None:
+    def __init__(self, search_root: Path, runs: Sequence[RunFacts], new: Path | None) -> None:
         super().__init__(id="runs")
-        self._beside, self._runs, self._new = beside, runs, new
+        self._search_root, self._runs, self._new = search_root, runs, new
         self._marked: set[Path] = set()
 
     @property
@@ -57,14 +57,14 @@ class RunRows(RowList):
         return tuple(run.folder for run in self._runs if run.folder in self._marked)
 
     def mark(self) -> None:
-        """The run under the cursor, or no longer; then the next one."""
+        """Mark the run under the cursor, or remove its mark, and go to the next one."""
         if self.cursor < len(self._runs):
             self._marked ^= {self._runs[self.cursor].folder}
             self.cursor += 1
             self.refresh()
 
     @property
-    def shown(self) -> int:
+    def row_count(self) -> int:
         return len(self._runs) + (self._new is not None)
 
     def folder_at(self, index: int) -> Path:
@@ -74,18 +74,18 @@ class RunRows(RowList):
         return self._new
 
     def index_of(self, folder: Path) -> int:
-        folders = [self.folder_at(index) for index in range(self.shown)]
+        folders = [self.folder_at(index) for index in range(self.row_count)]
         return folders.index(folder) if folder in folders else 0
 
     def row_content(self, index: int, width: int) -> Content:
         if index == len(self._runs):
             return Content.assemble(("   a new run in ", "$muted"), one_line(self.folder_at(index).name, "bold", 60))
         mark = Content.styled("● " if self._runs[index].folder in self._marked else "  ", "$accent")
-        return mark + run_row(self._runs[index], self._beside, width - 2)
+        return mark + run_row(self._runs[index], self._search_root, width - 2)
 
 
-def run_row(run: RunFacts, beside: Path, width: int) -> Content:
-    """Name, time, pairs, verdict and state; if there is room, also model, trials and size."""
+def run_row(run: RunFacts, search_root: Path, width: int) -> Content:
+    """A run's name, time, pairs, verdict and state; if there is room, also model, trials and size."""
     when = "" if run.when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))
     cells = [
         fit(Content.styled(when, "$muted"), 16),
@@ -100,7 +100,7 @@ def run_row(run: RunFacts, beside: Path, width: int) -> Content:
             fit(Content.styled(trials, "$muted"), 10),
             fit(Content.styled(memory(run.bytes), "$muted"), 10, right=True),
         ]
-    name = one_line(run.folder.relative_to(beside), "bold", 80)
+    name = one_line(run.folder.relative_to(search_root), "bold", 80)
     room = width - sum(cell.cell_length + 1 for cell in cells) - 2
     return Content(" ") + Content(" ").join([fit(name, max(room, 8)), *cells])
 
@@ -119,23 +119,25 @@ class RunChooser(ThemedApp[Path]):
         Binding("c", "compare", "compare", show=False),
     ]
 
-    def __init__(self, config: Stage3Config, beside: Path, runs: Sequence[RunFacts]) -> None:
+    def __init__(self, config: Stage3Config, search_root: Path, runs: Sequence[RunFacts]) -> None:
         super().__init__(config)
         self._own = config.output_dir.expanduser().resolve()
-        self._beside, self._runs = beside, runs
+        self._search_root, self._runs = search_root, runs
         self._new = None if any(run.folder == self._own for run in runs) else self._own
 
     def compose(self) -> ComposeResult:
         yield TextView(id="head")
-        yield RunRows(self._beside, self._runs, self._new)
+        yield RunRows(self._search_root, self._runs, self._new)
         yield TextView(id="keys")
 
     def on_mount(self) -> None:
-        self.wear_first_theme()
-        told = Content.assemble(
-            ("Which run?", "bold $heading"), (f"   {len(self._runs)} in ", "$muted"), one_line(short_path(self._beside))
+        self.apply_first_theme()
+        heading = Content.assemble(
+            ("Which run?", "bold $heading"),
+            (f"   {len(self._runs)} in ", "$muted"),
+            one_line(short_path(self._search_root)),
         )
-        self.query_one("#head", TextView).put("head", lambda width: [told.truncate(width, ellipsis=True)])
+        self.query_one("#head", TextView).put("head", lambda width: [heading.truncate(width, ellipsis=True)])
         self.query_one("#keys", TextView).put("keys", lambda width: [KEYS.truncate(width, ellipsis=True)])
         rows = self.query_one(RunRows)
         rows.focus()
@@ -150,13 +152,13 @@ class RunChooser(ThemedApp[Path]):
         self.query_one(RunRows).mark()
 
     def action_compare(self) -> None:
-        """The marked runs; without two marks, all that were trained."""
+        """Compare the marked runs or, if none is marked, all that have a verdict."""
         from tui.screens.compare import CompareScreen
 
         rows = self.query_one(RunRows)
         chosen = rows.marked or tuple(run.folder for run in self._runs if run.verdict)
         if len(chosen) < 2:
-            self.notify("To compare takes two runs: x marks one.")
+            self.notify("Mark at least two runs with x to compare them.")
         else:
             self.push_screen(CompareScreen(chosen))
 
@@ -164,14 +166,14 @@ class RunChooser(ThemedApp[Path]):
         self.exit(None)
 
 
-def _offer(key: str, word: str, action: str = "") -> Content:
-    told = Content.assemble((key, "bold $key"), (f" {word}  ", "$muted"))
-    return clickable(told, f"app.{action}") if action else told
+def _hint(key: str, word: str, action: str = "") -> Content:
+    hint = Content.assemble((key, "bold $key"), (f" {word}  ", "$muted"))
+    return clickable(hint, f"app.{action}") if action else hint
 
 
 KEYS = Content("").join(
     [
-        _offer("j k", "move"), _offer("Enter", "opens it"), _offer("x", "marks", "mark"),
-        _offer("c", "compares", "compare"), _offer("q", "leaves", "leave"),
+        _hint("j k", "move"), _hint("Enter", "opens"), _hint("x", "marks", "mark"),
+        _hint("c", "compares", "compare"), _hint("q", "quits", "leave"),
     ]
 )  # fmt: skip

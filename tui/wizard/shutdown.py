@@ -1,4 +1,4 @@
-"""End the screen: by q, a signal or a lost terminal; and decide whether the run continues."""
+"""End the screen on q, a signal or a lost terminal, and decide whether the run continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TERMINAL_SECONDS = 2.0
 """Seconds between checks that the terminal still exists."""
-ASKED_HERE = "asked in the wizard"
+REQUESTED_HERE = "requested in the wizard"
 
 
 class Shutdown:
@@ -26,12 +26,12 @@ class Shutdown:
     def __init__(self, wizard: WizardApp) -> None:
         self._wizard, self._source = wizard, wizard.source
         self._leaving: WizardEnd | None = None
-        self._asks = False
-        """Whether q asks what becomes of an active run."""
+        self._confirming = False
+        """Whether the dialog of `confirm_quit` is open."""
         self._signals = StopSignals()
-        self._started_from = os.getppid()
+        self._parent_pid = os.getppid()
         self.stopping = ""
-        """The title's text while the run stops; otherwise empty."""
+        """The note to show in the title while the run stops; otherwise empty."""
 
     def install_signal_handlers(self) -> None:
         """Handle signals, and watch the terminal. Call it in the event loop."""
@@ -39,10 +39,10 @@ class Shutdown:
         loop.add_signal_handler(signal.SIGHUP, self.hang_up)
         for number, code in ((signal.SIGTERM, ExitCode.TERMINATED), (signal.SIGINT, ExitCode.INTERRUPTED)):
             loop.add_signal_handler(number, self.by_signal, signal.Signals(number).name, code)
-        self._wizard.set_interval(TERMINAL_SECONDS, self._look_at_terminal)
+        self._wizard.set_interval(TERMINAL_SECONDS, self._check_terminal)
 
     def exit_if_finished(self, running: bool) -> bool:
-        """Exit once the requested end is reached."""
+        """Exit if the screen is to end and the run has stopped."""
         wizard = self._wizard
         if running:
             return False
@@ -51,7 +51,7 @@ class Shutdown:
             wizard.exit(WizardEnd.RESTARTS)
         elif self._leaving is not None:
             wizard.exit(self._leaving, return_code=wizard.return_code or 0)
-        elif self._asks:  # it ended before there was an answer: q quits, as it does where nothing runs
+        elif self._confirming:  # the run ended before the answer: q quits, as it does when nothing is running
             wizard.exit(WizardEnd.FINISHED)
         else:
             return False
@@ -71,22 +71,22 @@ class Shutdown:
         )
 
         def answered(answer: str | None) -> None:
-            self._asks = False
+            self._confirming = False
             if answer == "l":
                 self._wizard.exit(WizardEnd.LEFT_RUNNING)
             elif answer == "s":
                 self._leaving = WizardEnd.STOPPED
-                self.stop(ASKED_HERE)
+                self.stop(REQUESTED_HERE)
 
-        self._asks = True
+        self._confirming = True
         self._wizard.push_screen(Question("The run is active", "Stop it, or leave it running?", answers), answered)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """Ask the run to save and stop; the screen stays unless it was to end, too."""
+        """Ask the run to save and stop; the screen stays unless the user asked to quit."""
         try:
             self._source.stop(reason, exit_code)
         except (OSError, Stage3Error) as error:
-            self._wizard.notify_user(f"Cannot ask the run to stop: {error}", "error")
+            self._wizard.notify_user(f"Cannot stop the run: {error}", "error")
             return
         self.stopping = "stopping: finishing the step, saving"
         self._wizard.tick_soon()
@@ -107,11 +107,11 @@ class Shutdown:
         self._leaving = WizardEnd.STOPPED
         self.stop(name, code)
 
-    def _look_at_terminal(self) -> None:
-        if sequences.in_browser():  # a pipe in the place of a terminal: only the server can go away
-            if os.getppid() != self._started_from:
+    def _check_terminal(self) -> None:
+        if sequences.in_browser():  # there is a pipe instead of a terminal: only the server can go away
+            if os.getppid() != self._parent_pid:
                 self.hang_up()
             return
         input_file = sequences.standard_input()
-        if input_file is None or sequences.terminal_is_gone(input_file, self._started_from):
+        if input_file is None or sequences.terminal_is_gone(input_file, self._parent_pid):
             self.hang_up()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.events import Event, Progress
-from engine.dpo.evaluation.line import Line
+from engine.dpo.evaluation.tasks import TaskQueue
 from engine.dpo.planning.forecast import EVERYDAY_TOKENS
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER, policy_key
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 STAGE = "training"
 EVERYDAY_PROMPTS = Path(__file__).with_name("everyday_prompts.txt")
 REFUSAL_TOKENS = EVERYDAY_TOKENS
-"""Enough to see a refusal; an answer to an everyday question may be cut off."""
+"""Enough to detect a refusal; longer answers to everyday questions are cut off."""
 
 
-def distinct_prompts(rows: Sequence[Row], most: int) -> list[Conversation]:
-    """The first `most` different prompts, in the file's order."""
+def distinct_prompts(rows: Sequence[Row], limit: int) -> list[Conversation]:
+    """The first `limit` different prompts, in file order."""
     found: list[Conversation] = []
     for row in rows:
-        if row["prompt"] not in found and len(found) < most:
+        if row["prompt"] not in found and len(found) < limit:
             found.append(row["prompt"])
     return found
 
@@ -50,42 +50,44 @@ def everyday_prompts() -> tuple[str, ...]:
 
 
 def answers(
-    line: Line,
+    queue: TaskQueue,
     config: Stage3Config,
     trained: Trained,
     prompts: Sequence[Conversation],
     adapter: str,
     *,
     cache_folder: Path,
-    most_tokens: int | None = None,
+    max_tokens: int | None = None,
 ) -> Generator[Event, None, list[Reply]]:
-    """Greedy answers with one adapter, cached by policy. Collect with `yield from`.
+    """Submit greedy answers with one adapter, cached by policy; collect them with `yield from`.
 
-    most_tokens   of an answer; --max-new-tokens by default
+    max_tokens   per answer; by default --max-new-tokens
     """
     from engine.models.generation.sampling import Reply, SamplingSettings
 
     limit = config.max_new_tokens
-    settings = asdict(SamplingSettings(limit if most_tokens is None else min(limit, most_tokens)))
+    settings = asdict(SamplingSettings(limit if max_tokens is None else min(limit, max_tokens)))
     cache = KeyedCache(cache_folder / layout.ANSWERS)
     policy = policy_key(config, trained.stage2_sha256 if adapter == REFERENCE_ADAPTER else trained.tensors_sha256)
     keys = [sha256_of_json([policy, settings, prompt]) for prompt in prompts]
     known = cache.read(keys)
     size = chosen_batch_size(config)
     batches = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-    # Whole batches, because their shape may affect an answer's last bits.
-    unknown = [batch for batch in batches if any(keys[index] not in known for index in batch)]
-    line.put([{"answer": [prompts[i] for i in batch], "adapter": adapter, "settings": settings} for batch in unknown])
+    # Only entire batches, because their shape may affect the last bits, and thus an answer.
+    missing = [batch for batch in batches if any(keys[index] not in known for index in batch)]
+    queue.submit(
+        [{"answer": [prompts[i] for i in batch], "adapter": adapter, "settings": settings} for batch in missing]
+    )
 
     def collected() -> Generator[Event, None, list[Reply]]:
         found: list[Reply] = []
         for batch in batches:
-            if batch in unknown:
-                answered = yield from line.next()
-                cache.append({keys[index]: reply for index, reply in zip(batch, answered, strict=True)})
+            if batch in missing:
+                replies = yield from queue.next_result()
+                cache.append({keys[index]: reply for index, reply in zip(batch, replies, strict=True)})
             else:
-                answered = [known[keys[index]] for index in batch]
-            found += [Reply(**reply) for reply in answered]
+                replies = [known[keys[index]] for index in batch]
+            found += [Reply(**reply) for reply in replies]
             yield Progress(
                 len(found), len(prompts), "answers", note="Stage 2" if adapter == REFERENCE_ADAPTER else "Stage 3"
             )
@@ -101,17 +103,17 @@ class JudgedAnswers:
     judge: str
     about: str
     stage2: Sequence[float | None]
-    """None if the judge could not score the two answers."""
+    """Scores of Stage 2's answers; None where the judge could not score the two answers."""
     stage3: Sequence[float | None]
     flawed: tuple[Sequence[bool], Sequence[bool]] | None
-    """(Stage 2, Stage 3); None if the judge cannot assess single answers."""
+    """Whether each answer is flawed, (Stage 2, Stage 3); None if the judge cannot assess single answers."""
     on_the_letters: float | None = None
-    """Mean total probability of the letters A and B; None for judges that are not asked for a letter."""
+    """Mean total probability of the letters A and B; None for judges that do not answer with a letter."""
 
 
 @dataclass(frozen=True)
 class AnswerJudge:
-    """A judge that passed its exam, in this process or in others."""
+    """A judge that passed its exam, running in this process or in others."""
 
     name: str
     about: str
@@ -127,27 +129,27 @@ class AnswerJudge:
 def judge_answers(
     judge: AnswerJudge | None, prompts: Sequence[Conversation], stage2: Sequence[Reply], stage3: Sequence[Reply]
 ) -> Generator[Event, None, JudgedAnswers | None]:
-    """Score both answers to each prompt; None without a judge. Raises Stopped, and what the judge raises."""
+    """Score both answers to each prompt; None without a judge. Raises Stopped, and the judge's errors."""
     if judge is None:
         return None
     comparisons = [
         Comparison(prompt_id(prompt, ""), prompt, before.text, after.text)
         for prompt, before, after in zip(prompts, stage2, stage3, strict=True)
     ]
-    given: dict[str, ScorePair] = {}
-    for told in judge.score(longest_first(comparisons)):
-        if isinstance(told, Event):
-            yield told
+    scored: dict[str, ScorePair] = {}
+    for item in judge.score(longest_first(comparisons)):
+        if isinstance(item, Event):
+            yield item
             continue
-        given |= {comparison.id: scores for comparison, scores in told}
-        yield Progress(len(given), len(comparisons), "answers judged", note=f"judge: {judge.name}")
+        scored |= {comparison.id: scores for comparison, scores in item}
+        yield Progress(len(scored), len(comparisons), "answers judged", note=f"judge: {judge.name}")
     flawed = None
     if judge.flaws is not None:
         flawed = (
             [judge.flaws.flawed(comparison.conversation, comparison.first) for comparison in comparisons],
             [judge.flaws.flawed(comparison.conversation, comparison.second) for comparison in comparisons],
         )
-    scores = [given[comparison.id] for comparison in comparisons]
+    scores = [scored[comparison.id] for comparison in comparisons]
     return JudgedAnswers(
         judge.name,
         judge.about,

@@ -1,4 +1,4 @@
-"""Log-ratios of Stage 3 to Stage 2: the rewards of held-out pairs, and how far the model moved."""
+"""Log-ratios of Stage 3 to Stage 2: the rewards of held-out pairs, and how far training moved the policy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Progress
 from engine.core.statistics import bootstrap_mean, mean, wilson
-from engine.dpo.evaluation.line import Line
+from engine.dpo.evaluation.tasks import TaskQueue
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training.dataset import EncodedPair, Row, encode_row, encode_rows, split_by_length
 from engine.machine.device import resolve_device
@@ -41,7 +41,7 @@ class LogRatios:
 class HeldOut:
     ratios: Sequence[LogRatios]
     too_long: int
-    """Pairs that do not fit --max-length."""
+    """Number of pairs longer than --max-length."""
     beta: float
 
     @property
@@ -60,15 +60,15 @@ class HeldOut:
     @property
     def figures(self) -> Figures:
         margins, losses = self.margins, self.losses
-        right = sum(margin > 0 for margin in margins)
-        low, high = wilson(right, len(margins))
+        correct = sum(margin > 0 for margin in margins)
+        low, high = wilson(correct, len(margins))
         margin_low, margin_high = bootstrap_mean(margins)
         loss_low, loss_high = bootstrap_mean(losses)
         chosen, rejected = [r.chosen for r in self.ratios], [r.rejected for r in self.ratios]
         return {
             "pairs": len(margins),
             "pairs_too_long": self.too_long,
-            "reward_accuracy": right / len(margins) if margins else None,
+            "reward_accuracy": correct / len(margins) if margins else None,
             "reward_accuracy_low": low,
             "reward_accuracy_high": high,
             "margin": number(mean(margins)),
@@ -85,11 +85,11 @@ class HeldOut:
 
 
 def held_out_rewards(
-    line: Line, config: Stage3Config, trained: Trained, rows: Sequence[Row]
+    queue: TaskQueue, config: Stage3Config, trained: Trained, rows: Sequence[Row]
 ) -> Generator[Event, None, HeldOut]:
-    """Have both replies of each held-out pair scored by both models; collect with `yield from`."""
+    """Submit both replies of each held-out pair to both policies; collect the rewards with `yield from`."""
     pairs, too_long = split_by_length(encode_rows(rows, trained.tokenizer), config.max_length)
-    collected = log_ratios(line, pairs, pairs_at_once(config, trained.plan), "held-out pairs")
+    collected = log_ratios(queue, pairs, pairs_at_once(config, trained.plan), "held-out pairs")
 
     def rewards() -> Generator[Event, None, HeldOut]:
         ratios = yield from collected
@@ -99,15 +99,16 @@ def held_out_rewards(
 
 
 def distance_on_own_answers(
-    line: Line,
+    queue: TaskQueue,
     config: Stage3Config,
     trained: Trained,
     prompts: Sequence[Conversation],
     stage2: Sequence[Reply],
     stage3: Sequence[Reply],
 ) -> Generator[Event, None, Figures]:
-    """How much more likely Stage 3's greedy answers are under Stage 3 than under Stage 2, in nats: like KL(Stage 3 ‖ Stage 2), but
-    over greedy instead of sampled answers. Covers answers that ended and fit --max-length. Collect with `yield from`.
+    """How much more likely Stage 3's greedy answers are under Stage 3 than under Stage 2, in nats: like KL(Stage 3 ‖ Stage
+    2), but over greedy instead of sampled answers. Covers answers that ended and fit --max-length. Collect with `yield
+    from`.
     """
     encoded: list[EncodedPair] = []
     for prompt, before, after in zip(prompts, stage2, stage3, strict=True):
@@ -116,11 +117,11 @@ def distance_on_own_answers(
         chosen, rejected = ([{"role": "assistant", "content": reply.text}] for reply in (after, before))
         row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}  # type: ignore[typeddict-item]
         try:
-            encoded.append(encode_row(row, trained.tokenizer))  # both replies are equal if training changed nothing
+            encoded.append(encode_row(row, trained.tokenizer))  # both replies are the same if training changed nothing
         except PreconditionError:
-            continue  # the template refuses a broken model's answer; the count below shows it
+            continue  # the template rejects a broken model's answer; the number of measured answers shows it
     fitting, _ = split_by_length(encoded, config.max_length)
-    collected = log_ratios(line, fitting, pairs_at_once(config, trained.plan), "answers measured")
+    collected = log_ratios(queue, fitting, pairs_at_once(config, trained.plan), "answers measured")
 
     def distance() -> Generator[Event, None, Figures]:
         ratios = yield from collected
@@ -135,22 +136,22 @@ def distance_on_own_answers(
 
 
 def pairs_at_once(config: Stage3Config, plan: TrainingPlan) -> int:
-    """That both models read. On a CPU several gain nothing, and their last bits would depend on how the training was split."""
+    """Pairs that a policy reads at a time. On a CPU, several are not faster, and the last bits would depend on the plan."""
     return 1 if resolve_device(config).type == "cpu" else plan.micro_batch
 
 
 def log_ratios(
-    line: Line, pairs: Sequence[EncodedPair], batch_size: int, unit: str
+    queue: TaskQueue, pairs: Sequence[EncodedPair], batch_size: int, unit: str
 ) -> Generator[Event, None, list[LogRatios]]:
-    """One per pair, in order; collect with `yield from`."""
-    plain = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+    """Submit the pairs; collect one LogRatios per pair, in order, with `yield from`."""
+    encoded = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
     starts = range(0, len(pairs), batch_size)
-    line.put([{"read": plain[start : start + batch_size]} for start in starts])
+    queue.submit([{"read": encoded[start : start + batch_size]} for start in starts])
 
     def collected() -> Generator[Event, None, list[LogRatios]]:
         found: list[LogRatios] = []
         for _ in starts:
-            for chosen, rejected in (yield from line.next()):
+            for chosen, rejected in (yield from queue.next_result()):
                 pair = pairs[len(found)]
                 found.append(LogRatios(chosen, rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
             yield Progress(len(found), len(pairs), unit)
@@ -160,10 +161,10 @@ def log_ratios(
 
 
 def per_token(totals: Sequence[float], tokens: Sequence[int]) -> float | None:
-    """Nats per token, over all replies together."""
+    """Nats per token over all replies."""
     return sum(totals) / sum(tokens) if tokens else None
 
 
 def number(value: float) -> float | None:
-    """JSON has no NaN: a missing measurement is null."""
+    """The value, or None for NaN, which JSON does not have."""
     return value if value == value else None

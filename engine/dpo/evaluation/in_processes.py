@@ -1,6 +1,6 @@
-"""The evaluation in several processes: each is dealt a task at a time, and what was found is taken in the order of the tasks.
+"""Evaluation in several processes: each gets one task at a time, and results are collected in the order of the tasks.
 
-The tasks are those of one process, so what is found is the same (in float32 on the CPU; on other devices to the last bits).
+The tasks are the same as in one process, and so are the results (in float32 on the CPU; elsewhere except for the last bits).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import islice
 
 from engine.core.config import Stage3Config
 from engine.core.events import Event
-from engine.dpo.evaluation.line import Ask, Found, Task
+from engine.dpo.evaluation.tasks import Results, RunTasks, Task
 from engine.dpo.training.reference import policy_key
 from engine.run.folder import Run
 from engine.storage.files import sha256_of_json
@@ -27,71 +27,71 @@ from engine.workers.tasks import TaskResult
 KIND = "evaluation"
 
 
-def key_of_models(config: Stage3Config, stage2_sha256: str, stage3_sha256: str) -> str:
-    """A hash of everything that what they find depends on, beside the task."""
+def policies_key(config: Stage3Config, stage2_sha256: str, stage3_sha256: str) -> str:
+    """A hash of everything except the task that results depend on."""
     return sha256_of_json([policy_key(config, sha256) for sha256 in (stage2_sha256, stage3_sha256)])
 
 
 @dataclass(frozen=True)
-class AskProcesses:
-    """An `Ask`. What an earlier start's processes left in their files is not done again."""
+class RunTasksInProcesses:
+    """A `RunTasks` that reuses the results in the files of an earlier start's processes."""
 
     pool: WorkerPool
     run: Run
-    models: str
-    """As `key_of_models`."""
+    policies_key: str
+    """The result of the function `policies_key`."""
 
-    def __call__(self, tasks: Sequence[Task]) -> Iterator[Event | Found]:
-        left = _left(self.run)
-        alone = [[{**task, "key": key_of_task(self.models, task)}] for task in tasks]
-        for told in distribute(self.pool, alone, lambda task: left.get(task["key"]), lambda batch: batch[0]):
-            if isinstance(told, FinishedBatch):
-                yield _found(told.rows[0])
-            elif not isinstance(told, str):
-                yield told
+    def __call__(self, tasks: Sequence[Task]) -> Iterator[Event | Results]:
+        known = _earlier_results(self.run)
+        batches = [[{**task, "key": task_key(self.policies_key, task)}] for task in tasks]  # of one task each
+        for item in distribute(self.pool, batches, lambda task: known.get(task["key"]), lambda batch: batch[0]):
+            if isinstance(item, FinishedBatch):
+                yield _result(item.rows[0])
+            elif not isinstance(item, str):
+                yield item
 
 
-def after_processes(ask: Ask, run: Run, models: str) -> Ask:
-    """One process that goes on after several: what they left in their files is not done again."""
+def reusing_results(run_tasks: RunTasks, run: Run, policies_key: str) -> RunTasks:
+    """`run_tasks`, but reusing the results in the files of an earlier start's processes."""
 
-    def asked(tasks: Sequence[Task]) -> Iterator[Event | Found]:
-        left = _left(run)
-        rows = [left.get(key_of_task(models, task)) for task in tasks]
-        rest = ask([task for task, row in zip(tasks, rows, strict=True) if row is None])
+    def run_missing(tasks: Sequence[Task]) -> Iterator[Event | Results]:
+        known = _earlier_results(run)
+        rows = [known.get(task_key(policies_key, task)) for task in tasks]
+        new_results = run_tasks([task for task, row in zip(tasks, rows, strict=True) if row is None])
         for row in rows:
-            yield from islice(rest, 1) if row is None else [_found(row)]
+            yield from islice(new_results, 1) if row is None else [_result(row)]
 
-    return asked
+    return run_missing
 
 
-def _left(run: Run) -> dict[str, Row]:
-    """What processes of an earlier start left, by the key of its task."""
+def _earlier_results(run: Run) -> dict[str, Row]:
+    """The rows that processes of an earlier start wrote, by task key."""
     return {
         str(row["key"]): row for row in earlier_rows(run, KIND) if "key" in row and isinstance(row.get("found"), str)
     }
 
 
-def key_of_task(models: str, task: Task) -> str:
-    return sha256_of_json([models, task])
+def task_key(policies_key: str, task: Task) -> str:
+    return sha256_of_json([policies_key, task])
 
 
-def _found(row: Row) -> Found:
+def _result(row: Row) -> Results:
     return list(loads_allowing_nan(row["found"]))
 
 
-def work_of(do: Callable[[Task], Found], judging: Callable[[], Work]) -> Work:
-    """What each of the processes does with a task.
+def task_handler(run_task: Callable[[Task], Results], load_judge: Callable[[], Work]) -> Work:
+    """What each process does with a task.
 
-    judging   loads the judge and gives what it does; called when the first comparisons come
+    load_judge   loads the judge and returns its task handler; called for the first task with comparisons
     """
     judges: list[Work] = []
 
     def work(task: worker_tasks.Task) -> Generator[str, None, TaskResult]:
         if "comparisons" in task:
-            judges[:] = judges or [judging()]
+            judges[:] = judges or [load_judge()]
             return (yield from judges[0](task))
         yield "evaluation"
-        # As text, because a broken model's figures may be no numbers, which a row cannot hold.
-        return TaskResult([{"key": task["key"], "found": json.dumps(do(task))}])
+        # As text, because a broken model may give NaN, which a row cannot contain.
+        return TaskResult([{"key": task["key"], "found": json.dumps(run_task(task))}])
 
     return work

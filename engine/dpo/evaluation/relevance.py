@@ -1,4 +1,4 @@
-"""How much both models' answers depend on their prompts, read by the base model that both stand on."""
+"""How relevant both policies' answers are to their prompts, measured with their base model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.events import Event, Progress
-from engine.dpo.evaluation.line import Line
+from engine.dpo.evaluation.tasks import TaskQueue
 from engine.models.chat import Conversation
 
 if TYPE_CHECKING:
@@ -15,25 +15,24 @@ if TYPE_CHECKING:
 PROMPTS_AT_ONCE = 32
 
 AnswerRelevance = tuple[Sequence[float | None], Sequence[float | None]]
-"""Nats, of Stage 2's answers and of Stage 3's, in the order of the prompts; None for an empty answer."""
+"""Relevance in nats of Stage 2's and Stage 3's answers, in the order of the prompts; None for empty answers."""
 
 
 def answer_relevance(
-    line: Line, prompts: Sequence[Conversation], stage2: Sequence[Reply], stage3: Sequence[Reply]
+    queue: TaskQueue, prompts: Sequence[Conversation], stage2: Sequence[Reply], stage3: Sequence[Reply]
 ) -> Generator[Event, None, AnswerRelevance]:
-    """Collect with `yield from`."""
+    """Submit both policies' answers; collect their relevance with `yield from`."""
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)
     for start in starts:
         for replies in (stage2, stage3):
-            both = zip(prompts, replies, strict=True)
-            read = [(prompt, reply.text) for prompt, reply in both][start : start + PROMPTS_AT_ONCE]
-            line.put([{"relevance of": read}])
+            answers = [(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
+            queue.submit([{"relevance of": answers[start : start + PROMPTS_AT_ONCE]}])
 
     def collected() -> Generator[Event, None, AnswerRelevance]:
         found: tuple[list[float | None], list[float | None]] = ([], [])
         for _ in starts:
             for nats in found:
-                nats += yield from line.next()
+                nats += yield from queue.next_result()
             yield Progress(len(found[0]), len(prompts), "answers read", note="relevance")
         return found
 

@@ -1,4 +1,4 @@
-"""Stage 2 and Stage 3 side by side on held-out data, and the verdict: `evaluation/report.json`."""
+"""Compare Stage 2 and Stage 3 on held-out data, reach a verdict, and write `evaluation/report.json`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from engine.dpo.evaluation.answers import (
     distinct_prompts,
     judge_answers,
 )
-from engine.dpo.evaluation.both_models import BothModels, ask_here
 from engine.dpo.evaluation.comparison import compare, everyday_for, sample
 from engine.dpo.evaluation.held_out import Figures, HeldOut, distance_on_own_answers, held_out_rewards
-from engine.dpo.evaluation.in_processes import KIND, after_processes, key_of_models
-from engine.dpo.evaluation.line import Ask, Asked, Line
+from engine.dpo.evaluation.in_processes import KIND, policies_key, reusing_results
+from engine.dpo.evaluation.policies import Policies, run_tasks_here
 from engine.dpo.evaluation.relevance import AnswerRelevance, answer_relevance
+from engine.dpo.evaluation.tasks import EvaluationBackend, RunTasks, TaskQueue
 from engine.dpo.evaluation.verdict import Limits, Verdict, verdict
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
@@ -50,17 +50,17 @@ SHOWN_SAMPLES = 5
 
 
 def part_of(rows: Sequence[Row], part: str) -> Sequence[Row]:
-    """All rows, or those of every other prompt, so that the two halves share no prompt."""
+    """All rows, or those of every other prompt, so that the two halves have no prompt in common."""
     if part == "all":
         return rows
     prompts = [sha256_of_json(row["prompt"]) for row in rows]
-    wanted = set(list(dict.fromkeys(prompts))[0 if part == "first" else 1 :: 2])
-    return [row for row, prompt in zip(rows, prompts, strict=True) if prompt in wanted]
+    chosen = set(list(dict.fromkeys(prompts))[0 if part == "first" else 1 :: 2])
+    return [row for row, prompt in zip(rows, prompts, strict=True) if prompt in chosen]
 
 
 @dataclass(frozen=True)
-class BothAnswer:
-    """The answers of Stage 2 and Stage 3, in the order of the prompts."""
+class PolicyAnswers:
+    """Both policies' answers, in the order of the prompts."""
 
     prompts: Sequence[Conversation]
     stage2: Sequence[Reply]
@@ -76,15 +76,15 @@ class BothAnswer:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What both models were asked, and what came of it."""
+class Measurements:
+    """Everything measured with the two policies, except a judge's scores."""
 
     held_out: HeldOut
-    answered: BothAnswer
-    everyday: BothAnswer
+    answered: PolicyAnswers
+    everyday: PolicyAnswers
     distance: Figures
     relevance: AnswerRelevance | None
-    """None where it was not measured."""
+    """None if it was not measured."""
 
     @property
     def answers(self) -> tuple[Sequence[Conversation], Sequence[Reply], Sequence[Reply]]:
@@ -92,8 +92,8 @@ class Measured:
         return self.answered.prompts, *self.answered.both
 
 
-Elsewhere = Callable[["Stage3Config"], AbstractContextManager[Asked]]
-"""Loads both models into other processes. The configuration has the judge that passed its exam."""
+StartWorkers = Callable[["Stage3Config"], AbstractContextManager[EvaluationBackend]]
+"""Starts processes that load both policies. The configuration contains the judge that passed its exam."""
 
 
 def evaluate(
@@ -103,46 +103,46 @@ def evaluate(
     rows: Sequence[Row],
     load_judge: LoadJudge,
     stop: StopToken,
-    elsewhere: Elsewhere | None = None,
+    start_workers: StartWorkers | None = None,
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped.
+    """Compare, decide, write `evaluation/report.json`, and return its contents. Raises Stopped.
 
-    elsewhere   other processes do it instead of this one, which gives up the model of `trained`
+    start_workers   to evaluate in other processes instead of this one, which frees the model of `trained`
     """
     rows = part_of(rows, config.eval_part)
     examined = yield from _examined(config, run, trained, load_judge, stop)
     policy: LoadedPolicy | None = None
-    asking: AbstractContextManager[Asked]
-    if elsewhere is None:
-        both = BothModels.of(config, trained)
-        models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
-        policy = both.reference
-        asking = nullcontext(Asked(after_processes(ask_here(both, stop), run, models)))
+    backends: AbstractContextManager[EvaluationBackend]
+    if start_workers is None:
+        policies = Policies.of(config, trained)
+        key = policies_key(config, trained.stage2_sha256, trained.tensors_sha256)
+        policy = policies.reference
+        backends = nullcontext(EvaluationBackend(reusing_results(run_tasks_here(policies, stop), run, key)))
     else:
         trained.release()
-        asking = elsewhere(examined.config)
-    with asking as asked:
-        measured = yield from _measure(config, run, trained, rows, asked.ask)
-        judge = _answer_judge(examined, asked.score, load_judge, policy, stop)
+        backends = start_workers(examined.config)
+    with backends as backend:
+        measured = yield from _measure(config, run, trained, rows, backend.run_tasks)
+        judge = _answer_judge(examined, backend.score, load_judge, policy, stop)
         judged = yield from judge_answers(judge, *measured.answers)
         del judge
     remove_shares(run, KIND)
-    report, done = _decided(config, trained, examined, measured, judged)
+    report, done = _decide(config, trained, examined, measured, judged)
     write_json(run / layout.EVALUATION_REPORT, report)
     yield done
     return report
 
 
-def _decided(
+def _decide(
     config: Stage3Config,
     trained: Trained,
     examined: ExaminedJudge,
-    measured: Measured,
+    measured: Measurements,
     judged: JudgedAnswers | None,
 ) -> tuple[dict[str, Any], EvalDone]:
-    """The report, and the event with the end of it."""
+    """The report, and the event that announces it."""
     answered, held_out = measured.answered, measured.held_out
-    comparison, about_answers = compare(
+    verdict_input, answer_figures = compare(
         *measured.answers,
         judged,
         relevance=measured.relevance,
@@ -151,38 +151,38 @@ def _decided(
         trained=trained.tensors_sha256 != trained.stage2_sha256,
         why_no_judge=examined.why_no_judge,
     )
-    found = verdict(comparison, Limits.of(config))
-    figures: Figures = {**about_answers, **measured.distance, **held_out.figures}
-    samples = [sample(prompt, one) for prompt, one in zip(answered.prompts, comparison.answers, strict=True)]
-    report = _report(config, found, figures, samples, measured.everyday, judged) | {"exams": examined.as_dict()}
-    shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
-    return report, EvalDone(found.word, found.reasons, figures, shown, found.rule)
+    reached = verdict(verdict_input, Limits.of(config))
+    figures: Figures = {**answer_figures, **measured.distance, **held_out.figures}
+    samples = [sample(prompt, both) for prompt, both in zip(answered.prompts, verdict_input.answers, strict=True)]
+    report = _report(config, reached, figures, samples, measured.everyday, judged) | {"exams": examined.as_dict()}
+    shown = tuple({key: each[key] for key in ("prompt", "stage2", "stage3")} for each in samples[:SHOWN_SAMPLES])
+    return report, EvalDone(reached.word, reached.reasons, figures, shown, reached.rule)
 
 
 def _measure(
-    config: Stage3Config, run: Run, trained: Trained, rows: Sequence[Row], ask: Ask
-) -> Generator[Event, None, Measured]:
-    """All that both models are asked. What the second line asks depends on the answers."""
-    first = Line(ask)
-    rewards = held_out_rewards(first, config, trained, rows)
-    answering = _answer_both(first, config, trained, rows, run.cache)
-    held_out = yield from rewards
-    answered, everyday = yield from answering
-    second = Line(ask)
-    moved = distance_on_own_answers(second, config, trained, answered.prompts, *answered.both)
-    reading = answer_relevance(second, answered.prompts, *answered.both) if config.relevance else None
-    distance = yield from moved
-    relevance = None if reading is None else (yield from reading)
-    return Measured(held_out, answered, everyday, distance, relevance)
+    config: Stage3Config, run: Run, trained: Trained, rows: Sequence[Row], run_tasks: RunTasks
+) -> Generator[Event, None, Measurements]:
+    """Measure in two rounds, because the tasks of the second one depend on the answers."""
+    first = TaskQueue(run_tasks)
+    pending_rewards = held_out_rewards(first, config, trained, rows)
+    pending_answers = _answer_both(first, config, trained, rows, run.cache)
+    held_out = yield from pending_rewards
+    answered, everyday = yield from pending_answers
+    second = TaskQueue(run_tasks)
+    pending_distance = distance_on_own_answers(second, config, trained, answered.prompts, *answered.both)
+    pending_relevance = answer_relevance(second, answered.prompts, *answered.both) if config.relevance else None
+    distance = yield from pending_distance
+    relevance = None if pending_relevance is None else (yield from pending_relevance)
+    return Measurements(held_out, answered, everyday, distance, relevance)
 
 
 def _examined(
     config: Stage3Config, run: Run, trained: Trained, load_judge: LoadJudge, stop: StopToken
 ) -> Generator[Event, None, ExaminedJudge]:
-    """Before anything is answered, while this process has the models: --judge self needs one."""
-    reference = BothModels.of(config, trained).reference
+    """Examine the judge first, while this process has the policies in memory: --judge self needs one."""
+    reference = Policies.of(config, trained).reference
     examined = yield from examined_judge(config, run, load_judge, stop, reference)
-    examined.release()  # answering needs the memory
+    examined.release()  # generating answers needs the memory
     return examined
 
 
@@ -202,36 +202,36 @@ def _answer_judge(
 
 
 def _answer_both(
-    line: Line, config: Stage3Config, trained: Trained, rows: Sequence[Row], cache_folder: Path
-) -> Generator[Event, None, tuple[BothAnswer, BothAnswer]]:
-    """Both models answer held-out prompts, and everyday questions as far as a refusal shows. Collect with `yield from`."""
-    answer = partial(answers, line, config, trained, cache_folder=cache_folder)
+    queue: TaskQueue, config: Stage3Config, trained: Trained, rows: Sequence[Row], cache_folder: Path
+) -> Generator[Event, None, tuple[PolicyAnswers, PolicyAnswers]]:
+    """Submit held-out prompts, and everyday questions with short answers, to both policies. Collect with `yield from`."""
+    answer = partial(answers, queue, config, trained, cache_folder=cache_folder)
     prompts = distinct_prompts(rows, config.eval_prompts)
     everyday = everyday_for(prompts, config.eval_harmless_prompts)
     stages = (REFERENCE_ADAPTER, POLICY_ADAPTER)
     to_prompts = [answer(prompts, adapter) for adapter in stages]
-    to_everyday = [answer(everyday, adapter, most_tokens=REFUSAL_TOKENS) for adapter in stages]
+    to_everyday = [answer(everyday, adapter, max_tokens=REFUSAL_TOKENS) for adapter in stages]
 
-    def collected() -> Generator[Event, None, tuple[BothAnswer, BothAnswer]]:
+    def collected() -> Generator[Event, None, tuple[PolicyAnswers, PolicyAnswers]]:
         before, after = (yield from to_prompts[0]), (yield from to_prompts[1])
         everyday_before, everyday_after = (yield from to_everyday[0]), (yield from to_everyday[1])
-        return BothAnswer(prompts, before, after), BothAnswer(everyday, everyday_before, everyday_after)
+        return PolicyAnswers(prompts, before, after), PolicyAnswers(everyday, everyday_before, everyday_after)
 
     return collected()
 
 
 def _report(
     config: Stage3Config,
-    found: Verdict,
+    reached: Verdict,
     figures: Figures,
     samples: Sequence[Mapping[str, Any]],
-    everyday: BothAnswer,
+    everyday: PolicyAnswers,
     judged: JudgedAnswers | None,
 ) -> dict[str, Any]:
     return {
-        "verdict": found.word,
-        "rule": found.rule,
-        "reasons": list(found.reasons),
+        "verdict": reached.word,
+        "rule": reached.rule,
+        "reasons": list(reached.reasons),
         "judge": None if judged is None else judged.judge,
         "judge_about": None if judged is None else judged.about,
         "part": config.eval_part,

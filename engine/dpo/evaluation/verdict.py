@@ -1,9 +1,9 @@
-"""Is Stage 3 better than Stage 2? One word and its reasons, from figures alone.
+"""Is Stage 3 better than Stage 2? A verdict and its reasons, from figures alone.
 
-Reward accuracy alone misleads: it can be 1.0 while the answers stay as flawed as they were, or stop being sentences. So
-the verdict depends on both models' answers to held-out prompts: whether they are usable, whether harmless prompts are
-refused, and a judge's scores if there is one.
-An answer is unfit if it is unusable or would fit any message. The rules in order; the first that holds decides:
+Reward accuracy alone is misleading: it can be 1.0 while the answers stay as flawed as before, or are no longer sentences.
+So the verdict depends on both models' answers to held-out prompts: whether they are usable, whether harmless prompts are
+refused, and a judge's scores if there is one. An answer is unfit if it is unusable or would fit any message. The rules in
+order; the first that holds decides:
 
 | rule | holds when | word |
 |---|---|---|
@@ -47,7 +47,7 @@ from engine.core.statistics import (
     win_tie_loss,
 )
 
-Word = Literal["better", "no different", "worse", "cannot tell"]
+VerdictLabel = Literal["better", "no different", "worse", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Answer:
     text: str
     tokens: int
     unusable: bool = False
-    """According to the detectors."""
+    """Whether a detector objects."""
     refuses: bool = False
     score: float | None = None
-    """A judge's score; None without one."""
+    """The judge's score; None if there is none."""
     off_topic: bool = False
-    """Would fit any message; False where its relevance was not measured."""
+    """Whether it would fit any message; False if its relevance was not measured."""
 
     @property
     def unfit(self) -> bool:
@@ -93,11 +93,11 @@ class AnswerPair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VerdictInput:
     """The input of the verdict."""
 
     answers: Sequence[AnswerPair]
-    """One per held-out prompt."""
+    """One pair per held-out prompt."""
     harmless: Sequence[tuple[bool, bool]] = ()
     """Whether Stage 2 and Stage 3 refuse, one pair per harmless prompt."""
     margins: Sequence[float] = ()
@@ -123,24 +123,24 @@ class Comparison:
 
     @cached_property
     def unusable(self) -> tuple[list[bool], list[bool]]:
-        """(Stage 2, Stage 3)."""
+        """Whether each answer is unusable: (Stage 2, Stage 3)."""
         return [a.stage2.unusable for a in self.answers], [a.stage3.unusable for a in self.answers]
 
     @cached_property
     def off_topic(self) -> tuple[list[bool], list[bool]]:
-        """The same of answers that would fit any message."""
+        """Whether each answer would fit any message: (Stage 2, Stage 3)."""
         return [a.stage2.off_topic for a in self.answers], [a.stage3.off_topic for a in self.answers]
 
     @cached_property
     def refused(self) -> tuple[list[bool], list[bool]]:
-        """Refusals of harmless prompts: (Stage 2, Stage 3)."""
+        """Whether each harmless prompt was refused: (Stage 2, Stage 3)."""
         return [before for before, _ in self.harmless], [after for _, after in self.harmless]
 
     @cached_property
     def wrong_way_round(self) -> bool:
-        """Whether reward accuracy is below one half and the margin below 0, with their whole intervals."""
-        right = sum(margin > 0 for margin in self.margins)
-        return wilson(right, len(self.margins))[1] < 0.5 and bootstrap_mean(self.margins)[1] < 0
+        """Whether the intervals of reward accuracy and margin lie entirely below one half and 0."""
+        correct = sum(margin > 0 for margin in self.margins)
+        return wilson(correct, len(self.margins))[1] < 0.5 and bootstrap_mean(self.margins)[1] < 0
 
 
 @dataclass(frozen=True)
@@ -160,20 +160,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    word: Word
+    word: VerdictLabel
     rule: str
-    """The first one that applies."""
+    """The first rule that applies."""
     reasons: tuple[str, ...]
-    """Why it applies, then the evidence."""
+    """Why the rule applies, then the evidence."""
 
 
-def verdict(comparison: Comparison, limits: Limits) -> Verdict:
-    """The verdict, its reason and its evidence."""
-    case = Evidence(comparison, limits)
-    for name, word, reason in RULES:
-        why = reason(case)
+def verdict(data: VerdictInput, limits: Limits) -> Verdict:
+    """Apply the rules in order; the first one that applies decides."""
+    evidence = Evidence(data, limits)
+    for name, word, rule in RULES:
+        why = rule(evidence)
         if why:
-            return Verdict(word, name, (why, *case.evidence))
+            return Verdict(word, name, (why, *evidence.sentences))
     raise AssertionError("the last rule always applies")
 
 
@@ -183,26 +183,26 @@ def gains(answers: Sequence[AnswerPair]) -> list[float]:
 
 
 def unfit(answers: Sequence[AnswerPair]) -> tuple[list[bool], list[bool]]:
-    """Whether Stage 2's and Stage 3's answers are unfit."""
+    """Whether each answer is unfit: (Stage 2, Stage 3)."""
     return [answer.stage2.unfit for answer in answers], [answer.stage3.unfit for answer in answers]
 
 
-# -- what the rules ask ------------------------------------------------------------------------------------------------
+# -- the evidence --------------------------------------------------------------------------------------------------------
 
 
 class Evidence:
-    """A comparison with its limits."""
+    """What the rules need to know: the data, compared with the limits."""
 
-    def __init__(self, comparison: Comparison, limits: Limits) -> None:
-        self.known, self.limits = comparison, limits
+    def __init__(self, data: VerdictInput, limits: Limits) -> None:
+        self.data, self.limits = data, limits
 
     @cached_property
-    def by_judge(self) -> Word:
-        """By the scores: more wins (or losses) than chance allows, and an interval of the mean change that excludes 0."""
-        low, high = bootstrap_mean(self.known.differences)
-        if self.prefers_stage_3(self.known.answers) and low > 0:
+    def by_judge(self) -> VerdictLabel:
+        """The judge's verdict: more wins (or losses) than chance allows, and an interval of the mean change that excludes 0."""
+        low, high = bootstrap_mean(self.data.differences)
+        if self.prefers_stage_3(self.data.answers) and low > 0:
             return "better"
-        wins, _, losses = win_tie_loss(self.known.differences)
+        wins, _, losses = win_tie_loss(self.data.differences)
         return "worse" if losses > wins and not self.by_chance(sign_test(wins, losses)) and high < 0 else "no different"
 
     def prefers_stage_3(self, answers: Sequence[AnswerPair]) -> bool:
@@ -210,8 +210,8 @@ class Evidence:
         wins, _, losses = win_tie_loss(gains(answers))
         return wins > losses and not self.by_chance(sign_test(wins, losses))
 
-    def mends(self, answers: Sequence[AnswerPair]) -> bool:
-        """Whether among these Stage 3 has fewer unfit answers, by more than chance."""
+    def has_fewer_unfit(self, answers: Sequence[AnswerPair]) -> bool:
+        """Whether Stage 3 has fewer unfit answers among these, by more than chance."""
         before, after = unfit(answers)
         return sum(after) < sum(before) and not self.by_chance(mcnemar_test(after, before))
 
@@ -219,148 +219,150 @@ class Evidence:
         return p >= self.limits.eval_significance
 
     @cached_property
-    def evidence(self) -> list[str]:
+    def sentences(self) -> list[str]:
         """The measured figures, in sentences."""
-        known, told = self.known, []
-        if known.answers:
-            before, after = map(fraction, known.unusable)
-            told.append(f"Unusable answers: {before:.0%} before, {after:.0%} after.")
-            if any(map(any, known.off_topic)):
-                before, after = map(fraction, known.off_topic)
-                told.append(f"Answers that would fit any message: {before:.0%} before, {after:.0%} after.")
-            told.append(f"Length: {known.length_ratio:.2f} times Stage 2's on average.")
-        if known.harmless:
-            before, after = map(sum, known.refused)
-            told.append(f"Refused harmless prompts: {before} of {len(known.harmless)} before, {after} after.")
-        if known.differences:
-            wins, ties, losses = win_tie_loss(known.differences)
-            low, high = bootstrap_mean(known.differences)
-            told.append(
+        data, sentences = self.data, []
+        if data.answers:
+            before, after = map(fraction, data.unusable)
+            sentences.append(f"Unusable answers: {before:.0%} before, {after:.0%} after.")
+            if any(map(any, data.off_topic)):
+                before, after = map(fraction, data.off_topic)
+                sentences.append(f"Answers that would fit any message: {before:.0%} before, {after:.0%} after.")
+            sentences.append(f"Length: {data.length_ratio:.2f} times Stage 2's on average.")
+        if data.harmless:
+            before, after = map(sum, data.refused)
+            sentences.append(f"Refused harmless prompts: {before} of {len(data.harmless)} before, {after} after.")
+        if data.differences:
+            wins, ties, losses = win_tie_loss(data.differences)
+            low, high = bootstrap_mean(data.differences)
+            sentences.append(
                 f"Judge: {wins} better, {ties} equal, {losses} worse (sign test p = {sign_test(wins, losses):.2g}); "
-                f"mean change {mean(known.differences):+.3f}, 95 % interval {low:+.3f} to {high:+.3f}."
+                f"mean change {mean(data.differences):+.3f}, 95 % interval {low:+.3f} to {high:+.3f}."
             )
-        return told
+        return sentences
 
 
-# -- the rules: each says why it holds, or nothing ----------------------------------------------------------------------
+# -- the rules: each returns why it applies, or an empty string ---------------------------------------------------------
 
 
-def _nothing_trained(case: Evidence) -> str:
-    return "" if case.known.trained else "The adapter's tensors are identical to Stage 2's."
+def _nothing_trained(evidence: Evidence) -> str:
+    return "" if evidence.data.trained else "The adapter's tensors are identical to Stage 2's."
 
 
-def _too_few_prompts(case: Evidence) -> str:
-    prompts, least = case.known.prompts, case.limits.min_eval_prompts
-    return f"{prompts} held-out prompts are too few; at least {least} are needed." if prompts < least else ""
+def _too_few_prompts(evidence: Evidence) -> str:
+    prompts, minimum = evidence.data.prompts, evidence.limits.min_eval_prompts
+    return f"{prompts} held-out prompts are too few; at least {minimum} are needed." if prompts < minimum else ""
 
 
-def _same_answers(case: Evidence) -> str:
-    same = all(answer.stage2.text == answer.stage3.text for answer in case.known.answers)
-    return f"All {case.known.prompts} answers are identical to Stage 2's." if same else ""
+def _same_answers(evidence: Evidence) -> str:
+    same = all(answer.stage2.text == answer.stage3.text for answer in evidence.data.answers)
+    return f"All {evidence.data.prompts} answers are identical to Stage 2's." if same else ""
 
 
-def _broken_answers(case: Evidence) -> str:
-    found = _rise(case.known.unusable, case.limits.max_unusable_rise)
-    if not found or case.by_chance(mcnemar_test(*case.known.unusable)):
+def _broken_answers(evidence: Evidence) -> str:
+    rise = _rise(evidence.data.unusable, evidence.limits.max_unusable_rise)
+    if not rise or evidence.by_chance(mcnemar_test(*evidence.data.unusable)):
         return ""
     return "More answers are unusable than before, by more than chance."
 
 
-def _over_refusal(case: Evidence) -> str:
-    found = _rise(case.known.refused, case.limits.max_refusal_rise)
-    if not found or case.by_chance(mcnemar_test(*case.known.refused)):
+def _over_refusal(evidence: Evidence) -> str:
+    rise = _rise(evidence.data.refused, evidence.limits.max_refusal_rise)
+    if not rise or evidence.by_chance(mcnemar_test(*evidence.data.refused)):
         return ""
     return "More harmless prompts are refused than before, by more than chance."
 
 
-def _wrong_way_round(case: Evidence) -> str:
-    if not case.known.wrong_way_round or case.by_judge == "better":
+def _wrong_way_round(evidence: Evidence) -> str:
+    if not evidence.data.wrong_way_round or evidence.by_judge == "better":
         return ""
     return "Stage 3 prefers the rejected replies of held-out pairs: it learned the opposite."
 
 
-def _fewer_unfit(case: Evidence) -> str:
-    """A model that refuses everything, or says the same to everyone, makes no broken sentences either."""
-    known = case.known
-    if known.differences or sum(known.refused[1]) > sum(known.refused[0]):
+def _fewer_unfit(evidence: Evidence) -> str:
+    """Holds only if refusals did not rise: a model that refuses everything, or always says the same, has no broken answers."""
+    data = evidence.data
+    if data.differences or sum(data.refused[1]) > sum(data.refused[0]):
         return ""
-    answering = [answer for answer in known.answers if not answer.newly_refused]
-    before, after = unfit(known.answers)
+    answering = [answer for answer in data.answers if not answer.newly_refused]
+    before, after = unfit(data.answers)
     fell = fraction(before) - fraction(after)
-    if fell <= case.limits.max_unusable_rise or not (case.mends(known.answers) and case.mends(answering)):
+    if fell <= evidence.limits.max_unusable_rise or not (
+        evidence.has_fewer_unfit(data.answers) and evidence.has_fewer_unfit(answering)
+    ):
         return ""
     p = mcnemar_test(after, before)
     return (
-        f"Fewer answers are unfit than before, by more than chance: {sum(before)} of {known.prompts} before, {sum(after)} after "
-        f"(McNemar p = {p:.2g}). No judge says what they are worth beyond that. {known.why_no_judge}".strip()
+        f"Fewer answers are unfit than before, by more than chance: {sum(before)} of {data.prompts} before, {sum(after)} "
+        f"after (McNemar p = {p:.2g}). No judge rated them beyond that. {data.why_no_judge}".strip()
     )
 
 
-def _no_judge(case: Evidence) -> str:
-    scored, least = len(case.known.differences), case.limits.min_eval_prompts
+def _no_judge(evidence: Evidence) -> str:
+    scored, minimum = len(evidence.data.differences), evidence.limits.min_eval_prompts
     if not scored:
-        return f"No judge scored the answers. {case.known.why_no_judge}".strip()
-    return f"The judge scored only {scored} prompts; at least {least} are needed." if scored < least else ""
+        return f"No judge scored the answers. {evidence.data.why_no_judge}".strip()
+    return f"The judge scored only {scored} prompts; at least {minimum} are needed." if scored < minimum else ""
 
 
-def _blind_judge(case: Evidence) -> str:
-    given = {score for each in case.known.answers for score in (each.stage2.score, each.stage3.score)} - {None}
+def _blind_judge(evidence: Evidence) -> str:
+    scores = {score for each in evidence.data.answers for score in (each.stage2.score, each.stage3.score)} - {None}
     return (
-        f"The judge gave every answer the same score ({given.pop():g}), although they differ."
-        if len(given) == 1
+        f"The judge gave every answer the same score ({scores.pop():g}), although they differ."
+        if len(scores) == 1
         else ""
     )
 
 
-def _judged_worse(case: Evidence) -> str:
-    return "The judge prefers Stage 2's answers." if case.by_judge == "worse" else ""
+def _judged_worse(evidence: Evidence) -> str:
+    return "The judge prefers Stage 2's answers." if evidence.by_judge == "worse" else ""
 
 
-def _more_broken(case: Evidence) -> str:
-    return _may_be_chance("unusable answers", case.known.unusable, case.limits.max_unusable_rise)
+def _more_broken(evidence: Evidence) -> str:
+    return _may_be_chance("unusable answers", evidence.data.unusable, evidence.limits.max_unusable_rise)
 
 
-def _more_refusals(case: Evidence) -> str:
-    return _may_be_chance("refusals of harmless prompts", case.known.refused, case.limits.max_refusal_rise)
+def _more_refusals(evidence: Evidence) -> str:
+    return _may_be_chance("refusals of harmless prompts", evidence.data.refused, evidence.limits.max_refusal_rise)
 
 
-def _judged_alike(case: Evidence) -> str:
-    return "The judge finds no difference beyond chance." if case.by_judge == "no different" else ""
+def _judged_alike(evidence: Evidence) -> str:
+    return "The judge finds no difference beyond chance." if evidence.by_judge == "no different" else ""
 
 
-def _judge_against_pairs(case: Evidence) -> str:
-    if not case.known.wrong_way_round:
+def _judge_against_pairs(evidence: Evidence) -> str:
+    if not evidence.data.wrong_way_round:
         return ""
     return "The judge prefers Stage 3's answers, but Stage 3 prefers the rejected replies of held-out pairs."
 
 
-def _length_alone(case: Evidence) -> str:
-    level = [answer for answer in case.known.answers if answer.not_longer]
-    if case.known.length_ratio <= case.limits.max_length_ratio or case.prefers_stage_3(level):
+def _length_alone(evidence: Evidence) -> str:
+    not_longer = [answer for answer in evidence.data.answers if answer.not_longer]
+    if evidence.data.length_ratio <= evidence.limits.max_length_ratio or evidence.prefers_stage_3(not_longer):
         return ""
-    wins, ties, losses = win_tie_loss(gains(level))
+    wins, ties, losses = win_tie_loss(gains(not_longer))
     return (
-        f"Answers are over {case.limits.max_length_ratio:g} times as long. Among those that are not longer, the judge does not "
-        f"prefer Stage 3 ({wins} better, {ties} equal, {losses} worse): it may only like length."
+        f"Answers are over {evidence.limits.max_length_ratio:g} times as long. Among those that are not longer, the judge "
+        f"does not prefer Stage 3 ({wins} better, {ties} equal, {losses} worse): it may only like length."
     )
 
 
-def _refusals_alone(case: Evidence) -> str:
-    answering = [answer for answer in case.known.answers if not answer.newly_refused]
-    could_be_seen = not case.by_chance(sign_test(0, len(case.known.harmless)))
-    if could_be_seen or case.prefers_stage_3(answering):
+def _refusals_alone(evidence: Evidence) -> str:
+    answering = [answer for answer in evidence.data.answers if not answer.newly_refused]
+    detectable = not evidence.by_chance(sign_test(0, len(evidence.data.harmless)))
+    if detectable or evidence.prefers_stage_3(answering):
         return ""
     return (
-        f"The judge only prefers refusals, and {len(case.known.harmless)} harmless prompts are too few to see whether Stage 3 "
-        "refuses those, too."
+        f"The judge only prefers refusals, and {len(evidence.data.harmless)} harmless prompts are too few to detect "
+        "whether Stage 3 refuses those, too."
     )
 
 
-def _judged_better(case: Evidence) -> str:
+def _judged_better(evidence: Evidence) -> str:
     return "The judge prefers Stage 3's answers; broken answers, refusals and length do not explain it."
 
 
-Rule = tuple[str, Word, Callable[[Evidence], str]]
+Rule = tuple[str, VerdictLabel, Callable[[Evidence], str]]
 
 RULES: tuple[Rule, ...] = (
     ("nothing trained", "no different", _nothing_trained),
@@ -383,12 +385,12 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _rise(flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> float:
-    """How much the share of True rose, if by more than `most`; else 0."""
+def _rise(flags: tuple[Sequence[bool], Sequence[bool]], limit: float) -> float:
+    """How much the share of True rose, if by more than `limit`; else 0."""
     rise = fraction(flags[1]) - fraction(flags[0])
-    return rise if rise > most + 1e-9 else 0.0  # 3/20 - 2/20 must count as exactly 0.05
+    return rise if rise > limit + 1e-9 else 0.0  # 3/20 - 2/20 must count as exactly 0.05
 
 
-def _may_be_chance(what: str, flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> str:
-    rise = _rise(flags, most)
-    return f"The {what} rose by {rise:.0%}, over {most:.0%}, which may or may not be chance." if rise else ""
+def _may_be_chance(what: str, flags: tuple[Sequence[bool], Sequence[bool]], limit: float) -> str:
+    rise = _rise(flags, limit)
+    return f"The {what} rose by {rise:.0%}, over {limit:.0%}, which may or may not be chance." if rise else ""

@@ -1,24 +1,25 @@
-"""Forecast memory, time and disk of the full run, with formulas of named terms that a measured short run calibrates.
+"""Forecast memory, time and disk space of the full run, with formulas of named terms that a measured short run calibrates.
 
 Peak memory of training
-    context        CUDA and its libraries; on the CPU, the process before it loaded a model
-    weights        base parameters × bytes per parameter; spread over processes, a part of them, and what a pass puts together:
-                   the embeddings, the head and two layers
-    adapter        float32: policy, reference copy, gradient, two AdamW moments: 5 × 4 bytes per number; the moments less by --optim
-    activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with gradient
-                   checkpointing, the hidden state of each layer plus one whole layer
-    attention      the mask of a row with two replies, as numbers, in each layer; of long texts (`rows_from`) that of the
-                   rejected reply, once; for "eager" attention, the mask and the scores of all heads
-    head           by the way of --head: TRL's tiles of 4,096 tokens × 32,768 words in float32, forward and backward; ours, small
+    context        CUDA and its libraries; on the CPU, the process before it loads a model
+    weights        base parameters × bytes per parameter; sharded, this process's shard and what a pass gathers: the
+                   embeddings, the head and two layers
+    adapter        float32: policy, reference copy, gradient, two AdamW moments: 5 × 4 bytes per value; some --optim have
+                   smaller moments
+    activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with
+                   gradient checkpointing, the hidden state of each layer plus one full layer
+    attention      the additive mask of a row with two replies, in each layer; for long texts (`rows_from`), a single mask
+                   of the rejected reply; for "eager" attention, the mask and the scores of all heads
+    head           depends on --head: TRL's float32 tiles of 4,096 tokens × 32,768 words, forward and backward; our small
                    tiles and the gradient of each hidden state; or all logits, 1 MB per token with Gemma's 256,000 words
     workspace      temporary memory of the current layer
     The last four are larger on the CPU (SLACK).
 Peak memory of generation
-    context, weights, adapter as above; cache: keys and values of all rows, twice while rows are joined; logits; workspace
+    context, weights and adapter as above; cache: keys and values of all rows, twice while rows are merged; logits; workspace
 seconds_pairs     = loading + batches × (prompt reads × prefill + replies × tokens × seconds per decoding step)
 seconds_training  = loading + pairs × length relative to the longest pair × seconds of its step × (epochs, plus 1/3 for the
                     reference)
-bytes             = pairs × bytes per record + (kept checkpoints + 1) × checkpoint + archive
+disk_bytes        = pairs × bytes per record + (kept checkpoints + 1) × checkpoint + archive
 """
 
 from __future__ import annotations
@@ -38,47 +39,48 @@ if TYPE_CHECKING:
     import torch
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes per number."""
+"""Bytes per value."""
 QUANTIZED = 0.56
 """Bytes per parameter in 4 bits, including the scale of each block of 64 (Dettmers et al. 2023, section 3)."""
 ADAPTER_COPIES = 3
-"""In float32: the policy, the reference, the gradient."""
-LAYERS_TOGETHER = 2
-"""Of a model that is spread over processes: the one that is read, and the one that comes next."""
+"""Copies in float32: the policy, the reference and the gradient."""
+GATHERED_LAYERS = 2
+"""Layers of a sharded model that are gathered at a time: the current one, and the next one, which is prefetched."""
 CUDA_CONTEXT = 600 << 20
 """Reported as 0.3 to 0.8 GB, depending on GPU and version (pytorch#20532)."""
-HeadWay = Literal["chunked", "trl", "whole"]
-ROWS_FROM, ROWS_FROM_ELSEWHERE = {"cpu": 512}, 2048
-"""Texts of so many tokens attend by rows (`engine.dpo.training.attention`). Below, the two calls for each row cost what they save
-(bench/attention.py). Not measured on a GPU: only where masks are several MB in each layer."""
+HeadMethod = Literal["chunked", "trl", "whole"]
+ROWS_FROM, DEFAULT_ROWS_FROM = {"cpu": 512}, 2048
+"""Texts of at least so many tokens attend row by row (`engine.dpo.training.attention`). For shorter ones, two calls per row
+cost as much as they save (bench/attention.py). Not measured on a GPU: there, only where masks take several MB per layer."""
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """The tile of TRL's head (trl.kernels.chunked_logprob, trl.trainer.utils)."""
 CHUNK_TOKENS, CHUNK_WORDS = 512, 4096
-"""The tile of ours (engine.models.head)."""
+"""The tile of our head (engine.models.head)."""
 TRL_TILES = {"cpu": 7}
-"""Tiles that TRL's head holds at once: without Triton, one for each operation of its backward pass (bench/head.py)."""
+"""Tiles that TRL's head keeps at once: without Triton, one for each operation of its backward pass (bench/head.py)."""
 EAGER = ("gemma2",)
-"""Architectures that transformers loads with eager attention."""
+"""Model types that transformers loads with eager attention."""
 SLACK = {"cpu": 2.0}
-"""Resident memory relative to the tensors. Autograd's part is exact (tests/dpo/test_forecast.py), but the C library keeps freed
-memory and cannot always reuse it: 1.9 and 2.0 times, measured with a model of 30 M parameters (bench/gpu.py --tiny)."""
+"""Resident memory relative to the size of the tensors. Autograd's part is exact (tests/dpo/test_forecast.py), but the C
+library keeps freed memory and cannot always reuse it: 1.9 and 2.0 times, measured with 30 M parameters (bench/gpu.py
+--tiny)."""
 LIBRARIES = 150 << 20
-"""Host memory for importing TRL and for its thread when training starts."""
+"""Host memory that importing TRL and starting its thread take when training begins."""
 CACHE_COPIES = 2
 FORWARD_SHARE = 1 / 3
-"""Share of a step's time: the backward pass takes twice as long as the forward pass."""
+"""The forward pass's share of a step's time: the backward pass takes twice as long."""
 REPLY_MARGIN = 1.5
 """A batch takes as long as its longest reply, which is longer than the measured mean."""
 EVERYDAY_TOKENS = 128
-"""Of an answer to an everyday question, at most (`engine.dpo.evaluation.answers`)."""
+"""Maximum length of an answer to an everyday question (`engine.dpo.evaluation.answers`)."""
 START_SECONDS = 5.0
-"""Until a child has imported torch, transformers and PEFT: 4.9 s on one virtual core, of which each has one or more."""
+"""For a child process to import torch, transformers and PEFT: 4.9 s on one virtual core, and each child has at least one."""
 ARCHIVE_ADAPTERS = 2
-"""The archive contains the adapter and the data, for which the adapter's size again is enough."""
-COPIES_OF_A_RECORD = 2
-"""In pairs.jsonl, and in dpo_dataset."""
+"""The archive contains the adapter, and the data, for which another adapter's size is enough."""
+RECORD_COPIES = 2
+"""Each record is in pairs.jsonl and in dpo_dataset."""
 CHECKPOINT_COPIES = 3
-"""Copies of the adapter's numbers, in float32: the policy and two AdamW moments."""
+"""Copies of the adapter in float32: the policy and two AdamW moments."""
 
 
 @dataclass(frozen=True)
@@ -87,35 +89,35 @@ class Measurements:
 
     batch_size: int
     reply_tokens: float
-    """Mean tokens of draft, critique and revision."""
+    """Mean length of drafts, critiques and revisions."""
     prefill_seconds: float
     """Seconds to read a batch of prompts once."""
     decode_seconds: float
     """Seconds per token for a whole batch."""
     record_bytes: int
     step_seconds: float
-    """Forward, backward and update for the trial's pair, of maximum length, in one of the processes that train at a time."""
+    """Seconds of a step on the trial's pair, which has maximum length, in one process: forward, backward and update."""
     longest_prompt_tokens: float
     longest_replies_tokens: float
-    """Of the trial's pair: its prompt, and both replies."""
+    """Tokens in the prompt and in both replies of the trial's pair."""
     prompt_tokens: float
     replies_tokens: float
-    """Of the pairs that were made, the mean."""
+    """Mean tokens in the prompt and in both replies of the pairs that were made."""
     head_weight: float
-    """What the head over the vocabulary costs a token of a reply, as a multiple of what the layers cost it."""
+    """Cost of the vocabulary head per reply token, as a multiple of the cost of all layers."""
     checkpoint_bytes: int
     peak_bytes: int
-    """Peak memory of those training steps: on the GPU, or resident memory of the process."""
+    """Peak memory of those training steps: GPU memory, or resident memory of the process."""
     peak_bytes_pairs: int = 0
     """Peak memory of generation."""
     load_seconds: float = 0.0
-    """Seconds to load base model and adapter: each of both stages does it once, however few pairs there are."""
+    """Seconds to load base model and adapter, which stages pairs and training each do once, however few pairs there are."""
     usable_share: float = 1.0
-    """Of the pairs that were made."""
+    """Share of the pairs made that are usable."""
 
     @property
     def pair_share(self) -> float:
-        """What a mean pair costs, as a share of the trial's: the layers read prompt and replies, the head the replies."""
+        """Cost of a mean pair relative to the trial's: the layers read prompt and replies, the head only the replies."""
         longest = self.longest_prompt_tokens + (1 + self.head_weight) * self.longest_replies_tokens
         mean = self.prompt_tokens + (1 + self.head_weight) * self.replies_tokens
         return min(1.0, mean / max(longest, 1))
@@ -127,10 +129,10 @@ class Forecast:
     seconds_training: float
     disk_bytes: int
     peak_bytes: int
-    """Of training."""
+    """Peak memory of training."""
     peak_bytes_pairs: int = 0
     seconds_evaluation: float = 0.0
-    """Of both policies' answers and readings, without a judge."""
+    """Seconds for both policies' answers and log-probabilities, without a judge."""
 
     @property
     def seconds(self) -> float:
@@ -151,19 +153,19 @@ def forecast(
 ) -> Forecast:
     """Forecast the full run from a short one that ran under `plan`.
 
-    pair_processes         that make pairs; those that train are the plan's
-    evaluation_processes   that answer, read and measure after the training
-    share_device           whether all that make pairs or evaluate share one device (a CPU): together they are as fast as one
+    pair_processes         processes that make pairs; the number that train is in the plan
+    evaluation_processes   processes that evaluate after training
+    share_device           whether processes that make pairs or evaluate share one device (a CPU), as fast as one process
     """
-    at_once = 1 if share_device else pair_processes
-    reading = work.readings * measured.prefill_seconds
-    saying = work.replies * _reply_tokens(measured, work.max_new_tokens) * measured.decode_seconds
-    batches = ceil(ceil(work.prompts / measured.batch_size) / at_once)
-    pairs_seconds = _ready(measured, pair_processes) + batches * (reading + saying)
+    parallel = 1 if share_device else pair_processes
+    prefill = work.prompt_reads * measured.prefill_seconds
+    decode = work.replies * _reply_tokens(measured, work.max_new_tokens) * measured.decode_seconds
+    batches = ceil(ceil(work.prompts / measured.batch_size) / parallel)
+    pairs_seconds = _startup_seconds(measured, pair_processes) + batches * (prefill + decode)
     # The measured step includes a live reference; one computed up front is added.
     passes = work.epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
     seconds = work.train * _pair_seconds(measured) * passes / plan.processes
-    training_seconds = _ready(measured, plan.processes) + seconds
+    training_seconds = _startup_seconds(measured, plan.processes) + seconds
     disk = disk_parts(
         num_examples=work.prompts,
         record_bytes=measured.record_bytes,
@@ -171,54 +173,54 @@ def forecast(
         save_total_limit=work.save_total_limit,
     )
     peaks = (measured.peak_bytes, measured.peak_bytes_pairs)
-    at_once = 1 if share_device else evaluation_processes
-    evaluation_seconds = _evaluation_seconds(measured, work, evaluation_processes, at_once)
-    if evaluation_processes > 1:  # each loads both models; one process has them from the training
-        evaluation_seconds += _ready(measured, evaluation_processes)
+    parallel = 1 if share_device else evaluation_processes
+    evaluation_seconds = _evaluation_seconds(measured, work, evaluation_processes, parallel)
+    if evaluation_processes > 1:  # each loads both policies; a single process still has them in memory from training
+        evaluation_seconds += _startup_seconds(measured, evaluation_processes)
     return Forecast(pairs_seconds, training_seconds, sum(disk.values()), *peaks, evaluation_seconds)
 
 
-def _reply_tokens(measured: Measurements, most: int) -> float:
-    return min(most, REPLY_MARGIN * measured.reply_tokens)
+def _reply_tokens(measured: Measurements, limit: int) -> float:
+    return min(limit, REPLY_MARGIN * measured.reply_tokens)
 
 
 def _pair_seconds(measured: Measurements) -> float:
-    """A training step's share of one mean pair."""
+    """Seconds that a mean pair adds to training, per epoch."""
     return measured.pair_share * measured.step_seconds
 
 
-def _evaluation_seconds(measured: Measurements, work: Workload, processes: int, at_once: int) -> float:
+def _evaluation_seconds(measured: Measurements, work: Workload, processes: int, parallel: int) -> float:
     """Both policies answer and read the held-out pairs, then their own answers; the base model reads the answers once more.
 
-    processes   that read as fast as those that train: what they share is in the measured step
-    at_once     batches of answers at a time, as fast as the one that was measured alone
+    processes   divide the reading; the measured step already includes the effect of a shared device
+    parallel    batches that are generated at a time, each as fast as the one that was measured alone
     """
     answering = 0.0
-    for prompts, most_tokens in ((work.answered, work.max_new_tokens), (work.everyday, EVERYDAY_TOKENS)):
-        tokens = _reply_tokens(measured, min(most_tokens, work.max_new_tokens))
-        reading = 2 * prompts / measured.batch_size * measured.prefill_seconds
-        rounds = ceil(2 * ceil(prompts / measured.batch_size) / at_once)
-        answering += reading / at_once + rounds * tokens * measured.decode_seconds
+    for prompts, max_tokens in ((work.answered, work.max_new_tokens), (work.everyday, EVERYDAY_TOKENS)):
+        tokens = _reply_tokens(measured, min(max_tokens, work.max_new_tokens))
+        prefill = 2 * prompts / measured.batch_size * measured.prefill_seconds
+        rounds = ceil(2 * ceil(prompts / measured.batch_size) / parallel)
+        answering += prefill / parallel + rounds * tokens * measured.decode_seconds
     read = 2 * work.held_out + 2 * work.answered + work.answered
     return answering + read * FORWARD_SHARE * _pair_seconds(measured) / processes
 
 
-def _ready(measured: Measurements, processes: int) -> float:
-    """Seconds until the model is loaded, in children if several processes work."""
+def _startup_seconds(measured: Measurements, processes: int) -> float:
+    """Seconds until the model is loaded: in this process, or in several new ones."""
     return measured.load_seconds + (START_SECONDS if processes > 1 else 0.0)
 
 
 def disk_parts(*, num_examples: int, record_bytes: int, checkpoint_bytes: int, save_total_limit: int) -> dict[str, int]:
-    """Maximum bytes of the run folder and of the archive beside it, by purpose."""
+    """Maximum bytes of the run folder and the archive beside it, by purpose."""
     return {
-        "pairs": num_examples * COPIES_OF_A_RECORD * record_bytes,
+        "pairs": num_examples * RECORD_COPIES * record_bytes,
         "checkpoints": checkpoint_bytes * (save_total_limit + 1),  # a new one is written before the oldest is deleted
         "archive": checkpoint_bytes * ARCHIVE_ADAPTERS,
     }
 
 
 def against_measured(forecast: Mapping[str, Any], measured: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """For each name in both: forecast, measured value, and (forecast - measured) / measured."""
+    """For each name in both mappings: forecast, measured value, and (forecast - measured) / measured."""
     return {
         name: {
             "forecast": float(forecast[name]),
@@ -231,15 +233,15 @@ def against_measured(forecast: Mapping[str, Any], measured: Mapping[str, float])
 
 
 def seconds_at_work(entries: Iterable[Entry], stage: str, until: tuple[type[Event], ...]) -> float:
-    """Seconds from each start of `stage` to its last event of the kinds `until`, summed over all processes."""
+    """Seconds from each start of `stage` to its last event of a type in `until`, summed over all starts."""
     clock = WorkClock(stage, until)
     for entry in entries:
-        clock.see(entry)
+        clock.add(entry)
     return clock.seconds
 
 
 class WorkClock:
-    """`seconds_at_work`, for entries that come one by one."""
+    """Computes `seconds_at_work` for entries that arrive one by one."""
 
     def __init__(self, stage: str, until: tuple[type[Event], ...]) -> None:
         self._stage, self._until = stage, until
@@ -247,7 +249,7 @@ class WorkClock:
         self._started: float | None = None
         self._last: float | None = None
 
-    def see(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> None:
         event = entry.event
         if isinstance(event, (RunStarted, StageStarted)):
             self._before = self.seconds
@@ -281,18 +283,18 @@ class Shape:
     adapter_parameters: int
     rank: int
     targets: tuple[str, ...]
-    """Projections with an adapter: q_proj, down_proj, …"""
+    """Projections that have an adapter: q_proj, down_proj, …"""
     eager: bool = False
 
     @property
     def head_weight(self) -> float:
-        """Multiplications of the head over the vocabulary for a token, as a multiple of the layers'."""
+        """Multiplications in the vocabulary head per token, as a multiple of those in all layers."""
         attention = 2 * self.hidden * (self.q + self.kv)
         return self.vocab * self.hidden / (self.layers * (attention + 3 * self.hidden * self.intermediate))
 
     @property
     def q(self) -> int:
-        """Size of all query heads of a token."""
+        """Combined size of all query heads."""
         return self.heads * self.head_dim
 
     @property
@@ -301,7 +303,7 @@ class Shape:
 
     @classmethod
     def of(cls, model_config: Any, adapter: Mapping[str, Any]) -> Shape:
-        """From a transformers configuration and what the stage adapter recorded."""
+        """The shape from a transformers configuration and the record of stage adapter."""
         text = model_config.get_text_config()
         hidden, heads, layers = text.hidden_size, text.num_attention_heads, text.num_hidden_layers
         intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
@@ -330,7 +332,7 @@ class Shape:
 def kept_per_token(shape: Shape, dtype: str) -> int:
     """Bytes that autograd keeps per token and layer; exact for Gemma and Llama with LoRA (tests/dpo/test_forecast.py).
 
-    In 16 bits each projection with LoRA keeps its own copy of its input; in float32 they share it.
+    In 16 bits, each projection with LoRA keeps its own copy of its input; in float32, projections share it.
     """
     hidden, q, kv, wide = shape.hidden, shape.q, shape.kv, shape.intermediate
     inputs = {"q_proj": hidden, "k_proj": hidden, "v_proj": hidden, "o_proj": q, "gate_proj": hidden, "up_proj": hidden}
@@ -347,15 +349,15 @@ def kept_per_token(shape: Shape, dtype: str) -> int:
     return kept + log_sums_and_norms
 
 
-def weight_bytes(shape: Shape, dtype: str, quantization_arguments: bool, spread_over: int = 1) -> int:
-    """Bytes of the base's weights; spread over processes, at the peak in each of them."""
+def weight_bytes(shape: Shape, dtype: str, quantization_arguments: bool, shards: int = 1) -> int:
+    """Peak bytes of the base model's weights in each process."""
     width, layer = WIDTH[dtype], shape.hidden * (2 * shape.q + 2 * shape.kv + 3 * shape.intermediate)
     if quantization_arguments:
         return int(QUANTIZED * layer * shape.layers) + width * shape.vocab * shape.hidden
-    if spread_over == 1:
+    if shards == 1:
         return width * shape.base_parameters
-    together = max(shape.base_parameters - layer * shape.layers, 0) + LAYERS_TOGETHER * layer
-    return width * (ceil(shape.base_parameters / spread_over) + together)
+    gathered = max(shape.base_parameters - layer * shape.layers, 0) + GATHERED_LAYERS * layer
+    return width * (ceil(shape.base_parameters / shards) + gathered)
 
 
 def training_memory(
@@ -366,26 +368,26 @@ def training_memory(
     context: int,
     quantization_arguments: bool = False,
     slack: float = 1.0,
-    head: HeadWay = "trl",
+    head: HeadMethod = "trl",
     device_type: str = "cuda",
-    spread_over: int = 1,
+    shards: int = 1,
     optim: str = TORCH_ADAMW,
 ) -> dict[str, int]:
     """Peak bytes of a training step on the longest pairs, by term.
 
-    spread_over   processes that each have a part of the weights
+    shards   processes that the weights are sharded over
     """
     width, layer = WIDTH[plan.dtype], kept_per_token(shape, plan.dtype)
     row = 2 * max_length
-    """Two replies of nearly the maximum length: a pair with a very short prompt is the largest."""
+    """Two replies of nearly maximum length: pairs with a very short prompt are the largest."""
     tokens = plan.micro_batch * row
     deep = shape.hidden * width * shape.layers + layer if plan.gradient_checkpointing else layer * shape.layers
     copies = 1 if plan.gradient_checkpointing else shape.layers
     workspace = tokens * width * (2 * shape.intermediate + 4 * shape.hidden)
     return {
         "context": context,
-        "weights": weight_bytes(shape, plan.dtype, quantization_arguments, spread_over),
-        "adapter": int((ADAPTER_COPIES * 4 + 2 * moment_bytes(optim)) * ceil(shape.adapter_parameters / spread_over)),
+        "weights": weight_bytes(shape, plan.dtype, quantization_arguments, shards),
+        "adapter": int((ADAPTER_COPIES * 4 + 2 * moment_bytes(optim)) * ceil(shape.adapter_parameters / shards)),
         "activations": int(slack * tokens * deep),
         "attention": int(slack * attention_memory(shape, tokens, row, width, copies, device_type)),
         "head": head_memory(shape, tokens, head, device_type),
@@ -394,7 +396,7 @@ def training_memory(
 
 
 def attention_memory(shape: Shape, tokens: int, row: int, width: int, copies: int, device_type: str) -> int:
-    """Bytes of masks and scores for `tokens` in rows of at most `row` columns, where so many layers keep theirs."""
+    """Bytes of masks and scores for `tokens` in rows of at most `row` columns; `copies` layers keep theirs."""
     if shape.eager:
         return tokens * row * (width + shape.heads * (2 * width + 4)) * copies
     masked = min(row, 2 * rows_from(device_type))
@@ -402,24 +404,24 @@ def attention_memory(shape: Shape, tokens: int, row: int, width: int, copies: in
 
 
 def rows_from(device_type: str) -> int:
-    """Texts of so many tokens do without a mask of all columns."""
-    return ROWS_FROM.get(device_type, ROWS_FROM_ELSEWHERE)
+    """Tokens from which on texts need no mask of all columns."""
+    return ROWS_FROM.get(device_type, DEFAULT_ROWS_FROM)
 
 
-def head_way(wanted: str, device_type: str) -> HeadWay:
-    """The way of --head. TRL has a kernel for GPUs; elsewhere it makes several large tiles at once, and is slower than ours."""
-    if wanted == "auto":
+def head_method(requested: str, device_type: str) -> HeadMethod:
+    """Resolve --head. TRL has a kernel for GPUs; elsewhere it keeps several large tiles at once, and is slower than ours."""
+    if requested == "auto":
         return "trl" if device_type in ("cuda", "xpu") else "chunked"
-    return cast("HeadWay", wanted)
+    return cast("HeadMethod", requested)
 
 
-def head_memory(shape: Shape, tokens: int, way: HeadWay, device_type: str) -> int:
-    """Bytes from hidden states to log-probabilities and back."""
+def head_memory(shape: Shape, tokens: int, method: HeadMethod, device_type: str) -> int:
+    """Peak bytes between hidden states and log-probabilities, forward and backward."""
     states = tokens * shape.hidden
-    if way == "chunked":
+    if method == "chunked":
         words = min(shape.vocab, CHUNK_WORDS)
         return 4 * (3 * min(tokens, CHUNK_TOKENS) * words + words * shape.hidden + 3 * states)
-    if way == "whole":
+    if method == "whole":
         return 4 * 4 * tokens * shape.vocab
     words = min(shape.vocab, HEAD_WORDS)
     return 4 * (TRL_TILES.get(device_type, 2) * min(tokens, HEAD_TOKENS) * words + words * shape.hidden + 2 * states)
@@ -437,7 +439,7 @@ def generation_memory(
 ) -> dict[str, int]:
     """Peak bytes of generating a batch of `rows`, each of `longest` tokens including its reply, by term.
 
-    gpus   among which the layers are dealt out
+    gpus   that the layers are distributed over
     """
     width = WIDTH[dtype]
     return {
@@ -452,13 +454,13 @@ def generation_memory(
 
 @dataclass(frozen=True)
 class Machine:
-    """Memory of the device and of the host."""
+    """Memory of the device and the host."""
 
     device_type: str
     total: int
     """Bytes of the device's memory; of host memory if the device is the CPU."""
     room: int
-    """Bytes that this process may use: free memory plus what it holds already."""
+    """Bytes that this process may use: free memory plus what it already holds."""
     context: int
     """Bytes in use before a model is loaded."""
     host_available: int

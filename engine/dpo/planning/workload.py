@@ -1,4 +1,4 @@
-"""How much a run has to do: pairs to make, pairs to train on, prompts to answer."""
+"""How much work a run has: pairs to make, pairs to train on, prompts to answer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from engine.pairs.generation.cost import prompt_reads_per_pair, replies_per_pair
 @dataclass(frozen=True)
 class Workload:
     prompts: int
-    """To make pairs of; or imported pairs."""
+    """Prompts to make pairs from, or the number of imported pairs."""
     train: int
-    """Pairs that train in each epoch."""
+    """Pairs to train on in each epoch."""
     held_out: int
-    """Pairs that both policies read after the training."""
+    """Pairs that both policies score after training."""
     replies: int
-    """Generated for a pair."""
-    readings: float
-    """Of a prompt for a pair."""
+    """Replies generated per pair."""
+    prompt_reads: float
+    """How many times prompts are read per pair."""
     max_new_tokens: int
     epochs: float
     save_total_limit: int
@@ -33,7 +33,7 @@ class Workload:
     def of(
         cls, config: Stage3Config, prompts: int, usable_share: float, split: tuple[int, int] | None = None
     ) -> Workload:
-        """split   the sizes of the training set and of the held-out one, once they are there"""
+        """split   the sizes of the training set and the held-out set, once they are known"""
         usable = round(prompts * usable_share)
         held_out = prompts_held_out(usable, config.eval_fraction, config.min_eval_pairs)
         train, held_out = (usable - held_out, held_out) if split is None else split
@@ -42,7 +42,7 @@ class Workload:
             train=train,
             held_out=held_out,
             replies=replies_per_pair(config),
-            readings=prompt_reads_per_pair(config),
+            prompt_reads=prompt_reads_per_pair(config),
             max_new_tokens=config.max_new_tokens,
             epochs=config.num_train_epochs,
             save_total_limit=config.save_total_limit,

@@ -1,4 +1,4 @@
-"""Further callbacks of the training. Imports transformers, so only the trainer imports this, when it trains."""
+"""Trainer callbacks for warnings and TensorBoard. Imports transformers, so the trainer imports this only when it trains."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from engine.dpo.training.warnings import TrainingWarnings
 class WarningsCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Passes each step's figures to TrainingWarnings."""
 
-    def __init__(self, watch: TrainingWarnings) -> None:
-        self._watch = watch
+    def __init__(self, training_warnings: TrainingWarnings) -> None:
+        self._warnings = training_warnings
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._watch.recall(state.log_history)
+        self._warnings.replay(state.log_history)
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         if logs and "loss" in logs:
-            self._watch.look(state.global_step, logs)
+            self._warnings.record(state.global_step, logs)
 
 
 def tensorboard(folder: Path) -> TrainerCallback:
@@ -33,15 +33,15 @@ def tensorboard(folder: Path) -> TrainerCallback:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise PreconditionError(
-            "--report-to tensorboard: tensorboard is not installed.",
+            "--report-to tensorboard needs the package tensorboard, which is not installed.",
             str(error),
             "Install the extra: `pip install 'stage3-tui[tensorboard]'`, or omit --report-to.",
         ) from error
-    return Figures(SummaryWriter(log_dir=str(folder)))
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
 
 
-class Figures(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Writes every number of a step under its name. transformers' own callback would also write settings and paths."""
+class TensorBoardCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Writes every figure of a step under its name. transformers' own callback would also write settings and paths."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer

@@ -1,7 +1,7 @@
 """Checkpoints, which count only if complete: a manifest with the hash of each file is written last.
 
-A checkpoint is written under another name and renamed once it has its manifest. The newest good one is that with the
-highest step, whatever the file times. A bad one is renamed, not deleted.
+A checkpoint is written under a temporary name, and renamed once it has its manifest. The newest good checkpoint is the one
+with the highest step, regardless of file times. A bad checkpoint is renamed, not deleted.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class CheckpointManifest:
 
 
 def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fingerprint: str) -> Path:
-    """Make `folder/checkpoint-<step>`. `fill` writes its files into the folder that it is given."""
-    part = unfinished(folder, step)
+    """Create `folder/checkpoint-<step>`. `fill` writes the files into the folder that it receives."""
+    part = partial_path(folder, step)
     final = folder / f"checkpoint-{step}"
     _remove(part)
-    folder.mkdir(exist_ok=True)  # without parents, so that a run folder that was moved away is not recreated
+    folder.mkdir(exist_ok=True)  # without parents, so that a run folder that was moved is not recreated
     part.mkdir()
     failpoint("checkpoint")
     fill(part)
@@ -64,37 +64,37 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
     return final
 
 
-def unfinished(folder: Path, step: int) -> Path:
-    """The folder of a checkpoint while it is written."""
+def partial_path(folder: Path, step: int) -> Path:
+    """The folder of a checkpoint while it is being written."""
     return folder / f".checkpoint-{step}.part"
 
 
 def checkpoint_error(checkpoint: Path, fingerprint: str) -> str:
-    """Why `checkpoint` cannot be resumed; empty if it can."""
+    """Why training cannot resume from `checkpoint`; empty if it can."""
     if checkpoint.is_symlink() or not checkpoint.is_dir():
-        return "it is no folder"
+        return "it is not a folder"
     try:
         manifest = read_json(checkpoint / MANIFEST, CheckpointManifest)
     except FileNotFoundError:
         return "it has no manifest, so it is incomplete"
     except (OSError, DamagedState) as error:
-        return f"its manifest is unreadable ({error.why if isinstance(error, DamagedState) else error})"
+        return f"its manifest cannot be read ({error.why if isinstance(error, DamagedState) else error})"
     if checkpoint.name != f"checkpoint-{manifest.step}":
         return f"its manifest belongs to step {manifest.step}"
     if manifest.fingerprint != fingerprint:
         return "it belongs to a training with different data or settings"
     if not manifest.files:
-        return "its manifest names no files"
+        return "its manifest lists no files"
     return next(
-        (fault for name, facts in manifest.files.items() if (fault := _file_fault(checkpoint, name, facts))), ""
+        (problem for name, facts in manifest.files.items() if (problem := _file_problem(checkpoint, name, facts))), ""
     )
 
 
-def _file_fault(checkpoint: Path, name: str, facts: FileFacts) -> str:
-    """What is wrong with a file of a checkpoint; empty for nothing."""
+def _file_problem(checkpoint: Path, name: str, facts: FileFacts) -> str:
+    """What is wrong with a file of a checkpoint; empty if nothing is."""
     path, shown = checkpoint / name, visible_line(name, 120)
     if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-        return f"its manifest names {shown}, which is not in it"
+        return f"its manifest lists {shown}, which is outside the checkpoint"
     try:
         if not path.is_file():
             return f"{shown} is missing"
@@ -107,23 +107,24 @@ def _file_fault(checkpoint: Path, name: str, facts: FileFacts) -> str:
 
 def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Message]]:
     """The checkpoint to resume from, or None, and messages about bad ones that were renamed."""
-    told: list[Message] = []
+    messages: list[Message] = []
     for part in folder.glob(".checkpoint-*.part"):
         if _UNFINISHED.fullmatch(part.name):
-            _remove(part)  # never completed, so nothing depends on it
+            _remove(part)  # it was never completed, so nothing depends on it
     for checkpoint in reversed(by_step(folder)):
-        fault = checkpoint_error(checkpoint, fingerprint)
-        if not fault:
-            return checkpoint, told
-        aside = _rename_broken(checkpoint)
-        told.append(Message("warning", f"Skipped {checkpoint.name}: {fault}. Renamed it to {aside.name}."))
-    return None, told
+        problem = checkpoint_error(checkpoint, fingerprint)
+        if not problem:
+            return checkpoint, messages
+        renamed = _rename_broken(checkpoint)
+        messages.append(Message("warning", f"Skipped {checkpoint.name}: {problem}. Renamed it to {renamed.name}."))
+    return None, messages
 
 
 def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None:
-    """Copy the newest complete checkpoint of the same training from one of `others` into `folder`; None if there is none.
+    """Copy the newest complete checkpoint of the same training from one of `others` into `folder`, and return the original;
+    None if there is none.
 
-    Equal data and settings give the same training, so nothing has to be repeated.
+    The same data and settings give the same training, so nothing has to be repeated.
     """
     found = [
         checkpoint for other in others for checkpoint in by_step(other) if not checkpoint_error(checkpoint, fingerprint)
@@ -140,10 +141,12 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
 
 
 def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints. Those renamed as broken are neither counted nor touched."""
-    whole = [checkpoint for checkpoint in by_step(folder) if checkpoint.is_dir() and not checkpoint.is_symlink()]
-    for checkpoint in whole[:-keep]:
-        (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: what is left of it after a kill is no candidate
+    """Delete all but the `keep` newest checkpoints. Renamed broken ones are neither counted nor touched."""
+    checkpoints = [checkpoint for checkpoint in by_step(folder) if checkpoint.is_dir() and not checkpoint.is_symlink()]
+    for checkpoint in checkpoints[:-keep]:
+        (checkpoint / MANIFEST).unlink(
+            missing_ok=True
+        )  # first, so that the rest does not count if the process is killed
         failpoint("delete")
         shutil.rmtree(checkpoint)
 
@@ -163,7 +166,7 @@ def size_of(checkpoint: Path) -> int:
 
 
 def _remove(part: Path) -> None:
-    """Of a link the link alone: what it leads to is not ours."""
+    """Delete a folder, a file, or a link without its target."""
     if part.is_dir() and not part.is_symlink():
         shutil.rmtree(part)
     else:
@@ -171,9 +174,9 @@ def _remove(part: Path) -> None:
 
 
 def _rename_broken(checkpoint: Path) -> Path:
-    number, aside = 1, checkpoint.with_name(f"broken-{checkpoint.name}")
-    while os.path.lexists(aside):
+    number, target = 1, checkpoint.with_name(f"broken-{checkpoint.name}")
+    while os.path.lexists(target):
         number += 1
-        aside = checkpoint.with_name(f"broken-{checkpoint.name}.{number}")
-    checkpoint.rename(aside)
-    return aside
+        target = checkpoint.with_name(f"broken-{checkpoint.name}.{number}")
+    checkpoint.rename(target)
+    return target

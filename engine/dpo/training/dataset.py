@@ -1,4 +1,4 @@
-"""The training pairs: read, rendered, measured. None is truncated, and every omitted pair is reported."""
+"""Read training pairs, tokenize them and measure their length. None is truncated, and every omitted pair is reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REBUILD = "Run `stage3-tui --auto --from quality` to write it again from pairs/p
 
 
 class Row(TypedDict):
-    """One line of `dpo_dataset/*.jsonl`; loads in plain TRL as it is."""
+    """One line of `dpo_dataset/*.jsonl`, in a format that TRL reads directly."""
 
     prompt: Conversation
     chosen: list[ChatMessage]
@@ -31,10 +31,10 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """One pair as token ids; the two replies end with the template's end of turn."""
+    """One pair as token ids; both replies end with the template's end of turn."""
 
     index: int
-    """Of its row in the file, from 0."""
+    """Index of its row in the file, from 0."""
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
@@ -51,22 +51,20 @@ class EncodedPair:
 
 
 def load_rows(path: Path) -> Sequence[Row]:
-    """The rows of a file in TRL's conversational format, each read when it is asked for. Raises DataError, naming the first bad
-    line.
-    """
+    """The rows of a file in TRL's conversational format, each read on access. Raises DataError for the first bad line."""
     if not path.is_file():
         raise DataError(f"{path} does not exist.", "Stage quality writes it.", REBUILD)
     numbers = array("Q")
     for number, record in read_jsonl(path, last_line_may_lack_newline=True):
-        fault = record.reason if isinstance(record, BadLine) else _fault(record)
-        if fault:
-            raise DataError(f"Line {number + 1} of {path} is not a pair.", fault, REBUILD)
+        problem = record.reason if isinstance(record, BadLine) else _problem(record)
+        if problem:
+            raise DataError(f"Line {number + 1} of {path} is not a pair.", problem, REBUILD)
         numbers.append(number)
     return JsonLines(path, numbers)  # type: ignore[return-value]
 
 
 def encode_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
-    """Encode rows with the model's chat template; special tokens in their text stay text.
+    """Encode rows with the model's chat template; special tokens in messages remain plain text.
 
     Raises PreconditionError if the template cannot be used for training, DataError if a pair's replies have the same ids.
     """
@@ -74,26 +72,26 @@ def encode_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def encoded(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[EncodedPair]:
-    """`encode_rows`, one after another."""
+    """Like `encode_rows`, but one pair at a time."""
     for index, row in enumerate(rows):
         pair = encode_row(row, tokenizer, index)
-        _refuse_same_replies(pair, tokenizer)
+        _require_different_replies(pair, tokenizer)
         yield pair
 
 
 def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> EncodedPair:
-    """Encode one row, whose replies may be equal. Raises PreconditionError if the template cannot be used for training."""
+    """Encode one row, whose replies may be the same. Raises PreconditionError if the template cannot be used for training."""
     prompt = conversation_ids(tokenizer, row["prompt"], add_generation_prompt=True)
     chosen, rejected = (reply_ids(tokenizer, row["prompt"], reply) for reply in (row["chosen"], row["rejected"]))
     return EncodedPair(index, prompt, chosen, rejected)
 
 
-def _refuse_same_replies(pair: EncodedPair, tokenizer: PreTrainedTokenizerBase) -> None:
+def _require_different_replies(pair: EncodedPair, tokenizer: PreTrainedTokenizerBase) -> None:
     if pair.chosen_ids == pair.rejected_ids:
         raise DataError(
             f"The two replies of row {pair.index} have the same tokens.",
             f"They differ only in what the chat template of {tokenizer.name_or_path} drops (whitespace at the ends).",
-            "Reject the pair in stage quality, or fix the file.",
+            "Reject the pair in stage quality, or edit the file.",
         )
 
 
@@ -116,14 +114,14 @@ class HasLength(Protocol):
 
 @dataclass(frozen=True)
 class LongPair:
-    """A pair that does not fit, without its ids."""
+    """A pair that is too long, without its token ids."""
 
     index: int
     length: int
 
 
-def without_long(pairs: Iterable[EncodedPair], max_length: int, too_long: list[LongPair]) -> Iterator[EncodedPair]:
-    """The pairs that fit `max_length` tokens, one after another; the others are added to `too_long`."""
+def drop_long_pairs(pairs: Iterable[EncodedPair], max_length: int, too_long: list[LongPair]) -> Iterator[EncodedPair]:
+    """Yield the pairs that fit `max_length` tokens; add the others to `too_long`."""
     for pair in pairs:
         if pair.length <= max_length:
             yield pair
@@ -131,10 +129,10 @@ def without_long(pairs: Iterable[EncodedPair], max_length: int, too_long: list[L
             too_long.append(LongPair(pair.index, pair.length))
 
 
-def refuse_too_many_long(too_long: Sequence[HasLength], total: int, max_length: int, max_share: float) -> None:
-    """Raise DataError if more than `max_share` of the pairs do not fit, or if none is left."""
+def require_most_pairs_fit(too_long: Sequence[HasLength], total: int, max_length: int, max_share: float) -> None:
+    """Raises DataError if more than `max_share` of the pairs are too long, or none is left."""
     if not total:
-        raise DataError("No pairs to train on.", "The training file is empty.", REBUILD)
+        raise DataError("There are no pairs to train on.", "The training file is empty.", REBUILD)
     share = len(too_long) / total
     if share > max_share or len(too_long) == total:
         raise DataError(
@@ -144,10 +142,10 @@ def refuse_too_many_long(too_long: Sequence[HasLength], total: int, max_length: 
         )
 
 
-def describe(pairs: Sequence[HasLength], most: int = 8) -> str:
+def describe(pairs: Sequence[HasLength], limit: int = 8) -> str:
     """`row 3 (1,210 tokens), row 17 (…), and 4 more`."""
-    named = ", ".join(f"row {pair.index} ({pair.length:,} tokens)" for pair in pairs[:most])
-    return named + (f", and {len(pairs) - most} more" if len(pairs) > most else "")
+    named = ", ".join(f"row {pair.index} ({pair.length:,} tokens)" for pair in pairs[:limit])
+    return named + (f", and {len(pairs) - limit} more" if len(pairs) > limit else "")
 
 
 def rows_with_special_text(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -160,7 +158,7 @@ def _messages(row: Row) -> list[ChatMessage]:
     return [*row["prompt"], *row["chosen"], *row["rejected"]]
 
 
-def _fault(record: dict[str, Any]) -> str:
+def _problem(record: dict[str, Any]) -> str:
     """Why `record` is not a Row; empty if it is one."""
     for key in ("prompt", "chosen", "rejected"):
         messages = record.get(key)

@@ -1,5 +1,5 @@
-"""Training pairs as token ids in a file without a name, which is gone when its process is. They are mapped into memory, so that the
-kernel keeps what is used and drops what is not: a set of a million pairs costs no more than a small one.
+"""Training pairs as token ids in an unnamed temporary file, which disappears with its process. The file is memory-mapped,
+so the kernel keeps only pages in use: a million pairs need no more memory than a few.
 
 Imports pyarrow; import it where it is used.
 """
@@ -20,30 +20,30 @@ from engine.dpo.training.dataset import EncodedPair
 from engine.storage.lazy import LazySequence
 
 PAIRS_PER_BLOCK = 1000
-"""Of the file. A block is in memory while it is written."""
+"""Pairs per block of the file. A block is in memory while it is written."""
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 SCHEMA = pa.schema([pa.field("index", pa.int64()), *(pa.field(name, pa.list_(pa.int32())) for name in IDS)])
 
 
 class EncodedPairs(LazySequence[EncodedPair]):
-    """Pairs on the disk, by the order in which they were given."""
+    """Pairs on disk, in their original order."""
 
     def __init__(self, pairs: Iterable[EncodedPair], folder: Path) -> None:
-        """folder   where there is room for 4 bytes a token. Raises OSError if there is not"""
+        """folder   needs 4 bytes of free space per token; raises OSError if there is less"""
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             with pa.ipc.new_stream(file, SCHEMA) as blocks:
-                rest = iter(pairs)
-                while some := list(islice(rest, PAIRS_PER_BLOCK)):
-                    columns = {name: [getattr(pair, name) for pair in some] for name in SCHEMA.names}
+                remaining = iter(pairs)
+                while block := list(islice(remaining, PAIRS_PER_BLOCK)):
+                    columns = {name: [getattr(pair, name) for pair in block] for name in SCHEMA.names}
                     blocks.write_batch(pa.RecordBatch.from_pydict(columns, SCHEMA))
             file.flush()
-            # A mapping outlives the file that it was made of.
+            # The mapping remains valid after the file is closed.
             self._table = pa.ipc.open_stream(pa.memory_map(f"/proc/self/fd/{file.fileno()}")).read_all()
 
     @property
     def table(self) -> pa.Table:
-        """(N rows) `prompt_ids`, `chosen_ids`, `rejected_ids`, as TRL's trainer takes them."""
+        """The columns `prompt_ids`, `chosen_ids` and `rejected_ids`, as TRL's trainer expects them."""
         return self._table.select(list(IDS))
 
     def __len__(self) -> int:
@@ -54,12 +54,12 @@ class EncodedPairs(LazySequence[EncodedPair]):
 
 
 def as_plain(pair: EncodedPair) -> dict[str, Any]:
-    """A row of TRL's data set."""
+    """A row of TRL's dataset."""
     return {name: getattr(pair, name) for name in IDS}
 
 
 def fingerprint_of(pairs: Iterable[Mapping[str, Any]], rest: Mapping[str, Any]) -> str:
-    """`sha256_of_json({**rest, "pairs": [*pairs]})`, without all pairs in memory."""
+    """Equals `sha256_of_json({**rest, "pairs": [*pairs]})`, without having all pairs in memory."""
     digest, first = sha256(), True
     before, after = json.dumps({**rest, "pairs": []}, sort_keys=True, default=str).split('"pairs": []')
     digest.update(f'{before}"pairs": ['.encode())

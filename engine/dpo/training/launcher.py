@@ -1,4 +1,4 @@
-"""Start processes that train, with accelerate's launcher."""
+"""Start training workers with accelerate's launcher."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ REQUEST_JSON = f"{layout.PROCESSES_DIR}/request.json"
 
 @contextmanager
 def launched(config: Stage3Config, run: Run, processes: int) -> Iterator[InteractiveChild]:
-    """The processes, as one child; at the end none of them is left."""
-    talk = interactive_child(
+    """Run the workers as one child process; none of them is left at the end."""
+    launcher = interactive_child(
         launch_command(config, run, processes),
         cwd=Path.cwd(),
         extra=model_process_environment(),
         log_file=run / launcher_log(config.machine_rank),
     )
-    with talk as started:
+    with launcher as started:
         yield started
 
 
@@ -37,7 +37,7 @@ def launcher_log(machine: int) -> str:
 
 
 def launch_command(config: Stage3Config, run: Run, processes: int) -> list[str]:
-    """Every option that the user's own configuration of accelerate could set otherwise is given.
+    """The command passes every option that the user's own accelerate configuration could set differently.
 
     processes   on all machines
     """
@@ -46,18 +46,18 @@ def launch_command(config: Stage3Config, run: Run, processes: int) -> list[str]:
         "num_processes": processes,
         "num_machines": config.num_machines,
         "machine_rank": config.machine_rank,
-        "main_process_port": config.main_process_port if config.num_machines > 1 else 0,  # 0: a free one
+        "main_process_port": config.main_process_port if config.num_machines > 1 else 0,  # 0: any free port
         "gpu_ids": "all",
-        "mixed_precision": "no",  # TRL's trainer sets it
+        "mixed_precision": "no",  # TRL's trainer sets the precision
         "dynamo_backend": "no",
         "num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS")
         or max(len(os.sched_getaffinity(0)) // here, 1),
     }
     if config.num_machines > 1:
         options["main_process_ip"] = str(config.main_process_ip)
-    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return [
-        # Without GPUs it is gloo on the CPU; with --cpu the launcher would start a single process.
-        *(sys.executable, "-m", LAUNCHER, "--multi_gpu", *given),
+        # Without GPUs this means gloo on the CPU; with --cpu, the launcher would start a single process.
+        *(sys.executable, "-m", LAUNCHER, "--multi_gpu", *arguments),
         *("--module", "engine.dpo.training.worker", str(run / REQUEST_JSON)),
     ]

@@ -1,4 +1,5 @@
-"""Prove that the reference policy is the Stage 2 adapter, by its weights and by the first loss.
+"""Verify that the reference policy is the Stage 2 adapter, by its weights and by the first loss, and compute its
+log-probabilities.
 
 Either check alone can be fooled. A fresh LoRA on the plain base model gives a first loss of ln 2 against the wrong
 reference; the right weights in a reference that the loss does not use give the right hash. (Rafailov et al. 2023,
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from engine.core.errors import NumbersError
 from engine.core.events import Event, Progress
 from engine.dpo.training.batches import cut_by_length, tokens_read
-from engine.dpo.training.ranks import ALONE, Ranks
+from engine.dpo.training.process_group import SINGLE_PROCESS, ProcessGroup
 from engine.models.loading import POLICY_ADAPTER, dtype_name, resolve_dtype
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.stop import StopToken
@@ -31,28 +32,28 @@ if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
 REFERENCE_ADAPTER = "ref"
-"""The name that TRL gives to its frozen copy of the policy's adapter."""
+"""TRL's name for its frozen copy of the policy's adapter."""
 LN2 = math.log(2.0)
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
 SAVE_SECONDS = 30.0
-TELL_SECONDS = 0.5
+PROGRESS_SECONDS = 0.5
 WHAT_TO_DO = "Nothing was trained. Run `stage3-tui --auto --from adapter`; if it happens again, please report it."
 
 Logps = list[tuple[float, float]]
-"""Per pair: log-probability of the chosen and of the rejected reply, in nats, summed over the reply's tokens."""
+"""Per pair, the log-probabilities of the chosen and the rejected reply in nats, summed over each reply's tokens."""
 
 
 def require_reference_weights(model: PeftModel, expected_sha256: str) -> None:
     """Raises NumbersError if the reference's tensors differ from those that stage adapter recorded."""
-    found = (
+    actual = (
         hash_tensors(adapter_tensors(model, REFERENCE_ADAPTER))
         if REFERENCE_ADAPTER in model.peft_config
         else "no adapter"
     )
-    if found != expected_sha256:
+    if actual != expected_sha256:
         raise NumbersError(
             "The reference is not the Stage 2 adapter.",
-            f"Its tensors have the SHA-256 {found}; stage adapter recorded {expected_sha256}.",
+            f"Its tensors have the SHA-256 {actual}; stage adapter recorded {expected_sha256}.",
             WHAT_TO_DO,
         )
 
@@ -60,16 +61,16 @@ def require_reference_weights(model: PeftModel, expected_sha256: str) -> None:
 def require_first_loss(loss: float, dtype: torch.dtype) -> None:
     """Raises NumbersError if the loss before the first update is not ln 2."""
     tolerance = LOSS_TOLERANCE[str(dtype).removeprefix("torch.")]
-    if not abs(loss - LN2) <= tolerance:  # NaN compares false, and is refused
+    if not abs(loss - LN2) <= tolerance:  # also true for NaN
         raise NumbersError(
             f"The loss before the first step is {loss:.6f}, not ln 2 = {LN2:.6f} (±{tolerance:g}).",
-            "At that point, policy and reference must be the same adapter, with a loss of ln 2: the reference is a different one.",
+            "Before the first step, policy and reference must be the same adapter, so this reference is a different one.",
             WHAT_TO_DO,
         )
 
 
 def policy_key(config: Stage3Config, adapter_sha256: str) -> str:
-    """A hash of base model, adapter and number format. Equal keys give equal numbers, up to rounding."""
+    """A hash of base model, adapter and number format. Equal keys give equal results, up to rounding."""
     base = [config.base_model_id, config.base_model_revision, config.load_in_4bit]
     return sha256_of_json([adapter_sha256, *base, dtype_name(resolve_dtype(config))])
 
@@ -77,21 +78,21 @@ def policy_key(config: Stage3Config, adapter_sha256: str) -> str:
 def place_adapter(model: PeftModel, name: str, device: torch.device | str | None = None) -> None:
     """Move the tensors of one adapter. Inactive adapters may be on another device, because no forward pass uses them.
 
-    device   by default that of the policy's adapter in the same layer: of a base on several GPUs each has its own
+    device   by default that of the policy's adapter in the same layer, because layers may be on different GPUs
     """
     from torch import nn
 
     for module in model.modules():
         if isinstance(module, nn.ModuleDict | nn.ParameterDict) and name in module:
-            beside = module[POLICY_ADAPTER]
-            tensors = [beside] if isinstance(module, nn.ParameterDict) else list(beside.parameters())
+            policy_part = module[POLICY_ADAPTER]
+            tensors = [policy_part] if isinstance(module, nn.ParameterDict) else list(policy_part.parameters())
             if tensors:  # dropout has none
                 module[name] = module[name].to(device or tensors[0].device)
 
 
 @contextmanager
 def adapter_active(model: PeftModel, name: str) -> Iterator[None]:
-    """Activate adapter `name`, not trainable; at the end, restore the active adapter."""
+    """Activate the adapter `name`, not trainable; afterwards, restore the active adapter."""
     with _adapter_restored(model):
         model.set_adapter(name, inference_mode=True)
         yield
@@ -99,14 +100,14 @@ def adapter_active(model: PeftModel, name: str) -> Iterator[None]:
 
 @contextmanager
 def base_active(model: PeftModel) -> Iterator[None]:
-    """Disable all adapters; at the end, restore the active one."""
+    """Disable all adapters; afterwards, restore the active one."""
     with _adapter_restored(model), model.disable_adapter():
         yield
 
 
 @contextmanager
 def _adapter_restored(model: PeftModel) -> Iterator[None]:
-    """At the end, restore the active adapter, and whether it is trainable."""
+    """Afterwards, restore the active adapter and whether it is trainable."""
     before = str(model.active_adapter)
     trainable = any(p.requires_grad for n, p in model.named_parameters() if f".{before}." in n)
     try:
@@ -116,16 +117,16 @@ def _adapter_restored(model: PeftModel) -> Iterator[None]:
 
 
 def pair_logps(model: PeftModel, batch: dict[str, Tensor], adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the replies of a collated batch under one adapter: chosen (B,), rejected (B,), float32.
+    """Log-probabilities of the replies in a collated batch under one adapter: chosen (B,), rejected (B,), float32.
 
-    The model must be one that TRL's trainer was built on: its fused head computes log-probabilities without ever storing
-    the (2B, T, V) logits.
+    TRL's trainer must have been built on the model: the fused head that it installs computes log-probabilities without ever
+    storing the (2B, T, V) logits.
     """
     import torch
 
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    mixed = torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
-    with torch.no_grad(), adapter_active(model, adapter), mixed:
+    mixed_precision = torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
+    with torch.no_grad(), adapter_active(model, adapter), mixed_precision:
         output = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -156,46 +157,46 @@ def reference_logps(
     cache: KeyedCache,
     policy: str,
     stop: StopToken,
-    ranks: Ranks = ALONE,
-    together: bool = False,
+    group: ProcessGroup = SINGLE_PROCESS,
+    lockstep: bool = False,
 ) -> Generator[Event, None, Logps]:
     """The reference's log-probabilities of every pair, in order; computes only those missing in `cache`.
 
     batch_size   pairs of maximum length per batch; batches of shorter pairs are larger
     policy       a hash of base model, adapter and number format
-    ranks        the processes that train: each computes a part of the batches, the first one writes
-    together     whether a process for which no batch is left makes a pass all the same, because the others need its weights
+    group        the processes that train: each computes some of the batches, and rank 0 writes
+    lockstep     whether a process that has no batch left runs a pass anyway, because the others need its weights
 
     Raises Stopped after saving, and NumbersError if a value is not finite.
     """
     keys = [sha256_of_json([policy, pair]) for pair in pairs]
     known = cache.read(keys)
-    found = {row: pair for row, key in enumerate(keys) if (pair := _kept_pair(known.get(key))) is not None}
+    found = {row: pair for row, key in enumerate(keys) if (pair := _cached_pair(known.get(key))) is not None}
     lengths = [tokens_read(pair) for pair in pairs]
-    wanted = _missing_batches(lengths, found, batch_size)
-    clock = _ReferenceClock(lengths, found)
+    missing = _missing_batches(lengths, found, batch_size)
+    progress = _ReferenceProgress(lengths, found)
     unsaved: dict[str, Any] = {}
     saved = time.monotonic()
     model.eval()
-    for start in range(0, len(wanted), ranks.count):
-        dealt = wanted[start : start + ranks.count]
-        rows = dealt[ranks.rank] if ranks.rank < len(dealt) else dealt[0] if together else []
-        made = _logps_of(model, pairs, rows, collator, dtype)
-        new = {row: logps for share in ranks.gather(made) for row, logps in share.items()}
+    for start in range(0, len(missing), group.world_size):
+        batches = missing[start : start + group.world_size]  # one for each process
+        rows = batches[group.rank] if group.rank < len(batches) else batches[0] if lockstep else []
+        computed = _logps_of(model, pairs, rows, collator, dtype)
+        new = {row: logps for of_rank in group.gather(computed) for row, logps in of_rank.items()}
         found |= new
         _require_finite(found, list(new))
         unsaved |= {keys[row]: logps for row, logps in new.items()}
-        yield from clock.progress(found, list(new))
-        if ranks.stop_wanted(stop) or time.monotonic() - saved > SAVE_SECONDS:
-            _keep(cache, unsaved, ranks)
+        yield from progress.report(found, list(new))
+        if group.stop_requested(stop) or time.monotonic() - saved > SAVE_SECONDS:
+            _save(cache, unsaved, group)
             unsaved, saved = {}, time.monotonic()
             stop.raise_if_requested()
-    _keep(cache, unsaved, ranks)
+    _save(cache, unsaved, group)
     return [found[row] for row in range(len(pairs))]
 
 
 def _missing_batches(lengths: Sequence[int], found: Container[int], batch_size: int) -> list[list[int]]:
-    """Batches are cut from all pairs, not from the missing ones, so that a resumed pass uses the same batches."""
+    """Batches are formed from all pairs, not only the missing ones, so that a resumed pass uses the same batches."""
     batches = cut_by_length(lengths, batch_size * max(lengths, default=0))
     missing = ([row for row in batch if row not in found] for batch in batches)
     return list(filter(None, missing))
@@ -211,35 +212,36 @@ def _logps_of(
     return dict(zip(rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
 
 
-def _keep(cache: KeyedCache, values: dict[str, Any], ranks: Ranks) -> None:
-    if ranks.is_first:
+def _save(cache: KeyedCache, values: dict[str, Any], group: ProcessGroup) -> None:
+    if group.is_main:
         cache.append(values)
 
 
-def _kept_pair(value: Any) -> tuple[float, float] | None:
+def _cached_pair(value: Any) -> tuple[float, float] | None:
     """A pair's cached values; None if they are not two numbers, so that they are computed again."""
-    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, float) for one in value):
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(logp, float) for logp in value):
         return None
     return value[0], value[1]
 
 
-class _ReferenceClock:
-    """Progress by tokens rather than by pairs, because the longest come first."""
+class _ReferenceProgress:
+    """Estimates the time left from tokens rather than pairs, because the longest pairs come first."""
 
     def __init__(self, lengths: Sequence[int], found: Mapping[int, object]) -> None:
-        self._lengths, self._before = lengths, len(found)
-        self._total, self._read_before = sum(lengths), sum(lengths[row] for row in found)
-        self._read, self._started, self._told = self._read_before, time.monotonic(), 0.0
+        self._lengths, self._cached_pairs = lengths, len(found)
+        self._total_tokens, self._cached_tokens = sum(lengths), sum(lengths[row] for row in found)
+        self._tokens, self._started, self._reported = self._cached_tokens, time.monotonic(), 0.0
 
-    def progress(self, found: Mapping[int, object], rows: Sequence[int]) -> Iterator[Progress]:
-        self._read += sum(self._lengths[row] for row in rows)
+    def report(self, found: Mapping[int, object], rows: Sequence[int]) -> Iterator[Progress]:
+        self._tokens += sum(self._lengths[row] for row in rows)
         now = time.monotonic()
-        if len(found) < len(self._lengths) and now - self._told <= TELL_SECONDS:
+        if len(found) < len(self._lengths) and now - self._reported <= PROGRESS_SECONDS:
             return
-        self._told = now
+        self._reported = now
         seconds = max(now - self._started, 1e-9)
-        left = (self._total - self._read) * seconds / (self._read - self._read_before)
-        yield Progress(len(found), len(self._lengths), "reference pairs", (len(found) - self._before) / seconds, left)
+        left = (self._total_tokens - self._tokens) * seconds / (self._tokens - self._cached_tokens)
+        pairs_per_second = (len(found) - self._cached_pairs) / seconds
+        yield Progress(len(found), len(self._lengths), "reference pairs", pairs_per_second, left)
 
 
 def _require_finite(found: dict[int, tuple[float, float]], rows: Sequence[int]) -> None:
@@ -247,6 +249,6 @@ def _require_finite(found: dict[int, tuple[float, float]], rows: Sequence[int]) 
     if bad:
         raise NumbersError(
             f"The reference gives row {bad[0]} a log-probability of {found[bad[0]]}.",
-            "The model's numbers overflow.",
+            "The model's values overflow.",
             "Use --dtype bfloat16 if the GPU supports it, else --dtype float32.",
         )

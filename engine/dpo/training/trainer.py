@@ -1,6 +1,6 @@
 """DPO of the Stage 2 adapter against itself, as a generator of events.
 
-TRL's trainer runs in its own thread; its callback puts events on a queue, which the generator drains.
+TRL's trainer runs in its own thread; its callback puts events into a queue, which the generator drains.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from engine.dpo.training.dataset import (
     LongPair,
     Row,
     describe,
+    drop_long_pairs,
     encoded,
     load_rows,
-    refuse_too_many_long,
+    require_most_pairs_fit,
     rows_with_special_text,
-    without_long,
 )
-from engine.dpo.training.ranks import ALONE, Ranks
+from engine.dpo.training.process_group import SINGLE_PROCESS, ProcessGroup
 from engine.dpo.training.reference import (
     LN2,
     REFERENCE_ADAPTER,
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from engine.run.folder import Run
     from engine.run.stop import StopToken
 
-WARMUP_SHARE = 0.1
+WARMUP_FRACTION = 0.1
 STAGE = "training"
 LAST_STEPS = 10
 ABOVE_LN2 = 1e-3
@@ -85,7 +85,7 @@ TENSORBOARD_DIR = "logs/tensorboard"
 
 @dataclass
 class Trained:
-    """The result of a training."""
+    """The result of training."""
 
     model: PeftModel
     """With the adapters "default" (Stage 3) and "ref" (Stage 2)."""
@@ -93,24 +93,24 @@ class Trained:
     collator: Any
     steps: int
     losses: list[float]
-    """Of every optimizer step, including those before a resume."""
+    """The loss of every optimizer step, including those before a resume."""
     margins: list[float]
     first_loss: float | None
-    """Before the first update; None if training resumed from a checkpoint."""
+    """The loss before the first update; None if training resumed from a checkpoint."""
     resumed_from: int | None
     pairs: int
     too_long: list[int]
     """Indices of rows that did not fit --max-length."""
     tensors_sha256: str
     stage2_sha256: str
-    """Of the reference's tensors."""
+    """The hash of the reference's tensors."""
     seconds: float
     plan: TrainingPlan
     peak_bytes: int
     """Peak memory of this process, from loading the model to the last step (see MemoryPeak)."""
 
     def release(self) -> None:
-        """Give back the model's memory, because other processes have the model from here on."""
+        """Free the model's memory, because other processes load the model next."""
         del self.model
         trim_memory()
 
@@ -130,23 +130,23 @@ def train(
 ) -> Generator[Event, None, Trained]:
     """Train on `rows`, resuming from the newest good checkpoint in the run folder.
 
-    token              of the Hub
-    reference_sha256   of the Stage 2 tensors; by default what stage adapter recorded
+    token              for the Hub
+    reference_sha256   hash of the Stage 2 tensors; by default the one that stage adapter recorded
     policy             a freshly loaded, trainable PeftModel; by default the run's base model and adapter
     max_steps          optimizer steps; -1 follows --num-train-epochs
     plan               by default the current plan of the run folder
 
-    Raises RestartNeeded if memory runs out and a reduced plan (now on disk) can continue in a fresh process, MemoryExhausted if
-    there is none, Stopped (after writing a checkpoint), NumbersError (wrong reference, NaN, nothing learned; the last good
-    checkpoint is kept), DataError (too many pairs longer than --max-length).
+    Raises RestartNeeded if memory runs out and a reduced plan (now on disk) can continue in a fresh process,
+    MemoryExhausted if there is none, Stopped (after writing a checkpoint), NumbersError (wrong reference, NaN, nothing
+    learned; the last good checkpoint is kept), DataError (too many pairs longer than --max-length).
     """
     plan = plan or current_plan(run, config, dtype_name(resolve_dtype(config)))
     resolved, expected = plan.applied_to(config), reference_sha256 or expected_reference(run)
-    said, step = "", max(map(step_of, by_step(run / layout.CHECKPOINTS_DIR)), default=0)
+    oom_message, step = "", max(map(step_of, by_step(run / layout.CHECKPOINTS_DIR)), default=0)
     try:
-        working = _train(resolved, run, rows, plan, expected, policy, tokenizer, max_steps, stop=stop, token=token)
+        training = _train(resolved, run, rows, plan, expected, policy, tokenizer, max_steps, stop=stop, token=token)
         while True:
-            event = next(working)
+            event = next(training)
             if isinstance(event, TrainStep):
                 step = event.step
             yield event
@@ -155,34 +155,34 @@ def train(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        said = str(error)
+        oom_message = str(error)
     finally:
-        working.close()
-    # Outside `except`, because the traceback keeps alive the tensors that filled memory.
-    raise reduce_after_oom(run, config, plan, step=step, error=said)
+        training.close()
+    # Outside `except`, because the traceback keeps the tensors alive that filled the memory.
+    raise reduce_after_oom(run, config, plan, step=step, error=oom_message)
 
 
-def train_share(
+def train_as_rank(
     config: Stage3Config,
     run: Run,
     plan: TrainingPlan,
     reference_sha256: str,
-    ranks: Ranks,
+    group: ProcessGroup,
     *,
     stop: StopToken,
     max_steps: int = -1,
 ) -> Generator[Event, None, Trained]:
-    """`train` on the run's training pairs, as one of several processes. Each yields the same events.
+    """`train` on the run's training pairs, as one of several processes. All yield the same events.
 
-    Raises as `train` does, but of memory that ran out what the allocator raised.
+    Raises as `train` does, except that it passes on the allocator's error if memory runs out.
     """
     rows = load_rows(run / layout.TRAIN_JSONL)
-    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, max_steps, ranks, stop=stop)
+    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, max_steps, group, stop=stop)
 
 
 @dataclass
 class _Prepared:
-    """Everything needed to start the steps: the trainer over its pairs."""
+    """Everything needed to start training: the trainer with its pairs."""
 
     policy: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -191,7 +191,7 @@ class _Prepared:
     too_long: list[LongPair]
     dtype: torch.dtype
     fingerprint: str
-    """A hash of everything the trained numbers depend on, but not of how a batch is split."""
+    """A hash of everything the trained weights depend on, which excludes how a batch is split."""
     steps: int
     """Optimizer steps of the whole training."""
 
@@ -205,31 +205,31 @@ def _train(
     policy: PeftModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     *,
     stop: StopToken,
     token: str | None = None,
 ) -> Generator[Event, None, Trained]:
-    """`train` under one plan, which is already applied to the configuration."""
+    """`train` under a plan that is already applied to the configuration."""
     from engine.dpo.training.callbacks import WarningsCallback
 
     require_optimizer(config)
     started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
     callbacks = _reporting_callbacks(config, run)
-    prepared = yield from _prepare(config, run, token, rows, expected, policy, tokenizer, max_steps, ranks)
+    prepared = yield from _prepare(config, run, token, rows, expected, policy, tokenizer, max_steps, group)
     reference_cache = KeyedCache(run.cache / layout.REFERENCE_LOGPS)
     yield from _place_reference(config, prepared, expected, reference_cache, stop)
-    others = partial(earlier_trainings, run)
-    checkpoint = yield from _checkpoint_to_resume(run, others, prepared.fingerprint, ranks)
+    other_folders = partial(earlier_trainings, run)
+    checkpoint = yield from _checkpoint_to_resume(run, other_folders, prepared.fingerprint, group)
     first_loss = yield from _begin(prepared, checkpoint)
-    watch = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
-    for callback in [WarningsCallback(watch), *callbacks]:
+    training_warnings = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
+    for callback in [WarningsCallback(training_warnings), *callbacks]:
         prepared.trainer.add_callback(callback)
     if checkpoint is not None and step_of(checkpoint) >= prepared.steps:
-        prepared.trainer.take_back(checkpoint)
+        prepared.trainer.restore(checkpoint)
     else:
-        yield from _drive(prepared.trainer, stop, checkpoint, watch)
-    final = yield from _prove_it_learned(prepared, expected, config.learning_rate)
+        yield from _run_trainer(prepared.trainer, stop, checkpoint, training_warnings)
+    final = yield from _require_changed_adapter(prepared, expected, config.learning_rate)
     history = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in history]
     yield from _warn_of_divergence(losses)
@@ -250,19 +250,19 @@ def _train(
         plan=plan,
         peak_bytes=peak.bytes(),
     )
-    del prepared  # and with it the optimizer
-    ready_to_answer(trained.model)
+    del prepared  # frees the optimizer, too
+    prepare_for_generation(trained.model)
     return trained
 
 
-def ready_to_answer(model: PeftModel) -> None:
+def prepare_for_generation(model: PeftModel) -> None:
     model.eval()
-    model.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
+    model.config.use_cache = True  # gradient checkpointing disabled it; the evaluation generates next
     free_memory()
 
 
 def _reporting_callbacks(config: Stage3Config, run: Run) -> list[TrainerCallback]:
-    """Raises PreconditionError if tensorboard is requested but not installed, before anything is loaded."""
+    """Raises PreconditionError, before anything is loaded, if tensorboard is requested but not installed."""
     from engine.dpo.training.callbacks import tensorboard
 
     return [tensorboard(run / TENSORBOARD_DIR)] if config.report_to == "tensorboard" else []
@@ -277,15 +277,15 @@ def _prepare(
     policy: PeftModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
-    ranks: Ranks,
+    group: ProcessGroup,
 ) -> Generator[Event, None, _Prepared]:
     from engine.dpo.training.encoded_pairs import as_plain, fingerprint_of
     from engine.dpo.training.trl_trainer import build_trainer
 
     tokenizer = tokenizer or load_tokenizer(config, token)
     pairs, too_long = yield from _encode_and_filter(config, run.folder, rows, tokenizer)
-    sharded = config.sharding == "fsdp" and ranks.count > 1
-    if policy is None:  # one that is to be spread begins on the CPU
+    sharded = config.sharding == "fsdp" and group.world_size > 1
+    if policy is None:  # a model that will be sharded is loaded on the CPU
         base = load_base(config, token, device="cpu" if sharded else None)
         policy = load_policy(base, adapter_folder(config, run, token), trainable=True)
     dtype = resolve_dtype(config)
@@ -295,8 +295,10 @@ def _prepare(
         {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
     folder = run / layout.CHECKPOINTS_DIR
-    kind = _sharded() if sharded else None
-    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
+    trainer_class = _fsdp_trainer() if sharded else None
+    trainer = build_trainer(
+        config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, group, trainer_class
+    )
     if trainer.placement:
         yield Message("info", trainer.placement)
     if trainer.why_head:
@@ -305,10 +307,10 @@ def _prepare(
     return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint, steps)
 
 
-def _sharded() -> type[Stage3Trainer]:
-    from engine.dpo.training.sharded_trainer import ShardedTrainer
+def _fsdp_trainer() -> type[Stage3Trainer]:
+    from engine.dpo.training.fsdp_trainer import FSDPTrainer
 
-    return ShardedTrainer
+    return FSDPTrainer
 
 
 def _place_reference(
@@ -332,35 +334,37 @@ def _place_reference(
         cache=cache,
         policy=policy_key(config, expected),
         stop=stop,
-        ranks=trainer.ranks,
-        together=trainer.passes_together,
+        group=trainer.group,
+        lockstep=trainer.forward_in_lockstep,
     )
     trainer.use_reference_logps(logps)
 
 
 def _checkpoint_to_resume(
-    run: Run, others: Callable[[], list[Path]], fingerprint: str, ranks: Ranks
+    run: Run, other_folders: Callable[[], list[Path]], fingerprint: str, group: ProcessGroup
 ) -> Generator[Event, None, Path | None]:
-    """What the first process finds: others may not look while it renames."""
+    """The checkpoint that rank 0 finds: the others must not look while it renames folders."""
     found = (
-        (yield from _newest_checkpoint(run / layout.CHECKPOINTS_DIR, others, fingerprint)) if ranks.is_first else None
+        (yield from _newest_checkpoint(run / layout.CHECKPOINTS_DIR, other_folders, fingerprint))
+        if group.is_main
+        else None
     )
-    return ranks.from_first(found)
+    return group.broadcast(found)
 
 
 def _newest_checkpoint(
-    folder: Path, others: Callable[[], list[Path]], fingerprint: str
+    folder: Path, other_folders: Callable[[], list[Path]], fingerprint: str
 ) -> Generator[Event, None, Path | None]:
-    """The newest good checkpoint of this training: in its own folder, else one of the same training among the others."""
-    checkpoint, told = newest_good(folder, fingerprint)
-    yield from told
+    """The newest good checkpoint in `folder`, else one of the same training from another folder, which is copied."""
+    checkpoint, messages = newest_good(folder, fingerprint)
+    yield from messages
     if checkpoint is not None:
         return checkpoint
-    elsewhere = adopt(folder, others(), fingerprint)
-    if elsewhere is None:
+    source = adopt(folder, other_folders(), fingerprint)
+    if source is None:
         return None
-    yield Message("info", f"Found the same training in {elsewhere}; continuing from its checkpoint.")
-    return folder / elsewhere.name
+    yield Message("info", f"Found the same training in {source}; continuing from its checkpoint.")
+    return folder / source.name
 
 
 def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, None, float | None]:
@@ -373,12 +377,12 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
         yield Message("info", text)
     elif step_of(checkpoint) < prepared.steps:
         yield Message("info", f"Resuming from {checkpoint.name}.")
-    if prepared.trainer.precompute_ref_logps and prepared.trainer.ranks.count == 1:  # DDP wants one device
+    if prepared.trainer.precompute_ref_logps and prepared.trainer.group.world_size == 1:  # DDP needs one device
         place_adapter(prepared.policy, REFERENCE_ADAPTER, "cpu")  # its log-probabilities are known, so no step uses it
     return first_loss
 
 
-def _prove_it_learned(prepared: _Prepared, expected: str, learning_rate: float) -> Generator[Event, None, str]:
+def _require_changed_adapter(prepared: _Prepared, expected: str, learning_rate: float) -> Generator[Event, None, str]:
     """The hash of the trained tensors. Raises NumbersError if the reference changed, or if the adapter did not."""
     policy = prepared.policy
     place_adapter(policy, REFERENCE_ADAPTER)
@@ -400,8 +404,8 @@ def _mean_reply_tokens(pairs: Sequence[EncodedPair]) -> float:
 
 
 def earlier_trainings(run: Run) -> list[Path]:
-    """Other checkpoint folders: those of the run's trials, of the run that this one is a trial of, and superseded ones."""
-    # A trial shares the caches of its sweep, which lie inside the run that it is a trial of.
+    """Other checkpoint folders: of the run's trials, of the run that this one is a trial of, and superseded ones."""
+    # A trial shares the caches of its sweep, which are inside the run that it is a trial of.
     folders = [run.folder] if run.shared_cache is None else [run.folder, run.shared_cache.parent]
     found: list[Path] = []
     for folder in folders:
@@ -412,7 +416,7 @@ def earlier_trainings(run: Run) -> list[Path]:
 
 
 def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
-    """An untrained policy has a loss of ln 2; ending above it means that training learned the opposite, or diverged."""
+    """An untrained policy has a loss of ln 2. A higher final loss means that training learned the opposite, or diverged."""
     last = losses[-LAST_STEPS:]
     if len(losses) >= 2 * LAST_STEPS and sum(last) / len(last) > LN2 + ABOVE_LN2:
         text = f"The mean loss of the last {len(last)} steps is {sum(last) / len(last):.3f}, above ln 2 = {LN2:.3f}"
@@ -420,7 +424,7 @@ def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
 
 
 def expected_reference(run: Run) -> str:
-    """The hash of the reference's tensors that stage adapter recorded. Raises PreconditionError without one."""
+    """The hash of the reference's tensors that stage adapter recorded. Raises PreconditionError if there is none."""
     adapter = run.results.adapter
     if adapter is None:
         raise PreconditionError(
@@ -432,13 +436,13 @@ def expected_reference(run: Run) -> str:
 
 
 def planned_steps(pairs: int, epochs: float, batch_size: int, accumulation: int) -> int:
-    """Optimizer steps of a training. The last batch and the last accumulation of an epoch may be partial."""
+    """Number of optimizer steps. The last batch and the last accumulation of an epoch may be partial."""
     per_epoch = max(math.ceil(math.ceil(pairs / batch_size) / accumulation), 1)
     return math.ceil(epochs * per_epoch)
 
 
 def steps_of(config: Stage3Config, pairs: int) -> int:
-    """Optimizer steps of a training on that many pairs."""
+    """Number of optimizer steps for so many pairs."""
     return planned_steps(
         pairs, config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps
     )
@@ -454,21 +458,21 @@ def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> 
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "linear",
         # Rounded down: one warm-up step in a run of one step would mean a learning rate of 0.
-        "warmup_steps": int(steps * WARMUP_SHARE),
+        "warmup_steps": int(steps * WARMUP_FRACTION),
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "max_length": config.max_length,
         "seed": config.seed,
-        # Only if it is another, so that checkpoints of earlier versions go on.
+        # Only if it is not the default, so that checkpoints of earlier versions can be resumed.
         **({"optim": config.optim} if uses_bitsandbytes(config) else {}),
     }
 
 
 def split_invariant_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with the effective batch instead of its split, so that checkpoints survive a change of plan."""
-    of_the_split = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    size, steps = (settings[name] for name in of_the_split)
-    return {key: value for key, value in settings.items() if key not in of_the_split} | {
+    split_settings = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    size, steps = (settings[name] for name in split_settings)
+    return {key: value for key, value in settings.items() if key not in split_settings} | {
         "effective_batch": size * steps
     }
 
@@ -479,13 +483,14 @@ def _encode_and_filter(
     from engine.dpo.training.encoded_pairs import EncodedPairs
 
     too_long = list[LongPair]()
-    inert = rows_with_special_text(rows, tokenizer)
-    if inert:
+    with_special_text = rows_with_special_text(rows, tokenizer)
+    if with_special_text:
         yield Message(
-            "info", f"{len(inert)} pairs contain text that looks like a special token; it is trained as plain text."
+            "info",
+            f"{len(with_special_text)} pairs contain text that looks like a special token; it is trained as plain text.",
         )
-    pairs = EncodedPairs(without_long(encoded(rows, tokenizer), config.max_length, too_long), scratch)
-    refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
+    pairs = EncodedPairs(drop_long_pairs(encoded(rows, tokenizer), config.max_length, too_long), scratch)
+    require_most_pairs_fit(too_long, len(rows), config.max_length, config.max_too_long_share)
     if too_long:
         text = f"{len(too_long)} of {len(rows)} pairs exceed --max-length {config.max_length} and are left out"
         yield Message("warning", f"{text}: {describe(too_long)}.")
@@ -493,48 +498,48 @@ def _encode_and_filter(
 
 
 def _discard(event: Event) -> None:
-    """Drop an event that has no listener."""
+    """Drop an event that nothing listens for."""
 
 
-def _drive(
-    trainer: Stage3Trainer, stop: StopToken, checkpoint: Path | None, watch: TrainingWarnings
+def _run_trainer(
+    trainer: Stage3Trainer, stop: StopToken, checkpoint: Path | None, training_warnings: TrainingWarnings
 ) -> Generator[Event, None, None]:
-    """Run the trainer in a thread and yield its events and those of `watch`. Raises what it raised, or Stopped."""
+    """Run the trainer in a thread; yield its events and warnings. Raises the trainer's error, or Stopped."""
     import torch
 
     from engine.dpo.training.trl_trainer import StepEvents, without_warnings
 
-    said: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     abandoned = threading.Event()
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
             if trainer.args.device.type == "cuda":
-                torch.cuda.set_device(trainer.args.device)  # the current device is per thread
+                torch.cuda.set_device(trainer.args.device)  # each thread has its own current device
             with without_warnings():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except BaseException as error:  # re-raised for the generator's caller
+        except BaseException as error:  # raised again in the generator's thread
             failure.append(error)
         finally:
-            said.put(None)
+            events.put(None)
 
-    trainer.emit = watch.emit = said.put
+    trainer.emit = training_warnings.emit = events.put
     trainer.add_callback(
         StepEvents(
-            said.put,
-            stop_wanted=lambda: trainer.ranks.stop_wanted(stop) or abandoned.is_set(),
+            events.put,
+            should_stop=lambda: trainer.group.stop_requested(stop) or abandoned.is_set(),
             skipped=lambda: bool(trainer.accelerator.optimizer_step_was_skipped),
         )
     )
-    worker = threading.Thread(target=work, name="dpo", daemon=True)
-    worker.start()
+    thread = threading.Thread(target=work, name="dpo", daemon=True)
+    thread.start()
     try:
-        while (event := said.get()) is not None:
+        while (event := events.get()) is not None:
             yield event
     finally:
         abandoned.set()
-        worker.join()
+        thread.join()
     if failure:
         raise failure[0]
     stop.raise_if_requested()
@@ -552,12 +557,12 @@ def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revisio
     (part / "README.md").unlink(missing_ok=True)
     settings = json.loads((part / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     settings |= {"base_model_name_or_path": base_name, "revision": base_revision, "inference_mode": True}
-    if isinstance(settings["target_modules"], list):  # PEFT keeps a set, whose order differs between processes
+    if isinstance(settings["target_modules"], list):  # PEFT stores a set, whose order differs between processes
         settings["target_modules"].sort()
     write_json(part / ADAPTER_CONFIG, settings)
     tokenizer_settings = json.loads((part / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for of_this_machine in ("name_or_path", "is_local", "local_files_only"):
-        tokenizer_settings.pop(of_this_machine, None)
+    for local_setting in ("name_or_path", "is_local", "local_files_only"):
+        tokenizer_settings.pop(local_setting, None)
     write_json(part / "tokenizer_config.json", tokenizer_settings)
     if folder.exists():
         shutil.rmtree(folder)

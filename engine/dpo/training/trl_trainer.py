@@ -1,8 +1,8 @@
 """TRL's DPO trainer, adapted. Only `engine.dpo.training.trainer` imports this file, when it trains.
 
-It avoids what the stock trainer does silently: a NaN loss logged as 0.0, a pickle with a token in every checkpoint,
-partial checkpoints, rotation by file time, dropped pairs, telemetry. It computes the shared prompt once
-(`engine.dpo.training.shared_prompt`), and fills each pass with pairs that fit (`engine.dpo.training.batches`).
+It avoids what the stock trainer does silently: log a NaN loss as 0.0, put a pickle with a token into every checkpoint,
+leave partial checkpoints, rotate by file time, drop pairs, send telemetry. It reads a shared prompt once
+(`engine.dpo.training.shared_prompt`), and fills each pass with as many pairs as fit (`engine.dpo.training.batches`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from engine.core import layout
 from engine.core.errors import NumbersError
 from engine.core.events import CheckpointSaved, Event, TrainStep
 from engine.core.failpoints import failpoint
-from engine.dpo.planning.forecast import HeadWay
+from engine.dpo.planning.forecast import HeadMethod
 from engine.dpo.training.batches import Batch, StepCollator
-from engine.dpo.training.checkpoints import rotate, size_of, unfinished, write_checkpoint
+from engine.dpo.training.checkpoints import partial_path, rotate, size_of, write_checkpoint
 from engine.dpo.training.encoded_pairs import EncodedPairs
 from engine.dpo.training.head import install_head
-from engine.dpo.training.ranks import ALONE, Ranks
+from engine.dpo.training.process_group import SINGLE_PROCESS, ProcessGroup
 from engine.dpo.training.reference import Logps, collated
 from engine.dpo.training.shared_prompt import share_prompt_computation
 from engine.machine.device import resolve_device
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
 TRAINER_STATE = "trainer_state.json"
 WAIT_SECONDS = 1800
-"""How long a process waits for the others at the end of a step. Then it takes them for lost."""
+"""How long a process waits for the others in a collective operation before it considers them lost."""
 MAX_SKIPPED_STEPS = 20
-"""In float16 the loss scaler skips steps until its scale fits. More skipped steps in a row are an error."""
+"""In float16, the loss scaler skips steps until its scale fits. More skipped steps in a row are an error."""
 
 
 def build_trainer(
@@ -59,23 +59,23 @@ def build_trainer(
     settings: dict[str, Any],
     dtype: torch.dtype,
     fingerprint: str,
-    ranks: Ranks = ALONE,
-    kind: type[Stage3Trainer] | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+    trainer_class: type[Stage3Trainer] | None = None,
 ) -> Stage3Trainer:
     """Build the trainer over `pairs` (token ids). This adds the frozen copy "ref" of the adapter "default" to `policy`.
 
-    folder     for checkpoints
-    settings   for DPOConfig. Batch size times accumulation is the effective batch. The batch size is the number of longest
-               pairs that fit in memory; passes over shorter pairs take more of them
-    ranks      the processes that train; each is given all pairs, and takes its share of each step
-    kind       by default Stage3Trainer
+    folder          for checkpoints
+    settings        for DPOConfig. Batch size times accumulation is the effective batch. The batch size is the number of
+                    pairs of maximum length that fit in memory; passes over shorter pairs contain more of them
+    group           the processes that train; each gets all pairs, and takes its share of each step
+    trainer_class   by default Stage3Trainer
     """
     disable_progress_bar()
     device = resolve_device(config)
-    if ranks.count == 1:
+    if group.world_size == 1:
         _pin_device(device)
     with without_warnings():
-        trainer = (kind or Stage3Trainer)(
+        trainer = (trainer_class or Stage3Trainer)(
             model=policy,
             args=_arguments(config, folder, settings, dtype, device),
             train_dataset=Dataset(pairs.table),
@@ -84,16 +84,16 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
-    trainer.ranks = ranks
-    trainer.size_passes(settings["per_device_train_batch_size"], max(pair.tokens_read for pair in pairs))
-    trainer.placement = trainer.place()
+    trainer.group = group
+    trainer.set_pass_size(settings["per_device_train_batch_size"], max(pair.tokens_read for pair in pairs))
+    trainer.placement = trainer.place_weights()
     trainer.head, trainer.why_head = install_head(policy, config)
     share_prompt_computation(policy)
     return trainer
 
 
 def _pin_device(device: torch.device) -> None:
-    """Otherwise accelerate takes the first GPU."""
+    """Without this, accelerate uses the first GPU."""
     if device.index:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
 
@@ -101,15 +101,15 @@ def _pin_device(device: torch.device) -> None:
 def _arguments(
     config: Stage3Config, folder: Path, settings: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> DPOConfig:
-    # For TRL a step is one batch, which our trainer splits by length.
-    whole_steps = {
+    # For TRL, a step is a single batch, which our trainer splits by length.
+    one_batch_per_step = {
         "per_device_train_batch_size": settings["per_device_train_batch_size"]
         * settings["gradient_accumulation_steps"],
         "gradient_accumulation_steps": 1,
     }
     arguments = DPOConfig(
         output_dir=str(folder),
-        **(settings | whole_steps),
+        **(settings | one_batch_per_step),
         save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=None,
@@ -122,43 +122,43 @@ def _arguments(
         fp16=dtype == torch.float16,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
-        # All that trains takes part in every step, and nothing else of the model changes.
+        # Every trainable parameter gets a gradient in every step, and no buffer changes.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         ddp_timeout=WAIT_SECONDS,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would use
+        arguments._n_gpu = 1  # TRL raises an error for the DataParallel that Trainer would use
     return arguments
 
 
 class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
-    """TRL's trainer for pairs that are already token ids, with our checkpoints."""
+    """TRL's trainer for pairs that are already tokenized, with our checkpoints."""
 
     fingerprint = ""
-    ranks = ALONE
+    group = SINGLE_PROCESS
     keep_checkpoints = 2
-    side_by_side = 1
+    pairs_per_pass = 1
     """Pairs of maximum length that fit in one forward and backward pass."""
-    most_tokens = 0
-    """Tokens per forward pass; 0 means one pair at a time."""
-    head: HeadWay = "trl"
+    max_tokens = 0
+    """Maximum tokens per forward pass; 0 means one pair at a time."""
+    head: HeadMethod = "trl"
     why_head = ""
-    """Why it is another than --head asks for, as a sentence; empty if it is not."""
-    passes_together = False
-    """Whether all processes must make every forward pass at the same time, because each has a part of the weights."""
+    """Why the head differs from --head, as a sentence; empty if it does not."""
+    forward_in_lockstep = False
+    """Whether all processes must run each forward pass together, because each has only a shard of the weights."""
     placement = ""
-    """Where the weights are, as a sentence, if that is worth telling."""
+    """Where the weights are, as a sentence; empty if they are simply on the device."""
     emit: Callable[[Event], None] = staticmethod(lambda event: None)
     data_collator: Any
-    """Collates one batch of pairs; the training loader builds the batches of a step with it."""
+    """Collates one batch of pairs; the training data loader uses it for each batch of a step."""
 
-    def size_passes(self, side_by_side: int, longest: int) -> None:
-        """Every pass has room for so many pairs of the longest, in tokens; it takes more of the shorter ones."""
-        self.side_by_side, self.most_tokens = side_by_side, side_by_side * longest
+    def set_pass_size(self, pairs_per_pass: int, longest: int) -> None:
+        """Limit each pass to the tokens of `pairs_per_pass` pairs of `longest` tokens; more pairs fit if they are shorter."""
+        self.pairs_per_pass, self.max_tokens = pairs_per_pass, pairs_per_pass * longest
 
-    def place(self) -> str:
-        """Put the weights where they are to be. Returns a sentence on it, or nothing."""
+    def place_weights(self) -> str:
+        """Move the weights to where training needs them. Returns a sentence about it, or an empty string."""
         return ""
 
     def use_reference_logps(self, logps: Logps) -> None:
@@ -169,92 +169,94 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         self.train_dataset: Dataset = dataset.add_column("ref_rejected_logps", list(rejected))
         self.precompute_ref_logps = True
 
-    def take_back(self, checkpoint: Path) -> None:
-        """The adapter and the figures of a checkpoint, of a training that has ended."""
+    def restore(self, checkpoint: Path) -> None:
+        """Load the adapter and the log of a checkpoint, without its optimizer: training is complete."""
         self._load_from_checkpoint(str(checkpoint), self.model)
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
 
     def first_loss(self) -> float:
         """The loss on the first batch in file order, before any update."""
         model = self.model.eval()
-        batch = next(collated(self.train_dataset, self.data_collator, self.side_by_side, model.device))
-        with torch.no_grad(), self.accelerator.autocast():  # in the precision of the steps
+        batch = next(collated(self.train_dataset, self.data_collator, self.pairs_per_pass, model.device))
+        with torch.no_grad(), self.accelerator.autocast():  # in the precision of training steps
             loss = self.compute_loss(model, batch)
         self._metrics["eval"].clear()
         return float(loss.item())
 
     def get_train_dataloader(self) -> Any:
         one_batch = self.data_collator
-        self.data_collator = StepCollator(one_batch, self.most_tokens, self.ranks)
+        self.data_collator = StepCollator(one_batch, self.max_tokens, self.group)
         try:
             loader = super().get_train_dataloader()
         finally:
             self.data_collator = one_batch
-        if self.ranks.count > 1:
-            # accelerate would deal out whole steps, and fill the last ones up with pairs that were trained on already. Each
-            # process gets the pairs of every step instead, as one process does, and the collator takes its share.
-            shards = loader.batch_sampler
-            shards.num_processes, shards.process_index, shards.even_batches = 1, 0, False
+        if self.group.world_size > 1:
+            # accelerate would distribute entire steps, and pad the last ones with pairs that were already used. Instead, each
+            # process loads the pairs of every step, like a single process, and the collator takes its share.
+            sampler = loader.batch_sampler
+            sampler.num_processes, sampler.process_index, sampler.even_batches = 1, 0, False
         return loader
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward passes of one optimizer step. Gradient and loss are means over its pairs, in all processes."""
+        """Forward and backward passes of one optimizer step. Gradient and loss are means over its pairs in all processes."""
         batches: list[Batch] = inputs["batches"]
         loss = torch.zeros((), device=self.args.device)
         for number, (batch, size) in enumerate(zip(batches, inputs["sizes"], strict=True), start=1):
-            # What Trainer divides a loss by. The gradients of the processes are averaged, so each weighs that much more.
-            self.current_gradient_accumulation_steps = inputs["pairs"] / (size * self.ranks.count) if size else math.inf
-            with self._alone(model, add_up=number == len(batches)):
+            # Trainer divides the loss by this. The processes' gradients are averaged, hence the factor world_size.
+            self.current_gradient_accumulation_steps = (
+                inputs["pairs"] / (size * self.group.world_size) if size else math.inf
+            )
+            with self._local_pass(model, reduce_gradients=number == len(batches)):
                 loss += super().training_step(model, batch)
-            self._weigh_metrics(size * len(batches) / inputs["pairs"])
-        self._add_up_metrics(len(batches))
+            self._weight_metrics(size * len(batches) / inputs["pairs"])
+        self._reduce_metrics(len(batches))
         return loss * math.nan if failpoint("loss") else loss
 
     @contextmanager
-    def _alone(self, model: Any, *, add_up: bool) -> Iterator[None]:
-        """One pass of this process. The gradients of all are added up in the backward pass of the last one.
+    def _local_pass(self, model: Any, *, reduce_gradients: bool) -> Iterator[None]:
+        """A pass without communication. The backward pass of a step's last one reduces the gradients over all processes.
 
-        TRL would collect its figures from all processes in every pass, for which each must have as many pairs. They are added up
-        once instead, after the last pass.
+        TRL would gather its metrics from all processes in every pass, which needs the same number of pairs in each. They
+        are reduced once per step instead, after the last pass.
         """
-        if self.ranks.count == 1:
+        if self.group.world_size == 1:
             yield
             return
         accelerator = self.accelerator
-        accelerator.gather = accelerator.gather_for_metrics = _as_it_is
+        accelerator.gather = accelerator.gather_for_metrics = _identity
         try:
-            with nullcontext() if add_up else self._gradients_kept(model):
+            with nullcontext() if reduce_gradients else self._no_gradient_sync(model):
                 yield
         finally:
             del accelerator.gather, accelerator.gather_for_metrics
 
-    def _gradients_kept(self, model: Any) -> AbstractContextManager[None]:
-        """A pass after which each process keeps its gradients to itself."""
+    def _no_gradient_sync(self, model: Any) -> AbstractContextManager[None]:
+        """Backward passes that accumulate gradients locally."""
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return,unused-ignore]
 
-    def _weigh_metrics(self, weight: float) -> None:
-        # TRL logs the plain mean over forward passes, which may have different numbers of pairs.
+    def _weight_metrics(self, weight: float) -> None:
+        # TRL logs the unweighted mean over forward passes, which may have different numbers of pairs.
         for name, values in self._metrics["train"].items():
             if name != "num_tokens":
                 values[-1] *= weight
 
-    def _add_up_metrics(self, passes: int) -> None:
-        """The weighted figures of this step are shares of a mean: put their sums over all processes in their places."""
-        if self.ranks.count == 1:
+    def _reduce_metrics(self, passes: int) -> None:
+        """Replace this step's weighted metrics, which are parts of a mean, with their sums over all processes."""
+        if self.group.world_size == 1:
             return
         metrics = self._metrics["train"]
         names = sorted(metrics.keys() - {"num_tokens"})
-        shares = [sum(metrics[name][-passes:]) / passes for name in names]
-        *means, tokens = self.ranks.add_up([*shares, float(self._total_train_tokens)], self.args.device)
+        parts = [sum(metrics[name][-passes:]) / passes for name in names]
+        *means, tokens = self.group.sum([*parts, float(self._total_train_tokens)], self.args.device)
         for name, mean in zip(names, means, strict=True):
             metrics[name][-passes:] = [mean] * passes
         metrics["num_tokens"] = [tokens]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # unused, and the original expects `input_ids` in a batch
+        return 0  # unused; Trainer's own expects `input_ids` in a batch
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        return dataset  # already encoded and measured; TRL would silently drop long pairs
+        return dataset  # already tokenized and filtered; TRL would silently drop long pairs
 
     def _send_telemetry(self) -> None:
         return
@@ -263,13 +265,13 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         # TRL writes in place, adds a pickle that can contain the Hub token, and rotates by file time.
         folder, step = Path(self.args.output_dir), self.state.global_step
         self._require_finite_weights(step)
-        if self.ranks.is_first:
+        if self.group.is_main:
             path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
             rotate(folder, self.keep_checkpoints)
             self.emit(CheckpointSaved(step, f"{layout.CHECKPOINTS_DIR}/{path.name}", size_of(path)))
         else:
-            self._add_random_state(unfinished(folder, step))
-        self.ranks.wait()  # a checkpoint that one of them waits for is there for all
+            self._add_random_state(partial_path(folder, step))
+        self.group.barrier()  # no process continues before the checkpoint exists
 
     def _fill_checkpoint(self, folder: Path) -> None:
         self.model.save_pretrained(
@@ -282,46 +284,46 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         self.state.save_to_json(str(folder / TRAINER_STATE))
 
     def _weights(self) -> dict[str, torch.Tensor] | None:
-        """What the adapter's file is made of; None for the model's own."""
+        """The tensors for the adapter's file; None for those of the model."""
         return None
 
     def _require_finite_weights(self, step: int) -> None:
-        """A finite loss and gradient may still be followed by an update that overflows: such a checkpoint could never go on."""
+        """Even after a finite loss and gradient, the update may overflow. Such a checkpoint could never be resumed."""
         require_finite_weights(((n, p) for n, p in self.model.named_parameters() if p.requires_grad), step)
 
     def _add_random_state(self, folder: Path) -> None:
-        """Each process has its own. Where another machine writes to a disk of its own, there is no such folder."""
-        self.ranks.wait()  # the first one has made the folder
+        """Save this process's random state. The folder does not exist on a machine that has no shared disk."""
+        self.group.barrier()  # rank 0 has created the folder
         if folder.is_dir():
             self._save_rng_state(str(folder))
-        self.ranks.wait()  # before it reads what is in it
+        self.group.barrier()  # rank 0 hashes the files next
 
 
-def _as_it_is(figure: Any) -> Any:
-    return figure
+def _identity(value: Any) -> Any:
+    return value
 
 
 class StepEvents(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Turns TRL's log of each step into an event. On a stop request, saves a checkpoint and ends training."""
+    """Turns TRL's log of each step into an event. If a stop is requested, saves a checkpoint and ends training."""
 
     def __init__(
-        self, emit: Callable[[Event], None], stop_wanted: Callable[[], bool], skipped: Callable[[], bool]
+        self, emit: Callable[[Event], None], should_stop: Callable[[], bool], skipped: Callable[[], bool]
     ) -> None:
-        self.emit, self.stop_wanted, self.skipped = emit, stop_wanted, skipped
+        self.emit, self.should_stop, self.skipped = emit, should_stop, skipped
         self.last, self.tokens, self.skipped_in_a_row = time.monotonic(), 0.0, 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.stop_wanted():
+        if self.should_stop():
             control.should_save = control.should_training_stop = True
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         if not logs or "loss" not in logs:
-            return  # the summary at the end
+            return  # the summary after the last step
         if self._was_skipped(logs):
             return
         _require_finite(logs, state.global_step)
@@ -345,7 +347,7 @@ class StepEvents(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.last, self.tokens = now, logs["num_tokens"]
 
     def _was_skipped(self, logs: dict[str, float]) -> bool:
-        """Whether float16's scaler skipped this step because its gradient overflowed."""
+        """Whether float16's loss scaler skipped this step because the gradient overflowed."""
         if math.isfinite(logs["grad_norm"]) or not math.isfinite(logs["loss"]) or not self.skipped():
             self.skipped_in_a_row = 0
             return False
@@ -358,18 +360,18 @@ def _require_finite(logs: dict[str, float], step: int) -> None:
         if not math.isfinite(logs[name]):
             raise NumbersError(
                 f"The {name.replace('grad_norm', 'gradient norm')} is {logs[name]} at step {step}.",
-                "The numbers overflowed, or the adapter was broken; training on would be useless.",
+                "The values overflowed, or the adapter was damaged; further training would be useless.",
                 "The last good checkpoint is kept. Use --dtype bfloat16 or float32, or a lower --learning-rate.",
             )
 
 
 def require_finite_weights(weights: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
-    """Raises NumbersError for the first of these by name that holds a number that is not finite."""
+    """Raises NumbersError that names the first weight with a value that is not finite."""
     for name, tensor in weights:
         if not bool(torch.isfinite(tensor).all()):
             raise NumbersError(
-                f"{name} holds numbers that are not finite after step {step}.",
-                "The update overflowed. No checkpoint was made of it.",
+                f"{name} contains values that are not finite after step {step}.",
+                "The update overflowed, so no checkpoint was written.",
                 "The last good checkpoint is kept. Use a lower --learning-rate, or --dtype float32.",
             )
 

@@ -1,7 +1,8 @@
-"""One of several processes that train: `accelerate launch … -m engine.dpo.training.worker REQUEST`.
+"""One training worker: `accelerate launch … -m engine.dpo.training.worker REQUEST`.
 
-It reads the request, trains its share of each step, and tells the process that started it what happens (`voice`). All that
-it or a library writes goes into its own log. It ends when its standard input ends, which is when nobody waits for it any more.
+It reads the request, trains its share of each step, and reports to the process that started it (`worker_messages`). All
+output, including that of libraries, goes to its own log. It exits when its standard input closes, which means that its
+parent is gone.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from engine.core.config import Stage3Config
 from engine.core.errors import Stopped
 from engine.core.events import Event, TrainStep
 from engine.dpo.planning.plan import TrainingPlan
-from engine.dpo.training.ranks import Ranks
-from engine.dpo.training.voice import STOP, Request, Result, Voice, rank_log
+from engine.dpo.training.process_group import ProcessGroup
+from engine.dpo.training.worker_messages import STOP, Request, Result, WorkerReporter, rank_log
 from engine.process.environment import disable_core_dumps, log_to_file, quiet_libraries
 from engine.process.job_signals import obey_parent_signals_only
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 
-BEHIND_SECONDS = 5.0
-"""How long a process that lost another stays: the launcher is to see first who went first."""
+LOST_PEER_DELAY_SECONDS = 5.0
+"""How long a worker that lost another one waits before it exits, so that the launcher first notices the one that failed."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,41 +39,41 @@ T = TypeVar("T")
 def main(path: str) -> int:
     quiet_libraries()
     disable_core_dumps()
-    request, ranks = Request.read(Path(path)), Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    voice = Voice(os.dup(1), ranks.rank)
-    write_into(rank_log(Run(Path(request.run)), ranks.rank))
+    request, group = Request.read(Path(path)), ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    reporter = WorkerReporter(os.dup(1), group.rank)
+    redirect_output(rank_log(Run(Path(request.run)), group.rank))
     obey_parent_signals_only()  # the launcher
-    voice.here()
+    reporter.started()
     stop = StopToken()
-    Thread(target=listen, args=(stop,), name="listen", daemon=True).start()
+    Thread(target=watch_stdin, args=(stop,), name="watch stdin", daemon=True).start()
     try:
-        work(request, ranks, voice, stop)
+        work(request, group, reporter, stop)
     except Stopped:
         log.info("stopped on request")
-        voice.stopped()
-    except BaseException as error:  # told to the process that waits, with the traceback in this one's log
-        log.error("the training ended", exc_info=error)
-        tell_failure(voice, error)
-        leave(1)
-    leave(0)
+        reporter.stopped()
+    except BaseException as error:  # reported to the parent; the traceback goes to this worker's log
+        log.error("training failed", exc_info=error)
+        report_failure(reporter, error)
+        exit_now(1)
+    exit_now(0)
 
 
-def work(request: Request, ranks: Ranks, voice: Voice, stop: StopToken) -> None:
-    from engine.dpo.training.trainer import train_share
+def work(request: Request, group: ProcessGroup, reporter: WorkerReporter, stop: StopToken) -> None:
+    from engine.dpo.training.trainer import train_as_rank
 
     plan = TrainingPlan.from_dict(request.plan)
-    assert plan is not None  # the other process wrote it
-    config = of_this_process(Stage3Config(**request.config))
+    assert plan is not None  # the parent wrote it
+    config = with_local_gpu(Stage3Config(**request.config))
     run = Run(Path(request.run), shared_cache=Path(request.cache))
-    training = train_share(config, run, plan, request.reference_sha256, ranks, stop=stop, max_steps=request.max_steps)
-    trained = told(training, voice) if ranks.is_first else told(training, None)
-    peak = max(ranks.gather(trained.peak_bytes))
-    if ranks.is_first:
-        voice.result(Result(trained.first_loss, trained.resumed_from, trained.seconds, peak))
+    training = train_as_rank(config, run, plan, request.reference_sha256, group, stop=stop, max_steps=request.max_steps)
+    trained = run_training(training, reporter if group.is_main else None)
+    peak = max(group.gather(trained.peak_bytes))
+    if group.is_main:
+        reporter.result(Result(trained.first_loss, trained.resumed_from, trained.seconds, peak))
 
 
-def told(training: Generator[Event, None, T], voice: Voice | None) -> T:
-    """Run to the end; the events go to the other process, and the steps into this one's log."""
+def run_training(training: Generator[Event, None, T], reporter: WorkerReporter | None) -> T:
+    """Run training to its end: write each step to this worker's log, and send all events to `reporter`."""
     while True:
         try:
             event = next(training)
@@ -80,12 +81,12 @@ def told(training: Generator[Event, None, T], voice: Voice | None) -> T:
             return cast(T, end.value)
         if isinstance(event, TrainStep):
             log.info("step %d of %d: loss %.6f", event.step, event.total_steps, event.loss)
-        if voice is not None:
-            voice.event(event)
+        if reporter is not None:
+            reporter.event(event)
 
 
-def of_this_process(config: Stage3Config) -> Stage3Config:
-    """With the GPU of this process."""
+def with_local_gpu(config: Stage3Config) -> Stage3Config:
+    """`config` with this worker's GPU."""
     from engine.machine.device import resolve_device
 
     if resolve_device(config).type != "cuda":
@@ -93,42 +94,44 @@ def of_this_process(config: Stage3Config) -> Stage3Config:
     return config.model_copy(update={"device": f"cuda:{os.environ['LOCAL_RANK']}"})
 
 
-def tell_failure(voice: Voice, error: BaseException) -> None:
+def report_failure(reporter: WorkerReporter, error: BaseException) -> None:
     from engine.machine.device_errors import is_out_of_memory
     from engine.machine.error_mapping import as_stage3_error
 
     text = f"{type(error).__name__}: {error}"
     if is_out_of_memory(error):
-        voice.failed("memory", str(error))
+        reporter.failed("memory", str(error))
     elif (known := as_stage3_error(error)) is not None:
-        voice.failed("error", known.what, known.why, known.what_to_do, int(known.exit_code))
+        reporter.failed("error", known.what, known.why, known.what_to_do, int(known.exit_code))
     elif is_lost_connection(error):
-        voice.failed("lost", text)
-        time.sleep(BEHIND_SECONDS)
+        reporter.failed("lost", text)
+        time.sleep(LOST_PEER_DELAY_SECONDS)
     else:
-        voice.failed("bug", text, "".join(traceback.format_tb(error.__traceback__)[-1:]))
+        reporter.failed("bug", text, "".join(traceback.format_tb(error.__traceback__)[-1:]))
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether another process did not answer: it ended, or did not come for WAIT_SECONDS."""
+    """Whether another worker did not respond: it exited, or did not reach the collective within WAIT_SECONDS."""
     from torch.distributed import DistError
 
-    said = str(error).lower()
-    of_gloo = ("gloo", "connection closed", "connection reset", "timed out waiting", "broken pipe", "nccl")
-    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and any(word in said for word in of_gloo))
+    text = str(error).lower()
+    phrases = ("gloo", "connection closed", "connection reset", "timed out waiting", "broken pipe", "nccl")
+    return isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and any(phrase in text for phrase in phrases)
+    )
 
 
-def listen(stop: StopToken) -> None:
-    """All processes have one standard input: one of them hears the word, all see its end."""
+def watch_stdin(stop: StopToken) -> None:
+    """All workers share one standard input: one of them reads the command, all of them notice when it closes."""
     while line := os.read(0, 1 << 10):
         if STOP.encode() in line:
-            stop.request("asked by the process that started the training")
-    log.error("nobody waits for this process any more: it ends")
-    leave(1)
+            stop.request("requested by the process that started training")
+    log.error("the process that started training is gone: exiting")
+    exit_now(1)
 
 
-def write_into(path: Path) -> None:
-    """All that is written goes into this process's log: also by C++, and before Python's logging is set up."""
+def redirect_output(path: Path) -> None:
+    """Redirect all output to this worker's log, also that of C++ code and from before Python's logging is set up."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     os.dup2(file, 1)
@@ -137,8 +140,8 @@ def write_into(path: Path) -> None:
     log_to_file(path)
 
 
-def leave(code: int) -> NoReturn:
-    """At once: threads of a library may wait for processes that are gone."""
+def exit_now(code: int) -> NoReturn:
+    """Exit without joining threads: those of a library may be waiting for workers that are gone."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -6,7 +6,7 @@ silently. Each of these is refused here with its own reason.
     source            a local folder, or a commit on the Hub    folder            which files are read, and how
     settings          adapter_config.json                       header            names and shapes only
     trainable         what DPO can train                        weights           the numbers
-    expected_tensors  what the base model needs                 vocabulary        the tokenizer beside it
-    tensor_mismatch   why they differ                           effect            logits with the adapter on and off
+    expected_tensors  the tensors for this base model           vocabulary        the tokenizer beside the adapter
+    tensor_mismatch   why the tensors differ                    effect            logits with the adapter on and off
     summary           the lines on the screen
 """

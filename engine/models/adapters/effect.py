@@ -1,4 +1,4 @@
-"""The adapter's effect on the logits: the proof that PEFT loaded the file's tensors."""
+"""The adapter's effect on the logits, as proof that PEFT loaded the file's tensors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUESTION = "How should I apologise to a friend?"
-SAME = 0.005
-"""Relative to the largest logit: allowed change from another order of summation. On the CPU it is zero."""
+MAX_RELATIVE_CHANGE = 0.005
+"""Allowed change relative to the largest logit, from another order of summation. On the CPU there is none."""
 
 
 def logits_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(1, T, vocabulary) float32: over one prompt in the chat template."""
+    """The logits over one prompt in the chat template, (1, T, V) float32."""
     import torch
 
     from engine.models.chat_template import conversation_ids
@@ -33,9 +33,9 @@ def logits_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
 
 
 def effect_on_logits(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, base_logits: Tensor | None = None) -> float:
-    """The largest change of a logit when the adapter is switched on.
+    """The largest change of any logit when the adapter is switched on.
 
-    base_logits   of the base model before loading; with the adapter off, the policy must give the same
+    base_logits   the base model's logits before the adapter was loaded; with the adapter off, the policy must give the same
 
     Raises PreconditionError if the effect is 0 or not finite, or if the base model changed.
     """
@@ -50,10 +50,10 @@ def effect_on_logits(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, base
             EXPORT_AGAIN,
         )
     if base_logits is not None:
-        moved: float = (off - base_logits).abs().max().item()
-        if not moved <= SAME * base_logits.abs().max().item():
+        base_change: float = (off - base_logits).abs().max().item()
+        if not base_change <= MAX_RELATIVE_CHANGE * base_logits.abs().max().item():
             raise PreconditionError(
-                f"With the adapter switched off, the base model's logits differ by up to {moved:.4g}.",
+                f"With the adapter switched off, the base model's logits differ by up to {base_change:.4g}.",
                 "Loading the adapter changed the base model's weights, so the reference would not be Stage 2.",
                 EXPORT_AGAIN,
             )
@@ -63,9 +63,9 @@ def effect_on_logits(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, base
 def refuse_rounded(policy: PeftModel, tensors_sha256: str) -> str:
     """A note about the number format of the loaded adapter; usually empty.
 
-    PEFT keeps LoRA in float32, but whole modules (modules_to_save) in the base model's format.
+    PEFT keeps LoRA in float32, but full modules (modules_to_save) in the base model's format.
 
-    tensors_sha256   of the file's numbers
+    tensors_sha256   hash of the file's tensors (`engine.models.tensors`)
 
     Raises PreconditionError if the loaded tensors differ from the file, or cannot be trained.
     """
@@ -75,22 +75,24 @@ def refuse_rounded(policy: PeftModel, tensors_sha256: str) -> str:
     from engine.models.tensors import adapter_tensors, hash_tensors
 
     tensors = adapter_tensors(policy, POLICY_ADAPTER)
-    half = {dtype_name(tensor.dtype) for tensor in tensors.values() if tensor.dtype != torch.float32}
-    held = " and ".join(sorted(half))
+    half_formats = {dtype_name(tensor.dtype) for tensor in tensors.values() if tensor.dtype != torch.float32}
+    formats = " and ".join(sorted(half_formats))
     if hash_tensors(tensors) != tensors_sha256:
         raise PreconditionError(
             "The adapter that PEFT loaded differs from the file.",
-            f"It keeps modules_to_save in the base model's format, {held}, which rounds them: the reference would not be Stage 2."
-            if half
+            f"PEFT keeps modules_to_save in {formats}, like the base model, and rounds them: the reference would not be Stage 2."
+            if half_formats
             else "Their values differ.",
-            "Use --dtype float32." if half else EXPORT_AGAIN,
+            "Use --dtype float32." if half_formats else EXPORT_AGAIN,
         )
-    if "float16" in half:
+    if "float16" in half_formats:
         raise PreconditionError(
             "The adapter's modules_to_save cannot be trained in float16.",
             "PEFT keeps them in the base model's format, but scaling float16 gradients requires float32.",
             "Use --dtype float32, or bfloat16 if the GPU supports it.",
         )
     return (
-        f"modules_to_save are trained in {held}, which loses small updates; --dtype float32 keeps them" if half else ""
+        f"modules_to_save are trained in {formats}, which loses small updates; --dtype float32 keeps them"
+        if half_formats
+        else ""
     )

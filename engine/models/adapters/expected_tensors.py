@@ -14,8 +14,8 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError, UnsafeError
 from engine.models.adapters.settings import AdapterSettings
 from engine.models.adapters.trainable import refuse_uncopied_parameters
-from engine.models.endless import refuse_endless_model
 from engine.models.loading import POLICY_ADAPTER, hub_arguments
+from engine.models.oversized import refuse_oversized_model
 from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ OTHER_BASE = "Pass the base model of Stage 2 with --base-model-id, or an adapter
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The base model, from its configuration."""
+    """Facts about the base model, from its configuration."""
 
     name: str
     """`--base-model-id`, safe to show."""
     architecture: str
     layers: int
     vocabulary: int
-    """Rows of its embedding."""
+    """Number of rows of its embedding."""
     parameters: int
 
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """A module of the base model with LoRA."""
+    """A module of the base model that has a LoRA."""
 
     name: str
     rank: int
@@ -63,7 +63,7 @@ class Expected:
     """By name in the file (`base_model.model.….lora_A.weight`)."""
     modules: list[AdaptedModule]
     absent: list[str]
-    """Target modules that the base model lacks. PEFT ignores them silently."""
+    """Target modules that the base model lacks. PEFT silently ignores them."""
 
     @property
     def target_modules(self) -> list[str]:
@@ -71,8 +71,8 @@ class Expected:
 
 
 def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str | None = None) -> Expected:
-    """Raises PreconditionError if the base model is unreadable, lacks the target modules, or if DPO cannot train the adapter;
-    UnsafeError if the base model needs custom code.
+    """The tensors that the base model needs. Raises PreconditionError if the base model is unreadable or lacks the target modules,
+    or if DPO cannot train the adapter; UnsafeError if the base model needs custom code.
     """
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
@@ -88,10 +88,10 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
         try:
             policy = get_peft_model(model, lora, adapter_name=POLICY_ADAPTER)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
-            raise _no_place(settings, base, error) from error
+            raise _targets_missing(settings, base, error) from error
         refuse_uncopied_parameters(settings, policy)
         state = get_peft_model_state_dict(policy, adapter_name=POLICY_ADAPTER, save_embedding_layers=False)
-    modules = _adapted(policy)
+    modules = _adapted_modules(policy)
     return Expected(
         base=base,
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
@@ -101,17 +101,17 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
 
 
 def read_base_config(config: Stage3Config, token: str | None = None) -> PretrainedConfig:
-    """The base model's configuration. Raises as `base_model_errors`, and UnsafeError for one of a model without end."""
+    """The base model's configuration. Raises as `base_model_errors`, and UnsafeError for an oversized model."""
     from transformers import AutoConfig
 
     with base_model_errors(config):
-        refuse_endless_model(config.base_model_id, "--base-model-id", **hub_arguments(config, token))
+        refuse_oversized_model(config.base_model_id, "--base-model-id", **hub_arguments(config, token))
         return AutoConfig.from_pretrained(config.base_model_id, **hub_arguments(config, token))
 
 
 @contextmanager
 def base_model_errors(config: Stage3Config) -> Iterator[None]:
-    """Turn transformers' errors about the base model into PreconditionError, or UnsafeError if it needs custom code. The Hub's
+    """Convert transformers' errors about the base model to PreconditionError, or to UnsafeError if it needs custom code. The Hub's
     errors pass through.
     """
     from safetensors import SafetensorError
@@ -123,7 +123,7 @@ def base_model_errors(config: Stage3Config) -> Iterator[None]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if as_hub_error(error) is not None:
             raise
-        name, said = visible_line(config.base_model_id, 200), visible_line(str(error), 300)
+        name, message = visible_line(config.base_model_id, 200), visible_line(str(error), 300)
         if "trust_remote_code" in str(error):
             raise UnsafeError(
                 f"The base model {name} needs custom code.",
@@ -132,7 +132,7 @@ def base_model_errors(config: Stage3Config) -> Iterator[None]:
             ) from error
         raise PreconditionError(
             f"Cannot read the base model {name}.",
-            f"transformers says: {said}",
+            f"transformers says: {message}",
             "Pass a folder written by `model.save_pretrained`, or a Hub id, with --base-model-id.",
         ) from error
 
@@ -148,17 +148,17 @@ def _facts(config: Stage3Config, base_config: PretrainedConfig, model: Any) -> B
     )
 
 
-def _no_place(settings: AdapterSettings, base: BaseFacts, error: Exception) -> PreconditionError:
+def _targets_missing(settings: AdapterSettings, base: BaseFacts, error: Exception) -> PreconditionError:
     targets = settings.lora.target_modules
     wanted = ", ".join(sorted(targets)) if isinstance(targets, (set, list)) else str(targets)
     return PreconditionError(
         f"The adapter does not apply to {base.name}.",
-        f"It targets {visible_line(wanted, 200)}. PEFT says about a {base.architecture}: {visible_line(str(error), 300)}",
+        f"It targets {visible_line(wanted, 200)}. PEFT's error for a {base.architecture}: {visible_line(str(error), 300)}",
         OTHER_BASE,
     )
 
 
-def _adapted(policy: PeftModel) -> list[AdaptedModule]:
+def _adapted_modules(policy: PeftModel) -> list[AdaptedModule]:
     from peft.tuners.lora import LoraLayer
 
     return [

@@ -1,10 +1,10 @@
-"""The header of a safetensors file: names, number formats and shapes of its tensors, without reading one of them.
+"""The header of a safetensors file: names, number formats and shapes of its tensors, without reading any of them.
 
     8 bytes     length of the header, little-endian
     header      JSON: {"name": {"dtype": "F32", "shape": [3, 24], "data_offsets": [begin, end]}, …}, "__metadata__" aside
     data        the tensors one after another, without gaps; offsets count from here
 
-safetensors accepts everything accepted here (tests/models/test_good_adapters.py); the errors here are in plain words.
+Everything accepted here is accepted by safetensors, too (tests/models/test_good_adapters.py); the errors here are plainer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BITS = {
     "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
     "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
-"""Bytes per number, by safetensors' format name."""
+"""Bits per number, by safetensors' format name."""
 
 
 class HeaderError(ValueError):
@@ -42,9 +42,9 @@ class TensorInfo:
 @dataclass(frozen=True)
 class Header:
     raw: bytes
-    """The file up to its data, in bytes."""
+    """The bytes of the file before its data."""
     size: int
-    """The whole file, in bytes."""
+    """Size of the file in bytes."""
     tensors: dict[str, TensorInfo]
 
     @property
@@ -65,39 +65,39 @@ def read_header(file: BinaryIO, size: int) -> Header:
     if length > MAX_HEADER_BYTES:
         raise HeaderError(f"Its header would be {length:,} bytes long, which is too long for a safetensors file.")
     if LENGTH_BYTES + length > size:
-        raise HeaderError(f"It is truncated in the header: that has {length:,} bytes, the whole file {size:,}.")
+        raise HeaderError(f"It is truncated in the header, which has {length:,} bytes; the file has {size:,}.")
     text = file.read(length)
     data_begin = LENGTH_BYTES + length
-    tensors = {name: _tensor(name, facts, data_begin) for name, facts in _entries(text).items()}
-    _require_whole(tensors, data_begin, size)
+    tensors = {name: _tensor(name, entry, data_begin) for name, entry in _entries(text).items()}
+    _require_contiguous(tensors, data_begin, size)
     return Header(length_field + text, size, tensors)
 
 
 def _entries(text: bytes) -> dict[str, Any]:
-    twice: list[str] = []
+    duplicates: list[str] = []
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            twice.extend(name for name in found if sum(name == other for other, _ in pairs) > 1)
+            duplicates.extend(name for name in found if sum(name == other for other, _ in pairs) > 1)
         return found
 
     try:
         if not text.startswith(b"{"):
             raise ValueError("it does not begin with '{'")
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=reject_duplicates)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"Its header is not valid JSON: {error}.") from error
-    if twice:
-        raise HeaderError(f"Its header names {twice[0]!r} twice.")
+    if duplicates:
+        raise HeaderError(f"Its header names {duplicates[0]!r} twice.")
     entries.pop("__metadata__", None)
     return dict(entries)
 
 
-def _tensor(name: str, facts: Any, data_begin: int) -> TensorInfo:
-    if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
+def _tensor(name: str, entry: Any, data_begin: int) -> TensorInfo:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise HeaderError(f"Its header lacks dtype, shape or data_offsets of {name!r}.")
-    dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise HeaderError(f"Its header gives {name!r} the unknown number format {dtype!r}.")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
@@ -110,7 +110,7 @@ def _tensor(name: str, facts: Any, data_begin: int) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), data_begin + begin, data_begin + end)
 
 
-def _require_whole(tensors: dict[str, TensorInfo], data_begin: int, size: int) -> None:
+def _require_contiguous(tensors: dict[str, TensorInfo], data_begin: int, size: int) -> None:
     """Check that the tensors follow each other without gaps, from the header to the end of the file."""
     last, last_name = data_begin, "the header"
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -120,7 +120,9 @@ def _require_whole(tensors: dict[str, TensorInfo], data_begin: int, size: int) -
             raise HeaderError(f"There is a gap of {tensor.begin - last} bytes before {name!r}.")
         last, last_name = tensor.end, name
     if last > size:
-        raise HeaderError(f"It is truncated in the data: {last:,} bytes by its header, but it has {size:,}.")
+        raise HeaderError(
+            f"It is truncated in the data: by its header it has {last:,} bytes, but the file has {size:,}."
+        )
     if last < size:
         raise HeaderError(f"{size - last} extra bytes follow the last tensor.")
 

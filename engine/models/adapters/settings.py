@@ -1,4 +1,4 @@
-"""Read `adapter_config.json`. It is untrusted: anything in it that makes PEFT import or load code is refused."""
+"""Read `adapter_config.json`. It is untrusted: anything that makes PEFT import or load code is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG
 from engine.core.nesting import parse_untrusted_json
 from engine.machine.memory import freeze_libraries
-from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
+from engine.models.adapters.folder import EXPORT_AGAIN, first_few, open_adapter_file, safe_path
 from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 MAX_CONFIG_BYTES = 16 << 20
 """Bytes; PEFT writes a few thousand."""
 NOT_FOR_PEFT = ("auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
-"""Provenance and machine settings, which the file does not decide here."""
+"""Provenance and machine settings, which are not taken from the file."""
 TRANSFORMERS = "transformers"
 
 
-class _Types(BaseModel):
-    """The types that PEFT assumes."""
+class _FieldTypes(BaseModel):
+    """The types that PEFT expects but does not check."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -47,16 +47,16 @@ class _Types(BaseModel):
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """A LoRA's configuration, and what it says about its base model."""
+    """A LoRA's configuration, and what it records about its base model."""
 
     path: Path
     lora: LoraConfig
     named_base: str | None
     """Only a hint: PEFT writes a Hub id or a path on the training machine."""
     architecture: str | None
-    """The base model's class, if PEFT recorded it (it does without a task_type)."""
+    """The base model's class, if PEFT recorded it; it does so if there is no task_type."""
     unknown: dict[str, Any]
-    """Fields of another PEFT version, which this one ignores."""
+    """Fields of another PEFT version, which the installed one ignores."""
 
     @property
     def variant(self) -> str:
@@ -66,25 +66,26 @@ class AdapterSettings:
 
 
 def read_settings(folder: Path) -> AdapterSettings:
-    """Raises PreconditionError if it is missing, not JSON, or not a LoRA's; UnsafeError if it names code."""
+    """The adapter's configuration. Raises PreconditionError if it is missing, not JSON, or not a LoRA's; UnsafeError if it names
+    code."""
     path = folder / ADAPTER_CONFIG
     data = _read_object(folder)
     kind = data.get("peft_type")
     if kind != "LORA":
-        said = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
+        found = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
         raise PreconditionError(
-            f"{shown(path)} has {said}.",
+            f"{safe_path(path)} has {found}.",
             "Stage 3 trains only LoRA adapters." + _spelling(kind),
             EXPORT_AGAIN if kind is None else "Train Stage 2 with `peft.LoraConfig`, and pass that adapter.",
         )
     _refuse_code(data, path)
     try:
-        types = _Types.model_validate(data)
+        types = _FieldTypes.model_validate(data)
     except ValidationError as error:
-        raise _not_accepted(path, _first(error)) from None
+        raise _peft_error(path, _first_problem(error)) from None
     if types.task_type not in (None, "CAUSAL_LM"):
         raise PreconditionError(
-            f"{shown(path)} has task_type {visible_line(repr(types.task_type), 60)}.",
+            f"{safe_path(path)} has task_type {visible_line(repr(types.task_type), 60)}.",
             "Stage 3 needs an adapter of a causal language model: CAUSAL_LM.",
             "Pass the Stage 2 adapter; this one was trained for another task.",
         )
@@ -99,7 +100,7 @@ def read_settings(folder: Path) -> AdapterSettings:
 
 def _read_object(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
-    with open_in(folder, ADAPTER_CONFIG) as file:
+    with open_adapter_file(folder, ADAPTER_CONFIG) as file:
         text = file.read(MAX_CONFIG_BYTES + 1)
     try:
         if len(text) > MAX_CONFIG_BYTES:
@@ -107,11 +108,11 @@ def _read_object(folder: Path) -> dict[str, Any]:
         data = parse_untrusted_json(text)
     except ValueError as error:
         raise PreconditionError(
-            f"{shown(path)} is not JSON.", visible_line(f"{type(error).__name__}: {error}", 300), EXPORT_AGAIN
+            f"{safe_path(path)} is not JSON.", visible_line(f"{type(error).__name__}: {error}", 300), EXPORT_AGAIN
         ) from error
     if not isinstance(data, dict):
         raise PreconditionError(
-            f"{shown(path)} is not a JSON object, but a {type(data).__name__}.",
+            f"{safe_path(path)} is not a JSON object, but a {type(data).__name__}.",
             "PEFT writes an object with peft_type, r and target_modules.",
             EXPORT_AGAIN,
         )
@@ -127,27 +128,27 @@ def _refuse_code(data: dict[str, Any], path: Path) -> None:
     named = data.get("auto_map")
     if named:
         beside = sorted(script.name for script in path.parent.glob("*.py"))
-        there = f" {few(beside)} is beside it." if beside else ""
-        raise _code(path, f"auto_map {visible_line(repr(named), 200)}", there)
+        script_note = f" {first_few(beside)} is beside it." if beside else ""
+        raise _code_error(path, f"auto_map {visible_line(repr(named), 200)}", script_note)
     mapping = data.get("auto_mapping")
     if isinstance(mapping, dict):
         library = mapping.get("parent_library")
         if library is not None and str(library).partition(".")[0] != TRANSFORMERS:
-            raise _code(path, f"a model class of {visible_line(repr(library), 200)} in auto_mapping", "")
+            raise _code_error(path, f"a model class of {visible_line(repr(library), 200)} in auto_mapping", "")
     if data.get("megatron_config"):
-        raise _code(path, f"megatron_core {visible_line(repr(data.get('megatron_core')), 200)}", "")
+        raise _code_error(path, f"megatron_core {visible_line(repr(data.get('megatron_core')), 200)}", "")
 
 
-def _code(path: Path, what: str, there: str) -> UnsafeError:
+def _code_error(path: Path, what: str, script_note: str) -> UnsafeError:
     return UnsafeError(
-        f"{shown(path)} names code to run: {what}.{there}",
+        f"{safe_path(path)} names code to run: {what}.{script_note}",
         "stage3-tui never runs code that comes with a model or an adapter.",
         "Train Stage 2 on a model that transformers supports itself, and pass that adapter.",
     )
 
 
 def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
-    freeze_libraries()  # a run needs them first here
+    freeze_libraries()  # here a run first imports them
     from peft import LoraConfig
 
     safe = {key: value for key, value in data.items() if key not in NOT_FOR_PEFT}
@@ -156,11 +157,11 @@ def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
             warnings.simplefilter("ignore")  # fields of another PEFT version; the stage reports them
             return LoraConfig.from_peft_type(**safe)  # type: ignore[no-any-return]
     except (TypeError, ValueError, ImportError, AttributeError) as error:
-        raise _not_accepted(path, str(error)) from error
+        raise _peft_error(path, str(error)) from error
 
 
 def _unknown(data: dict[str, Any]) -> dict[str, Any]:
-    """Fields with a value that this PEFT version does not know."""
+    """Fields with a value that the installed PEFT version does not have."""
     from dataclasses import fields
 
     from peft import LoraConfig
@@ -173,11 +174,11 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _first(error: ValidationError) -> str:
+def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where} = {first['input']!r}: {first['msg']}"
 
 
-def _not_accepted(path: Path, why: str) -> PreconditionError:
-    return PreconditionError(f"PEFT cannot use {shown(path)}.", visible_line(why, 300), EXPORT_AGAIN)
+def _peft_error(path: Path, why: str) -> PreconditionError:
+    return PreconditionError(f"PEFT cannot use {safe_path(path)}.", visible_line(why, 300), EXPORT_AGAIN)

@@ -15,7 +15,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, PreconditionError
 from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.hub.references import local_path, looks_like_hub_id
-from engine.models.adapters.folder import NEVER_OPENED, PICKLE_SUFFIXES, few, pickled
+from engine.models.adapters.folder import NEVER_OPENED, PICKLE_SUFFIXES, first_few, pickle_error
 from engine.models.adapters.vocabulary import TOKENIZER_FILES
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
@@ -30,12 +30,12 @@ class AdapterSource:
     folder: Path
     repo_id: str | None = None
     revision: str | None = None
-    """As given: a branch, a tag or a commit."""
+    """The value of --adapter-revision: a branch, a tag or a commit."""
     commit: str | None = None
     sha256: str | None = None
-    """Of the weights, from the Hub; None if unknown."""
+    """Hash of the weights according to the Hub; None if unknown."""
     not_downloaded: tuple[str, ...] = ()
-    """Pickles in the repository, which are not downloaded."""
+    """Pickles in the repository, which are never downloaded."""
 
     def __str__(self) -> str:
         if self.repo_id is None:
@@ -44,7 +44,7 @@ class AdapterSource:
 
 
 def adapter_folder(config: Stage3Config, run: Run, token: str | None) -> Path:
-    """The folder of the Stage 2 adapter; on the Hub, at the commit that stage adapter recorded.
+    """The folder of the Stage 2 adapter. An adapter on the Hub is read at the commit that stage adapter recorded.
 
     Raises PreconditionError if it does not exist, and the Hub's errors.
     """
@@ -52,7 +52,7 @@ def adapter_folder(config: Stage3Config, run: Run, token: str | None) -> Path:
 
 
 def adapter_source(config: Stage3Config, run: Run, token: str | None) -> AdapterSource:
-    """`--adapter-path`: a local folder, else in the workspace, else on the Hub. Raises as `adapter_folder`."""
+    """Locate `--adapter-path`: as a local folder, then in the workspace, then on the Hub. Raises as `adapter_folder`."""
     local = local_adapter(config, run)
     if local is not None:
         return AdapterSource(local)
@@ -75,7 +75,7 @@ def local_adapter(config: Stage3Config, run: Run) -> Path | None:
 
 
 def _places(config: Stage3Config, run: Run) -> list[Path]:
-    """Where to look for a folder of that name: here, then in the workspace."""
+    """Where a local adapter may be: at the path itself, then in the workspace."""
     name = config.adapter_path
     workspace = run.result("workspace").get("folder")
     places = [local_path(name)]
@@ -85,7 +85,7 @@ def _places(config: Stage3Config, run: Run) -> list[Path]:
 
 
 def _from_hub(recorded: Mapping[str, Any], repo_id: str, revision: str, token: str | None) -> AdapterSource:
-    """Download the adapter, at the commit that stage adapter `recorded` for this revision, or at the newest."""
+    """Download the adapter at the commit that stage adapter `recorded` for this revision, or at the revision's current one."""
     if (recorded.get("adapter_id"), recorded.get("adapter_revision")) == (repo_id, revision):
         commit, files = str(recorded["adapter_commit"]), [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
         return AdapterSource(_download(repo_id, commit, files, token), repo_id, revision, commit)
@@ -107,7 +107,7 @@ class _Listing:
 
 
 def _listing(repo_id: str, revision: str, token: str | None) -> _Listing:
-    """Commit and files of a revision, and the hash of the weights. Raises ConfigError for an unknown revision,
+    """The commit and files of a revision, and the hash of the weights. Raises ConfigError for an unknown revision,
     PreconditionError or UnsafeError if the files are not an adapter's; the Hub's other errors pass through.
     """
     from huggingface_hub import HfApi, constants
@@ -132,23 +132,23 @@ def _listing(repo_id: str, revision: str, token: str | None) -> _Listing:
 
 
 def _refuse_unless_adapter(repo_id: str, listing: _Listing) -> None:
-    """Check the list of files before any download."""
+    """Check the list of files before anything is downloaded."""
     where = f"{repo_id} (commit {listing.commit[:12]})"
-    of_weights = [name for name in listing.pickles if not NEVER_OPENED.fullmatch(name)]
-    if ADAPTER_WEIGHTS not in listing.files and of_weights:
-        raise pickled(where, of_weights, beside=False)
+    weight_pickles = [name for name in listing.pickles if not NEVER_OPENED.fullmatch(name)]
+    if ADAPTER_WEIGHTS not in listing.files and weight_pickles:
+        raise pickle_error(where, weight_pickles, beside=False)
     missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name not in listing.files]
     if missing:
         raise PreconditionError(
             f"{where} has no {missing[0]}.",
-            f"It has {few(list(listing.files), 5)}." if listing.files else "It is empty.",
+            f"It has {first_few(list(listing.files), 5)}." if listing.files else "It is empty.",
             "Pass a repository with the adapter at its top level, or download the adapter's folder and pass its path, "
             "with --adapter-path.",
         )
 
 
 def _cached_listing(repo_id: str, revision: str) -> _Listing:
-    """Offline: the cached files of a revision. Reading them shows whether they are complete."""
+    """The cached files of a revision, for offline use. Whether they are complete shows when they are read."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -160,7 +160,7 @@ def _cached_listing(repo_id: str, revision: str) -> _Listing:
 
 
 def _download(repo_id: str, commit: str, files: list[str], token: str | None) -> Path:
-    """The snapshot's folder in the Hub's cache. Cached files of a commit are not requested again."""
+    """Download `files`, except for those in the Hub's cache. Returns the snapshot's folder."""
     from huggingface_hub import hf_hub_download
 
     paths = [Path(hf_hub_download(repo_id, name, revision=commit, token=token)) for name in files]

@@ -11,7 +11,7 @@ from engine.core.config import Stage3Config
 from engine.core.events import CheckStatus
 from engine.hub.references import is_local, local_path
 from engine.models.adapters.expected_tensors import AdaptedModule, Expected
-from engine.models.adapters.folder import few
+from engine.models.adapters.folder import first_few
 from engine.models.adapters.settings import AdapterSettings
 from engine.security.sanitize import visible_line
 
@@ -20,7 +20,7 @@ _IN_THE_CACHE = re.compile(r"models--[^/]+?--([^/]+)/snapshots/")
 
 
 def settings_lines(config: Stage3Config, settings: AdapterSettings, expected: Expected) -> Iterator[Line]:
-    """The configuration, as PEFT applies it to this base model."""
+    """The lines about the configuration, as PEFT applies it to this base model."""
     modules = expected.modules
     yield ("named base", *named_base(config, settings.named_base))
     yield "rank", "ok", _counted(Counter(str(module.rank) for module in modules))
@@ -31,14 +31,14 @@ def settings_lines(config: Stage3Config, settings: AdapterSettings, expected: Ex
     )
     if settings.variant:
         yield "variant", "ok", settings.variant
-    absent = f"; the base model has no {few(expected.absent, 6)}" if expected.absent else ""
+    absent = f"; the base model has no {first_few(expected.absent, 6)}" if expected.absent else ""
     saved = settings.lora.modules_to_save
-    whole = f"; whole: {few(sorted(saved), 6)}" if saved else ""
+    saved_modules = f"; trained in full: {first_few(sorted(saved), 6)}" if saved else ""
     status: CheckStatus = "warning" if absent else "ok"
-    yield "target modules", status, f"{few(expected.target_modules, 12)}{whole}{absent}"
+    yield "target modules", status, f"{first_few(expected.target_modules, 12)}{saved_modules}{absent}"
     if settings.unknown:
-        told = ", ".join(f"{key} = {value!r}" for key, value in settings.unknown.items())
-        yield "configuration", "warning", f"this version of PEFT does not know {visible_line(told, 200)}"
+        fields = ", ".join(f"{key} = {value!r}" for key, value in settings.unknown.items())
+        yield "configuration", "warning", f"the installed PEFT ignores {visible_line(fields, 200)}"
 
 
 def named_base(config: Stage3Config, named: str | None) -> tuple[CheckStatus, str]:
@@ -46,13 +46,13 @@ def named_base(config: Stage3Config, named: str | None) -> tuple[CheckStatus, st
     if named is None:
         return "skipped", "the configuration names no base model"
     shown = visible_line(named, 200)
-    theirs = _last_name(named)
+    model_name = _last_name(named)
     if is_local(config.base_model_id):
-        # A folder may have any name: it matches if it contains the words of the other.
-        ours, of_theirs = _words(local_path(config.base_model_id).name), _words(theirs)
-        same = ours <= of_theirs or of_theirs <= ours
+        # A folder may have any name: the two match if one contains all words of the other.
+        our_words, named_words = _words(local_path(config.base_model_id).name), _words(model_name)
+        same = our_words <= named_words or named_words <= our_words
     else:
-        same = theirs == config.base_model_id.rpartition("/")[2].lower()
+        same = model_name == config.base_model_id.rpartition("/")[2].lower()
     if same:
         return "ok", shown
     return (

@@ -1,4 +1,4 @@
-"""An adapter's weights: first the header, then a single reading of the numbers."""
+"""An adapter's weights: first the header, then all numbers in a single read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from engine.core.errors import PreconditionError
 from engine.core.layout import ADAPTER_WEIGHTS
-from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
+from engine.models.adapters.folder import EXPORT_AGAIN, first_few, open_adapter_file, safe_path
 from engine.models.adapters.header import Header, HeaderError, TensorInfo, read_header
 from engine.security.sanitize import visible_line
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LFS_POINTER = b"version https://git-lfs"
 NUMBER_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 """Formats that adapters are trained in: safetensors' name → torch's."""
-GET_IT_AGAIN = "Copy or download it again, and pass its folder with --adapter-path."
+DOWNLOAD_AGAIN = "Copy or download it again, and pass its folder with --adapter-path."
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,25 @@ class Weights:
     header: Header
     tensors: Mapping[str, Tensor]
     sha256: str
-    """Of the bytes that the tensors were made of."""
+    """Hash of the bytes that the tensors were made from."""
     bytes: int
 
 
 def read_weights_header(folder: Path) -> Header:
-    """The weights' header, without reading them. Raises PreconditionError with the reason (a git-lfs pointer, a web page, a
-    truncated or damaged file, numbers that are not floats); UnsafeError for anything but a regular file.
+    """The header of the weights; the weights themselves are not read. Raises PreconditionError with the reason (a git-lfs pointer,
+    a web page, a truncated or damaged file, numbers that are not floats); UnsafeError for anything but a regular file.
     """
-    with open_in(folder, ADAPTER_WEIGHTS) as file:
+    with open_adapter_file(folder, ADAPTER_WEIGHTS) as file:
         return _header(file, folder / ADAPTER_WEIGHTS)
 
 
 def load_weights(folder: Path) -> Weights:
-    """The weights and their hash, from one reading of the file. Raises as `read_weights_header`."""
+    """The weights and their hash, from a single read of the file. Raises as `read_weights_header`."""
     path = folder / ADAPTER_WEIGHTS
-    with open_in(folder, ADAPTER_WEIGHTS) as file:
+    with open_adapter_file(folder, ADAPTER_WEIGHTS) as file:
         header = _header(file, path)
-        with _changes_told(path):
-            data = _whole(file.fileno(), header)
+        with _changes_as_errors(path):
+            data = _read_all(file.fileno(), header)
     view = memoryview(data)
     tensors = {name: _tensor(view, info) for name, info in header.tensors.items()}
     return Weights(header, tensors, hashlib.sha256(data).hexdigest(), len(data))
@@ -67,7 +67,7 @@ def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
     if bad:
         first = "NaN" if bool(tensors[bad[0]].isnan().any()) else "an infinity"
         raise PreconditionError(
-            f"The adapter has NaN or infinity in {len(bad)} of its {len(tensors)} tensors ({few(bad)}).",
+            f"The adapter has NaN or infinity in {len(bad)} of its {len(tensors)} tensors ({first_few(bad)}).",
             f"The first contains {first}: its training diverged.",
             "Export an earlier checkpoint with `model.save_pretrained(folder)`.",
         )
@@ -82,12 +82,12 @@ def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
 
 
 def zero_lora_b_modules(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The lora_B that are all zero: their modules have no effect."""
+    """The names of lora_B tensors that are all zero; their modules have no effect."""
     return sorted(name for name, tensor in tensors.items() if _is_lora_b(name) and not bool(tensor.any()))
 
 
 def number_format(header: Header) -> str:
-    """`float32`, or `bfloat16 and float32` if there are several."""
+    """The tensors' number formats: `float32`, or `bfloat16 and float32` if there are several."""
     return " and ".join(sorted({NUMBER_FORMATS[tensor.dtype] for tensor in header.tensors.values()}))
 
 
@@ -100,20 +100,20 @@ def _header(file: BinaryIO, path: Path) -> Header:
     head = file.read(200)
     if head.startswith(LFS_POINTER):
         raise PreconditionError(
-            f"{shown(path)} is a git-lfs pointer, not the weights.",
+            f"{safe_path(path)} is a git-lfs pointer, not the weights.",
             "The repository was cloned without git-lfs.",
             "Run `git lfs pull` in it, then run the same command again.",
         )
     if not head or head.lstrip().startswith(b"<"):
         raise PreconditionError(
-            f"{shown(path)} is {'a web page' if head else 'empty'}.", "A download failed.", GET_IT_AGAIN
+            f"{safe_path(path)} is {'a web page' if head else 'empty'}.", "A download failed.", DOWNLOAD_AGAIN
         )
     file.seek(0)
     try:
         header = read_header(file, size)
     except HeaderError as error:
         raise PreconditionError(
-            f"{shown(path)} ({size:,} bytes) is damaged.", visible_line(str(error), 400), GET_IT_AGAIN
+            f"{safe_path(path)} ({size:,} bytes) is damaged.", visible_line(str(error), 400), DOWNLOAD_AGAIN
         ) from error
     _require_floats(header, path)
     return header
@@ -123,14 +123,14 @@ def _require_floats(header: Header, path: Path) -> None:
     other = sorted(name for name, tensor in header.tensors.items() if tensor.dtype not in NUMBER_FORMATS)
     if other:
         raise PreconditionError(
-            f"{shown(path)} contains numbers in {header.tensors[other[0]].dtype} ({few(other)}).",
+            f"{safe_path(path)} contains numbers in {header.tensors[other[0]].dtype} ({first_few(other)}).",
             "Training needs floating point with at least 16 bits; quantised numbers cannot be trained.",
             f"{EXPORT_AGAIN} Do so before quantising its weights.",
         )
 
 
-def _whole(file: int, header: Header) -> bytearray:
-    """The file's bytes, unbuffered. Raises OSError if they no longer match the header."""
+def _read_all(file: int, header: Header) -> bytearray:
+    """All bytes of the file, read without a buffer. Raises OSError if they no longer match the header."""
     data = bytearray(header.size)
     view, done = memoryview(data), 0
     while done < len(data) and (read := os.preadv(file, [view[done:]], done)):
@@ -150,12 +150,12 @@ def _tensor(view: memoryview, info: TensorInfo) -> Tensor:
 
 
 @contextmanager
-def _changes_told(path: Path) -> Iterator[None]:
+def _changes_as_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise PreconditionError(
-            f"Cannot read {shown(path)} to its end.",
+            f"Cannot read {safe_path(path)} to its end.",
             visible_line(error.strerror or str(error)),
             "Another program is writing to it, or the disk is failing. Fix that, then run the same command again.",
         ) from error

@@ -17,26 +17,27 @@ MEMORY_FRACTION = 0.5
 COPIES = 2
 """Keys and values exist twice for a moment, while rows are joined into a batch."""
 PROBE_TOKENS = 24
-"""Tokens read to measure the cache size per token."""
+"""Length of the row that measures the size of the cache per token."""
 
 
 def chosen_batch_size(config: Stage3Config) -> int:
-    """`--generation-batch-size`, or the maximum; for work that is halved if memory runs out."""
+    """`--generation-batch-size`, or the maximum. Callers halve the batch if memory runs out."""
     return config.generation_batch_size or MAX_BATCH_SIZE
 
 
 def fitting_batch_size(model: PreTrainedModel, longest: int, processes: int = 1) -> int:
-    """The largest power of two, up to MAX_BATCH_SIZE, at which rows of `longest` tokens fit in memory; found by trying.
+    """The largest power of two, up to MAX_BATCH_SIZE, at which rows of `longest` tokens fit in memory.
 
-    On the CPU it is computed from the cache size per token, because trying could get the process killed.
+    On a GPU it is found by trying. On the CPU it is computed from the size of the cache per token, because a try that runs
+    out of memory gets the process killed.
 
-    processes   that generate side by side; on the CPU they share the memory
+    processes   number of processes that generate at the same time; on the CPU they share the memory
     """
     if model.device.type == "cpu":
         import psutil
 
-        room = psutil.virtual_memory().available * MEMORY_FRACTION / processes
-        return _power_of_two(int(room / (COPIES * longest * kv_bytes_per_token(model))))
+        budget = psutil.virtual_memory().available * MEMORY_FRACTION / processes
+        return _power_of_two(int(budget / (COPIES * longest * kv_bytes_per_token(model))))
     size = MAX_BATCH_SIZE
     while size > 1 and not _fits(model, size, longest):
         free_memory()
@@ -46,7 +47,7 @@ def fitting_batch_size(model: PreTrainedModel, longest: int, processes: int = 1)
 
 
 def kv_bytes_per_token(model: PreTrainedModel) -> float:
-    """Bytes of keys and values per token, over all layers, measured."""
+    """Measured size of keys and values per token, in bytes, over all layers."""
     import torch
     from transformers import DynamicCache
 
@@ -60,18 +61,18 @@ def kv_bytes_per_token(model: PreTrainedModel) -> float:
             logits_to_keep=1,
             **cache_argument(model, cache),
         )
-    kept = [tensor for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)]
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in kept)) / PROBE_TOKENS
+    tensors = [tensor for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)]
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors)) / PROBE_TOKENS
 
 
 def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
     from engine.models.generation.decoding import generate_batch
     from engine.models.generation.samplers import Greedy
 
-    words = model.config.get_text_config().vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
     rows = [
-        [row % words] * max(longest - 2, 1) for row in range(size)
-    ]  # all different, or their common prefix would be read only once
+        [row % vocabulary] * max(longest - 2, 1) for row in range(size)
+    ]  # all different, or their common prefix would be prefilled only once
     try:
         generate_batch(model, rows, Greedy(), [], [2] * size, pad=0)
     except (MemoryError, RuntimeError) as error:
@@ -81,5 +82,5 @@ def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
     return True
 
 
-def _power_of_two(most: int) -> int:
-    return min(MAX_BATCH_SIZE, 1 << max(most.bit_length() - 1, 0))
+def _power_of_two(limit: int) -> int:
+    return min(MAX_BATCH_SIZE, 1 << max(limit.bit_length() - 1, 0))

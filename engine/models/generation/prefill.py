@@ -1,6 +1,6 @@
-"""Read token ids in one forward pass, each row from where its cached prefix ends. Imports torch; import it where it is used.
+"""Prefill: run prompts through the model in one forward pass, each row from where its cached prefix ends.
 
-Letters for shapes: R rows, T columns (tokens, padding included), V vocabulary.
+Letters for shapes: R rows, T columns (tokens, padding included), V vocabulary. Imports torch; import it where it is used.
 """
 
 from __future__ import annotations
@@ -13,51 +13,53 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from engine.models.generation.kv_cache import cache_argument, join, layer_count, take
+from engine.models.generation.kv_cache import cache_argument, copy_row, join_prefixes, layer_count
 from engine.models.generation.prefix_cache import CachedPrefix, PrefixMatch
 
 
 @dataclass(frozen=True)
-class ReadRows:
-    """Rows that were read side by side."""
+class PrefilledRows:
+    """Rows that were prefilled in one batch."""
 
     ids: Sequence[Sequence[int]]
     cache: Cache
     mask: Tensor
     """(R, T) int: 1 for a token, 0 for padding."""
     logits: Tensor
-    """(R, N, V): those after the last N tokens of each row."""
+    """The logits after the last N tokens of each row, (R, N, V)."""
 
     def prefix(self, row: int) -> CachedPrefix:
-        """Keys and values of the tokens of `row`, copied."""
-        return take(self.cache, row, self.ids[row], self.mask[row].nonzero().squeeze(-1))
+        """A copy of the keys and values of `row`."""
+        return copy_row(self.cache, row, self.ids[row], self.mask[row].nonzero().squeeze(-1))
 
 
-def read_rows(
+def prefill_rows(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], prefixes: Sequence[PrefixMatch], pad: int, keep: int = 1
-) -> ReadRows:
-    """Read the rest of each row of token ids after its cached prefix.
+) -> PrefilledRows:
+    """Run the suffix of each row, the tokens after its cached prefix.
 
     Two rows, the first with a cached prefix of two tokens, the second without (. is padding, lower case is cached):
 
-        prefix   rest         mask
+        prefix   suffix       mask
         a b      C D E        1 1  1 1 1
         . .      . F G        0 0  0 1 1
 
     keep   N, the number of last tokens whose logits are kept
     """
-    rests = [row[prefix.length :] for row, prefix in zip(rows, prefixes, strict=True)]
-    cache = join(prefixes, layer_count(model), max(map(len, rests)))
-    before = left_padded(
+    suffixes = [row[prefix.length :] for row, prefix in zip(rows, prefixes, strict=True)]
+    cache = join_prefixes(prefixes, layer_count(model), max(map(len, suffixes)))
+    prefix_mask = left_padded(
         [[1] * prefix.length for prefix in prefixes], 0, model.device, max(prefix.length for prefix in prefixes)
     )
-    mask = torch.cat([before, left_padded([[1] * len(rest) for rest in rests], 0, model.device)], dim=1)  # (R, T)
-    logits = last_logits(model, left_padded(rests, pad, model.device), mask, cache, keep)
-    return ReadRows(rows, cache, mask, logits)
+    mask = torch.cat(
+        [prefix_mask, left_padded([[1] * len(suffix) for suffix in suffixes], 0, model.device)], dim=1
+    )  # (R, T)
+    logits = last_logits(model, left_padded(suffixes, pad, model.device), mask, cache, keep)
+    return PrefilledRows(rows, cache, mask, logits)
 
 
 def last_logits(model: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: Cache, keep: int = 1) -> Tensor:
-    """Read `tokens` (R, N), the last N columns of `mask` (R, T); returns the logits after the last `keep`, (R, keep, V)."""
+    """Run `tokens` (R, N), the last N columns of `mask` (R, T); returns the logits after the last `keep`, (R, keep, V)."""
     output = model(
         input_ids=tokens,
         attention_mask=mask,
@@ -71,11 +73,11 @@ def last_logits(model: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: Cac
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """(R, T) int: the position of each token; padding does not count."""
+    """The position of each token of `mask`, not counting padding, (R, T) int."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def left_padded(rows: Sequence[Sequence[int]], filler: int, device: torch.device, width: int | None = None) -> Tensor:
-    """(R, width) int: each row at the right end."""
+    """The rows aligned on the right, (R, width) int; by default as wide as the longest."""
     width = max(map(len, rows)) if width is None else width
     return torch.tensor([[filler] * (width - len(row)) + list(row) for row in rows], dtype=torch.long, device=device)

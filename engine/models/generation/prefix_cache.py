@@ -1,4 +1,4 @@
-"""A cache of prefixes that the model has read, so that they are not read again.
+"""A cache of keys and values for prefixes that the model has already processed.
 
 Draft, critique and revision share one conversation, and worked examples precede every critique. Attention over cached keys and
 values gives the same result as over newly computed ones (servers call this automatic prefix caching; Kwon et al. 2023,
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_PREFIX_TOKENS = 16
-"""Shorter prefixes (the first tokens of every template) are cheaper to read again."""
+"""Shorter prefixes (the first tokens of every template) are cheaper to compute again."""
 
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Tokens that were read, with their keys and values."""
+    """The tokens of a prefix, with their keys and values."""
 
     ids: tuple[int, ...]
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -29,37 +29,37 @@ class CachedPrefix:
 
 @dataclass(frozen=True)
 class PrefixMatch:
-    """The first `length` tokens of `read`; no match if `length` is 0."""
+    """The first `length` tokens of `cached`; no match if `length` is 0."""
 
-    read: CachedPrefix | None = None
+    cached: CachedPrefix | None = None
     length: int = 0
 
 
 class PrefixCache:
-    """The rows of the last call, and the most recent prefix shared by all rows of a call."""
+    """Holds the rows of the last call, and the most recent prefix that all rows of a call shared."""
 
     def __init__(self) -> None:
         self._rows: list[CachedPrefix] = []
         self._shared: CachedPrefix | None = None
 
-    def keep(self, rows: Sequence[CachedPrefix]) -> None:
+    def keep_rows(self, rows: Sequence[CachedPrefix]) -> None:
         """Replace the rows of the previous call."""
         self._rows = list(rows)
 
-    def share(self, read: CachedPrefix) -> None:
-        """Remember a shared prefix, until there is another one."""
-        self._shared = read
+    def keep_shared(self, cached: CachedPrefix) -> None:
+        """Keep a shared prefix until the next one replaces it."""
+        self._shared = cached
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         self._rows, self._shared = [], None
 
     def longest(self, ids: Sequence[int]) -> PrefixMatch:
-        """The longest cached prefix of `ids`, without its last token, whose logits are always needed."""
+        """The longest cached prefix of `ids`, not counting its last token, whose logits are always needed."""
         best = PrefixMatch()
-        for read in (*self._rows, *([self._shared] if self._shared else [])):
-            length = min(common_prefix_length(read.ids, ids), len(ids) - 1)
+        for cached in (*self._rows, *([self._shared] if self._shared else [])):
+            length = min(common_prefix_length(cached.ids, ids), len(ids) - 1)
             if length >= MIN_PREFIX_TOKENS and length > best.length:
-                best = PrefixMatch(read, length)
+                best = PrefixMatch(cached, length)
         return best
 
 
@@ -72,6 +72,6 @@ def common_prefix_length(first: Sequence[object], second: Sequence[object]) -> i
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> Sequence[int]:
-    """The common prefix of all rows: that of the smallest and the greatest in lexical order."""
-    least, greatest = min(map(tuple, rows)), max(map(tuple, rows))
-    return least[: common_prefix_length(least, greatest)]
+    """The common prefix of all rows: that of the smallest and the largest in lexical order."""
+    smallest, largest = min(map(tuple, rows)), max(map(tuple, rows))
+    return smallest[: common_prefix_length(smallest, largest)]

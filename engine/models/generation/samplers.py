@@ -1,8 +1,8 @@
 """Choose the next token of each row: greedily, or by nucleus sampling.
 
 Each row has its own stream of uniform random numbers, one per token, and samples by inverting its cumulative distribution. The
-numbers are made on the CPU, so every device draws the same. A row's text therefore depends on its seed and not on the batch,
-up to floating-point rounding in matrix products of different shapes.
+numbers are drawn on the CPU, so they are the same on every device. A row's text therefore depends on its seed and not on the
+batch, up to floating-point rounding in matrix products of different shapes.
 
 Imports torch; import it where it is used.
 """
@@ -17,20 +17,20 @@ from torch import Tensor
 from engine.core.errors import NumbersError
 
 TOP_K = 256
-"""The nucleus is almost always within this many top tokens; only otherwise is the whole vocabulary sorted."""
+"""The nucleus almost always lies within this many top tokens; only if it does not is the whole vocabulary sorted."""
 
 
 class Greedy:
     """The most likely token."""
 
-    def __call__(self, scores: Tensor, rows: Tensor, step: int) -> Tensor:
-        best = scores.max(dim=-1)
+    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        best = logits.max(dim=-1)
         _refuse_unless_finite(best.values)
         return best.indices
 
 
 class Nucleus:
-    """Sample from the smallest set of tokens with `top_p` of the probability (Holtzman et al. 2019)."""
+    """Samples from the smallest set of tokens with `top_p` of the probability (Holtzman et al. 2019)."""
 
     def __init__(
         self, temperature: float, top_p: float, seeds: Sequence[int], steps: int, device: torch.device | str
@@ -41,21 +41,21 @@ class Nucleus:
         ]
         self._draws = torch.stack(draws).to(device)
 
-    def __call__(self, scores: Tensor, rows: Tensor, step: int) -> Tensor:
-        """scores (R, V) logits; rows (R,) index of each row's seed; step, the number of the token. Returns tokens (R,)."""
-        _refuse_unless_finite(scores.max(dim=-1).values)
-        chances = torch.softmax(scores.float() / self._temperature, dim=-1)  # (R, V)
-        likeliest = torch.topk(chances, min(TOP_K, chances.shape[-1]), dim=-1)
-        tokens, values = likeliest.indices, likeliest.values  # (R, K), most likely first
-        if bool((values.sum(dim=-1) < self._top_p).any()):
-            values, tokens = torch.sort(chances, dim=-1, descending=True, stable=True)
-        mass = values.double().cumsum(dim=-1)
-        before = mass - values
-        inside = (before < self._top_p).sum(dim=-1, keepdim=True)  # (R, 1) size of the nucleus
-        whole = mass.gather(-1, inside - 1)  # (R, 1) its probability
+    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        """logits (R, V); rows (R,), the index of each row's seed; step, the index of the token. Returns tokens, (R,)."""
+        _refuse_unless_finite(logits.max(dim=-1).values)
+        probs = torch.softmax(logits.float() / self._temperature, dim=-1)  # (R, V)
+        top = torch.topk(probs, min(TOP_K, probs.shape[-1]), dim=-1)
+        tokens, top_probs = top.indices, top.values  # (R, K), most likely first
+        if bool((top_probs.sum(dim=-1) < self._top_p).any()):
+            top_probs, tokens = torch.sort(probs, dim=-1, descending=True, stable=True)
+        cumulative = top_probs.double().cumsum(dim=-1)
+        before = cumulative - top_probs
+        nucleus_size = (before < self._top_p).sum(dim=-1, keepdim=True)  # (R, 1)
+        nucleus_mass = cumulative.gather(-1, nucleus_size - 1)  # (R, 1)
         # The first token whose cumulative probability exceeds the draw, (R, 1).
-        drawn = (mass <= self._draws[rows, step].unsqueeze(-1) * whole).sum(dim=-1, keepdim=True)
-        return tokens.gather(-1, drawn.clamp(max=inside - 1)).squeeze(-1)
+        drawn = (cumulative <= self._draws[rows, step].unsqueeze(-1) * nucleus_mass).sum(dim=-1, keepdim=True)
+        return tokens.gather(-1, drawn.clamp(max=nucleus_size - 1)).squeeze(-1)
 
 
 def _refuse_unless_finite(best: Tensor) -> None:

@@ -15,7 +15,7 @@ from engine.models.templates.thoughts import without_thought
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from engine.models.generation.decoding import Choose, GeneratedRow
+    from engine.models.generation.decoding import GeneratedRow, Sampler
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class RefusedReply(Reply):
-    """The server refused the conversation. `text` is empty, and the run continues."""
+    """A conversation to which the server gave no usable reply. `text` is empty, and the run continues."""
 
     reason: str = ""
     """The server's message, in one line."""
     too_long: bool = False
-    """Whether it was refused because conversation and reply exceed the server's context."""
+    """Whether conversation and reply exceed the server's context."""
     failed: bool = False
-    """Whether the server failed at it each time while it answered others (`reason` says how), rather than refuse it."""
+    """Whether the server did not refuse it but failed at every attempt, while it answered others; `reason` has the error."""
     no_text: bool = False
-    """Whether the server answered, but not with text."""
+    """Whether the server responded, but not with text."""
 
 
 def generate(
@@ -56,37 +56,37 @@ def generate(
     settings: SamplingSettings,
     *,
     seeds: Sequence[int] | None = None,
-    memory: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Reply]:
     """Generate one reply per conversation, in order, as one batch.
 
-    seeds    one per conversation; needed if the temperature is above 0
-    memory   a prefix cache, so that common prefixes are not read twice
+    seeds          one per conversation; required if the temperature is above 0
+    prefix_cache   reused for common prefixes, and updated
 
-    When `should_stop` returns True, the batch ends at the next token and the caller must discard its incomplete replies.
+    When `should_stop` returns True, the batch ends at the next token, and the caller must discard its incomplete replies.
     Out-of-memory errors pass through.
     """
     from engine.models.generation.decoding import generate_batch
 
     prompts = [conversation_ids(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
-    said = generate_batch(
+    generated = generate_batch(
         model,
         prompts,
-        _choice(settings, seeds, len(prompts), model),
+        _sampler(settings, seeds, len(prompts), model),
         end_of_turn_ids(model, tokenizer),
         [settings.max_new_tokens] * len(prompts),
         pad=tokenizer.pad_token_id,
-        memory=memory,
+        prefix_cache=prefix_cache,
         should_stop=should_stop,
     )
-    if memory is not None:
-        memory.keep([row.prefix for row in said if row.prefix is not None])
-    return [_reply(tokenizer, row) for row in said]
+    if prefix_cache is not None:
+        prefix_cache.keep_rows([row.prefix for row in generated if row.prefix is not None])
+    return [_reply(tokenizer, row) for row in generated]
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> int:
-    """Tokens of a conversation, including the generation prompt."""
+    """Length of a conversation in tokens, including the generation prompt."""
     return len(conversation_ids(tokenizer, conversation, add_generation_prompt=True))
 
 
@@ -98,7 +98,7 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     return sorted(i for i in ids if i is not None)
 
 
-def _choice(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, model: PreTrainedModel) -> Choose:
+def _sampler(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, model: PreTrainedModel) -> Sampler:
     from engine.models.generation.samplers import Greedy, Nucleus
 
     if settings.temperature == 0:
@@ -108,7 +108,7 @@ def _choice(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, 
     return Nucleus(settings.temperature, settings.top_p, seeds, settings.max_new_tokens, model.device)
 
 
-def _reply(tokenizer: PreTrainedTokenizerBase, said: GeneratedRow) -> Reply:
-    ids = said.ids[:-1] if said.ended else said.ids
+def _reply(tokenizer: PreTrainedTokenizerBase, generated: GeneratedRow) -> Reply:
+    ids = generated.ids[:-1] if generated.ended else generated.ids
     text = without_thought(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-    return Reply(text=text, finished=said.ended, tokens=len(said.ids))
+    return Reply(text=text, finished=generated.ended, tokens=len(generated.ids))

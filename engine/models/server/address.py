@@ -20,9 +20,9 @@ class ServerAddress:
     """Without a trailing slash, and without secrets."""
     token: Secret | None = None
     token_variable: str = SERVER_TOKEN_VARIABLE
-    """The environment variable with its token."""
+    """The environment variable that contains its token."""
     option: str = "--server-url"
-    """The option that gave the address."""
+    """The option that the address comes from."""
 
     @property
     def model_option(self) -> str:
@@ -75,24 +75,26 @@ def _checked(url: str, token_variable: str, option: str) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise _no_address(option, shown, f"{error}.") from None
+        raise _invalid_address(option, shown, f"{error}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch(r"[\x21-\x7e]+", url):
-        raise _no_address(option, shown, "An address is http:// or https://, a host, optionally a port, and a path.")
+        raise _invalid_address(
+            option, shown, "An address is http:// or https://, a host, optionally a port, and a path."
+        )
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise _no_address(
+        raise _invalid_address(
             option,
             shown,
             "A user, password or query in it would end up in run.json and in every log.",
-            f"Put the token into the variable {token_variable}, and give the address without it.",
+            f"Put the token into the variable {token_variable}, and pass the address without it.",
         )
     return url.rstrip("/").removesuffix("/chat/completions")
 
 
-def _no_address(option: str, shown: str, why: str, what_to_do: str = "") -> ConfigError:
+def _invalid_address(option: str, shown: str, why: str, what_to_do: str = "") -> ConfigError:
     return ConfigError(
         f"{option} {shown} is not a server address.",
         why,
-        what_to_do or "Give the address that the server printed when it started, such as http://localhost:8000/v1.",
+        what_to_do or "Pass the address that the server printed when it started, such as http://localhost:8000/v1.",
     )
 
 
@@ -100,7 +102,7 @@ def _token(environment: Mapping[str, str], variable: str) -> Secret | None:
     value = environment.get(variable, "").strip()
     if not value:
         return None
-    if not re.fullmatch(r"[\x21-\x7e]+", value):  # httpx2 would show it whole in its own error
+    if not re.fullmatch(r"[\x21-\x7e]+", value):  # httpx2 would show all of it in its own error
         raise AccessError(
             f"{variable} does not contain a token.",
             "It has spaces, line breaks or characters outside ASCII.",

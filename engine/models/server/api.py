@@ -13,25 +13,25 @@ from engine.core.response_limits import is_rejected_response
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
-from engine.models.server.metrics import ServerLoad, address_of_metrics, server_load
+from engine.models.server.metrics import ServerLoad, metrics_url, parse_load
 from engine.models.server.retry import RetryableError
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
 
 TRIES = 6
-"""Attempts if the server is busy, broken or unreachable."""
+"""Maximum number of attempts if the server is busy, broken or unreachable."""
 SLOW_TRIES = 3
-"""Attempts after a timeout or a malformed response: each is expensive, and waiting rarely helps."""
-BESIDE_SECONDS = 10.0
-"""For what is asked beside the requests: whether a server answers again, and /metrics."""
+"""Maximum number of attempts after a timeout or a malformed response: each is expensive, and waiting rarely helps."""
+BACKGROUND_SECONDS = 10.0
+"""Timeout of the requests that run in the background: health checks and /metrics."""
 SWITCHES = "chat_template_kwargs"
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_LIMITS = frozenset({429, 529})
-"""It limits the rate: no request is at fault."""
-_AWAY = frozenset({502, 503, 504})
-"""A proxy reports that nothing is behind it, or a server that it is not ready."""
+_RATE_LIMITED = frozenset({429, 529})
+"""Statuses of a rate limit, for which no request is at fault."""
+_UNAVAILABLE = frozenset({502, 503, 504})
+"""Statuses of a proxy without a server behind it, or of a server that is not ready."""
 _REFUSED = frozenset({400, 413, 422})
 _SECONDS = re.compile(r"\d{1,6}(\.\d+)?")
 
@@ -47,7 +47,7 @@ class ChatRequest:
     top_p: float = 1.0
     seed: int | None = None
     top_logprobs: int = 0
-    """If above 0, request log-probabilities of the generated and this many top tokens. `transformers serve` ignores it."""
+    """If above 0, request log-probabilities of the generated token and of this many top tokens. `transformers serve` ignores it."""
     switches: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the server's chat template, in the form of vLLM, SGLang, llama.cpp and `transformers serve`."""
 
@@ -84,24 +84,24 @@ class ChatResponse:
     too_long: bool = False
     """Whether it was refused because conversation and reply exceed the server's context."""
     failed: bool = False
-    """Whether the server failed at this request each time while it answered a control; `refused` says how."""
+    """Whether the request failed at every attempt while the server answered the control; `refused` has the error."""
 
 
 @dataclass(frozen=True)
 class ChatApi:
-    """What is asked of a server that has `model`. Raises RetryableError where another attempt may succeed."""
+    """The requests to a server of `model`. Methods raise RetryableError where another attempt may succeed."""
 
     model: str
     timeout_seconds: float
 
-    async def answer(self, question: ChatRequest, address: ServerAddress, client: AsyncClient) -> ChatResponse:
-        """The response; a refusal is one, too. Raises AccessError, ConfigError, NetworkError."""
-        request = client.post(address.of("chat/completions"), json=question.body(self.model))
-        response = await self._response(request, address)
+    async def complete(self, request: ChatRequest, address: ServerAddress, client: AsyncClient) -> ChatResponse:
+        """Complete one conversation; a refusal counts as a response. Raises AccessError, ConfigError, NetworkError."""
+        call = client.post(address.of("chat/completions"), json=request.body(self.model))
+        response = await self._response(call, address)
         if response.status_code in _REFUSED:
-            said = errors.quoted_message(response, address)
+            message = errors.quoted_message(response, address)
             return ChatResponse(
-                refused=said or f"status {response.status_code}", too_long=errors.is_context_overflow(said)
+                refused=message or f"status {response.status_code}", too_long=errors.is_context_overflow(message)
             )
         if not response.is_success:
             raise errors.error_for_status(response, address, self.model)
@@ -111,41 +111,45 @@ class ChatApi:
             raise RetryableError(errors.malformed_response(response, address), SLOW_TRIES) from None
 
     async def models(self, address: ServerAddress, client: AsyncClient) -> dict[str, int | None]:
-        """The models that it lists, with their context length; empty if there is no list. Raises AccessError, ConfigError."""
+        """The models that the server lists, with their context length; empty if there is no list.
+
+        Raises AccessError, ConfigError.
+        """
         response = await self._response(client.get(address.of("models")), address, busy=frozenset())
         if response.status_code in (401, 403) or response.has_redirect_location:
             raise errors.error_for_status(response, address, self.model)
-        return _listed(response)
+        return _listed_models(response)
 
-    async def health(self, address: ServerAddress, client: AsyncClient, *, needs_the_model: bool) -> str:
-        """Why it cannot be asked yet, in words that follow its address; empty if it can. Raises nothing of the server's."""
+    async def health(self, address: ServerAddress, client: AsyncClient, *, needs_model: bool) -> str:
+        """What is still wrong with the server, to follow its address in a sentence; empty if it is healthy. Raises no error of the
+        server's."""
         import httpx2
 
         try:
-            async with asyncio.timeout(min(BESIDE_SECONDS, self.timeout_seconds)):
+            async with asyncio.timeout(min(BACKGROUND_SECONDS, self.timeout_seconds)):
                 response = await client.get(address.of("models"))
         except (TimeoutError, httpx2.HTTPError) as error:
             return f"cannot be reached. {errors.unreachable(address, error).why}"
-        if response.status_code in _AWAY:
-            return f"returns {response.status_code}."
-        listed = _listed(response)
-        if needs_the_model and listed and self.model not in listed:
-            return f"serves {errors.shown_names(listed)} now, not {self.model!r}."
+        if response.status_code in _UNAVAILABLE:
+            return f"returned {response.status_code}."
+        listed = _listed_models(response)
+        if needs_model and listed and self.model not in listed:
+            return f"now serves {errors.format_names(listed)}, not {self.model!r}."
         return ""
 
     async def load(self, address: ServerAddress, client: AsyncClient) -> ServerLoad:
-        """How busy it says it is; nothing told if it has no /metrics like vLLM's. Raises nothing of the server's."""
+        """How busy the server is; unknown if it has no /metrics like vLLM's. Raises no error of the server's."""
         import httpx2
 
         try:
-            async with asyncio.timeout(min(BESIDE_SECONDS, self.timeout_seconds)):
-                response = await client.get(address_of_metrics(address.url))
+            async with asyncio.timeout(min(BACKGROUND_SECONDS, self.timeout_seconds)):
+                response = await client.get(metrics_url(address.url))
         except (TimeoutError, httpx2.HTTPError):
             return ServerLoad()
-        return server_load(response.text) if response.is_success else ServerLoad()
+        return parse_load(response.text) if response.is_success else ServerLoad()
 
     async def _response(
-        self, request: Coroutine[Any, Any, Response], address: ServerAddress, busy: Set[int] = _BUSY
+        self, call: Coroutine[Any, Any, Response], address: ServerAddress, busy: Set[int] = _BUSY
     ) -> Response:
         """The response to one attempt, whatever its status. Raises RetryableError if another attempt may succeed."""
         import httpx2
@@ -154,14 +158,14 @@ class ChatApi:
             async with asyncio.timeout(
                 self.timeout_seconds
             ):  # for the whole request; httpx's timeouts restart with every byte
-                response = await request
+                response = await call
         except TimeoutError:
             raise RetryableError(errors.too_slow(address, self.timeout_seconds), SLOW_TRIES) from None
         except httpx2.HTTPError as error:
             if is_rejected_response(error):
-                raise RetryableError(errors.unreadable(address, error), SLOW_TRIES, gone=True) from None
-            gone = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-            raise RetryableError(errors.unreachable(address, error), TRIES, gone=gone) from None
+                raise RetryableError(errors.unreadable(address, error), SLOW_TRIES, unreachable=True) from None
+            unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+            raise RetryableError(errors.unreachable(address, error), TRIES, unreachable=unreachable) from None
         if response.status_code in busy:
             raise _busy(response, address)
         return response
@@ -169,20 +173,23 @@ class ChatApi:
 
 def _busy(response: Response, address: ServerAddress) -> RetryableError:
     status, wait = response.status_code, _retry_after(response)
-    rests = status in _LIMITS or wait > 0
+    rate_limited = status in _RATE_LIMITED or wait > 0
     return RetryableError(
-        errors.busy(response, address), TRIES, rest_seconds=wait if rests else None, gone=status in _AWAY and not rests
+        errors.busy(response, address),
+        TRIES,
+        retry_after=wait if rate_limited else None,
+        unreachable=status in _UNAVAILABLE and not rate_limited,
     )
 
 
 def _chat_response(response: Response) -> ChatResponse:
-    """Raises ValueError, LookupError, TypeError or AttributeError if it is none."""
-    answer = parse_untrusted_json(response.content)
-    choice = answer["choices"][0]
+    """Raises ValueError, LookupError, TypeError or AttributeError if the response has another format."""
+    payload = parse_untrusted_json(response.content)
+    choice = payload["choices"][0]
     text = choice["message"].get("content") or ""
     if not isinstance(text, str):
         raise TypeError
-    usage = answer.get("usage") or {}
+    usage = payload.get("usage") or {}
     return ChatResponse(
         text=text,
         finish_reason=str(choice.get("finish_reason") or ""),
@@ -192,8 +199,8 @@ def _chat_response(response: Response) -> ChatResponse:
     )
 
 
-def _listed(response: Response) -> dict[str, int | None]:
-    """The models in a response to /models, with their context length; empty if it is no such list."""
+def _listed_models(response: Response) -> dict[str, int | None]:
+    """The models in a response to /models, with their context length; empty if it is not such a list."""
     try:
         return {
             str(model["id"]): _count(model, "max_model_len") for model in parse_untrusted_json(response.content)["data"]

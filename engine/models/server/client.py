@@ -1,8 +1,8 @@
 """Send concurrent requests to OpenAI-compatible servers of one model, with retries and immediate cancellation.
 
-Each `ask` runs an event loop in the caller's thread, so that a stop cancels requests in progress: their connections are
-closed, and a server that notices (vLLM) aborts the generation. A thread blocked in a read could not be cancelled. Redirects
-are not followed: a POST would become a GET, and the token would go to another host.
+Each `send` runs an event loop in the caller's thread, so that a stop cancels requests in progress: their connections are
+closed, and a server that notices (vLLM) aborts the generation. A thread that is blocked in a read could not be cancelled.
+Redirects are not followed: a POST would become a GET, and the token would go to another host.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.models.server import errors
 from engine.models.server.address import ServerAddress
 from engine.models.server.api import TRIES, ChatApi, ChatRequest, ChatResponse
 from engine.models.server.pool import Server, ServerPool
-from engine.models.server.retry import Failing, RetryPolicy, Sleep, Watch
+from engine.models.server.retry import RequestFallback, RetryPolicy, ServerProbes, Sleep
 from engine.run.stop import StopToken
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from httpx2 import AsyncClient
 
 T = TypeVar("T")
-Ask = Callable[[ServerAddress, "AsyncClient"], Awaitable[T]]
+Call = Callable[[ServerAddress, "AsyncClient"], Awaitable[T]]
 
 CONNECT_SECONDS = 15.0
 CONTROL = ChatRequest([{"role": "user", "content": "Name an animal."}], 1)
-"""A request that any model can answer: whether a server or another request is at fault (`engine.models.server.retry`)."""
+"""A request that any model can answer. It shows whether a server or a request is at fault (`engine.models.server.retry`)."""
 
 
 class ServerClient:
-    """A client for one model on one server or several. Methods raise what `ask` raises."""
+    """A client for one model on one or several servers. Methods raise what `send` raises."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class ServerClient:
         sleep: Sleep = asyncio.sleep,
         emit: EventSink = discard_event,
     ) -> None:
-        """concurrency   most requests at once, to each server"""
+        """concurrency   maximum number of concurrent requests per server"""
         self.address = addresses[0]
         self.model = model
         self.concurrency = concurrency * len(addresses)
@@ -60,19 +60,19 @@ class ServerClient:
         self.pool = ServerPool(addresses, concurrency, role=role, emit=emit)
         self._api = ChatApi(model, timeout_seconds)
         self._retry = RetryPolicy(stop, self.pool, sleep)
-        self._lists_the_model: set[Server] = set()
+        self._listing_the_model: set[Server] = set()
         self._stop, self._sleep = stop, sleep
 
     @property
     def where(self) -> str:
-        """The addresses, for a sentence."""
+        """The addresses, as part of a sentence."""
         return " and ".join(str(server.address) for server in self.pool.servers)
 
-    def each(self) -> list[tuple[Server, ServerClient]]:
-        """Each server with a client for it alone, for what is asked of every one."""
-        return [(server, self._alone(server.address)) for server in self.pool.servers]
+    def per_server(self) -> list[tuple[Server, ServerClient]]:
+        """Each server with a client for it alone, for requests that every server must get."""
+        return [(server, self._client_for(server.address)) for server in self.pool.servers]
 
-    def _alone(self, address: ServerAddress) -> ServerClient:
+    def _client_for(self, address: ServerAddress) -> ServerClient:
         return ServerClient(
             [address],
             self.model,
@@ -82,10 +82,10 @@ class ServerClient:
             sleep=self._sleep,
         )
 
-    def has_listed(self, server: Server, models: Collection[str]) -> None:
-        """Remember whether it lists the model: if it comes back with others, it stays out."""
+    def record_listing(self, server: Server, models: Collection[str]) -> None:
+        """Remember whether the server lists the model. If it lists only others after an outage, it stays out."""
         if self.model in models:
-            self._lists_the_model.add(server)
+            self._listing_the_model.add(server)
 
     def chat(
         self,
@@ -97,75 +97,79 @@ class ServerClient:
         seed: int | None = None,
         top_logprobs: int = 0,
     ) -> dict[str, Any]:
-        """Complete one conversation; returns the choice: `message` with `content` (str or None), `finish_reason`, maybe `logprobs`.
+        """Complete one conversation. Returns the choice: `message` with `content` (str or None), `finish_reason`, maybe `logprobs`.
 
-        Raises what `ask` raises, and DataError if the server refuses the conversation. Use `ask` for many.
+        Raises what `send` raises, and DataError if the server refuses the conversation. For many conversations use `send`.
         """
-        answer = self.ask([ChatRequest(messages, max_tokens, temperature, top_p, seed, top_logprobs)])[0]
-        if answer.refused:
-            raise errors.refused(self.address, self.model, answer.refused)
-        return answer.choice
+        response = self.send([ChatRequest(messages, max_tokens, temperature, top_p, seed, top_logprobs)])[0]
+        if response.refused:
+            raise errors.refused(self.address, self.model, response.refused)
+        return response.choice
 
-    def ask(self, questions: Sequence[ChatRequest], *, tries: int = TRIES) -> list[ChatResponse]:
-        """One response per request, in order. A refusal by the server is a response, too (`refused`), and so is a request at
-        which the servers fail each time while they answer a control (`failed`).
+    def send(self, requests: Sequence[ChatRequest], *, tries: int = TRIES) -> list[ChatResponse]:
+        """Returns one response per request, in order. A refusal by the server counts as a response (`refused`). So does a request
+        that fails at every attempt while the server answers the control request (`failed`).
 
-        tries   maximum attempts per request
+        tries   maximum number of attempts per request
 
-        Raises AccessError (401, 403), ConfigError (unknown model or path, redirect), NetworkError (unreachable, busy, too slow
-        or malformed, after the last attempt, on all servers), and Stopped as soon as a stop is requested.
+        Raises AccessError (401, 403), ConfigError (unknown model or path, redirect), NetworkError (every server unreachable, busy,
+        too slow or malformed, after the last attempt), and Stopped as soon as a stop is requested.
         """
-        return self._run([partial(self._api.answer, question) for question in questions], tries, by_control=_failed)
+        return self._run([partial(self._api.complete, request) for request in requests], tries, on_failure=_failed)
 
     def models(self, *, tries: int = TRIES) -> dict[str, int | None]:
-        """The models that the server lists, in order, with their context length in tokens if given (`max_model_len` of vLLM and
-        SGLang); empty if there is no list. Raises what `ask` raises, except if listing fails: `transformers serve` returns 500
-        if the machine has no Hub cache.
+        """The models that the server lists, in order, with their context length in tokens or None (`max_model_len` of vLLM and
+        SGLang); empty if there is no list. Raises what `send` raises, except for a list that fails: `transformers serve` returns
+        500 if the machine has no Hub cache.
         """
         return self._run([self._api.models], tries)[0]
 
     def read_loads(self) -> None:
-        """Read /metrics of every server that is in. One that has none like vLLM's is not asked again."""
+        """Read /metrics of every server that is in. A server without vLLM's metrics is not asked for them again."""
 
-        async def all_of_them() -> None:
+        async def run() -> None:
             async with self._clients() as clients:
                 inside = [server for server in self.pool.servers if server.state == "in"]
                 await asyncio.gather(*(self._read_load(server, clients[server]) for server in inside))
 
-        asyncio.run(all_of_them())
+        asyncio.run(run())
 
     def _run(
-        self, requests: Sequence[Ask[T]], tries: int, by_control: Callable[[Stage3Error], T] | None = None
+        self, requests: Sequence[Call[T]], tries: int, on_failure: Callable[[Stage3Error], T] | None = None
     ) -> list[T]:
-        """by_control   the result of a request that fails while a control does not; without it, its error is raised"""
+        """on_failure   the result of a request that fails while the control does not; without it, the error is raised"""
 
-        async def all_of_them() -> list[T]:
+        async def run() -> list[T]:
             async with self._clients() as clients:
 
-                def on_a_server(ask: Ask[Any]) -> Callable[[Server], Awaitable[Any]]:
-                    return lambda server: ask(server.address, clients[server])
+                def bind_client(send: Call[Any]) -> Callable[[Server], Awaitable[Any]]:
+                    return lambda server: send(server.address, clients[server])
 
-                failing = Failing(on_a_server(partial(self._api.answer, CONTROL)), by_control) if by_control else None
-                watch = Watch(
-                    lambda server: self._ask_again(server, clients[server]),
+                fallback = (
+                    RequestFallback(bind_client(partial(self._api.complete, CONTROL)), on_failure)
+                    if on_failure
+                    else None
+                )
+                probes = ServerProbes(
+                    lambda server: self._check_health(server, clients[server]),
                     lambda server: self._read_load(server, clients[server]),
                 )
-                return await self._retry.run_all([on_a_server(one) for one in requests], tries, failing, watch)
+                return await self._retry.run_all([bind_client(one) for one in requests], tries, fallback, probes)
 
-        return asyncio.run(all_of_them())
+        return asyncio.run(run())
 
-    async def _ask_again(self, server: Server, client: AsyncClient) -> None:
-        known = server in self._lists_the_model
-        why = await self._api.health(server.address, client, needs_the_model=known)
+    async def _check_health(self, server: Server, client: AsyncClient) -> None:
+        needs_model = server in self._listing_the_model
+        why = await self._api.health(server.address, client, needs_model=needs_model)
         if why:
-            self.pool.still_out(server, f"The server at {server.address} {why}")
+            self.pool.keep_out(server, f"The server at {server.address} {why}")
         elif server.state == "out":
-            self.pool.put_in(server)
+            self.pool.readmit(server)
 
     async def _read_load(self, server: Server, client: AsyncClient) -> None:
         load = await self._api.load(server.address, client)
-        if load.tells or server.load_due is not None:
-            self.pool.loaded(server, load)
+        if load.is_known or server.load_due is not None:
+            self.pool.record_load(server, load)
 
     @asynccontextmanager
     async def _clients(self) -> AsyncIterator[dict[Server, AsyncClient]]:
@@ -191,7 +195,7 @@ def _http_client(address: ServerAddress, timeout_seconds: float) -> AsyncClient:
         timeout=httpx2.Timeout(None, connect=min(CONNECT_SECONDS, timeout_seconds)),
         limits=httpx2.Limits(
             max_connections=None
-        ),  # `ServerPool` limits concurrency; waiting for a connection would count towards the timeout
+        ),  # `ServerPool` limits concurrency; a wait for a connection would count towards the timeout
         verify=_certificates(),
         follow_redirects=False,
         event_hooks={"response": [limit_response_async]},

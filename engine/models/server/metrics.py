@@ -1,4 +1,4 @@
-"""What a vLLM server tells of itself at /metrics, in Prometheus' text format: running and waiting requests, and its KV cache.
+"""The load of a vLLM server, from its /metrics in Prometheus' text format: running and waiting requests, and KV cache usage.
 
 https://docs.vllm.ai/en/latest/usage/metrics/: gauges `vllm:num_requests_running`, `vllm:num_requests_waiting` and
 `vllm:kv_cache_usage_perc` (a share, in spite of its name; `vllm:gpu_cache_usage_perc` before version 0.10), one sample for each
@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_CHARACTERS = 4 << 20
-"""A server with many models has some hundred thousand."""
+"""A server with many models sends a few hundred thousand characters."""
 MAX_REQUESTS = 1e6
-"""No server has more requests at once: a larger number is none."""
+"""No server has more concurrent requests; a larger number is ignored."""
 _SAMPLE = re.compile(
     r"^(vllm:[a-z_]+)(?:\{[^\n]*\})?[ \t]+([+-]?[0-9.eE+-]{1,32})(?:[ \t]+-?\d+)?[ \t]*\r?$", re.MULTILINE
 )
@@ -26,25 +26,25 @@ _CACHE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 
 @dataclass(frozen=True)
 class ServerLoad:
-    """How busy a server is; None for what it does not report, or reports as an impossible number."""
+    """How busy a server is. A value is None if the server does not report it, or reports an impossible number."""
 
     running: float | None = None
     waiting: float | None = None
     cache: float | None = None
-    """0 to 1; the fullest engine's."""
+    """KV cache usage of the fullest engine, 0 to 1."""
 
     @property
-    def tells(self) -> bool:
+    def is_known(self) -> bool:
         return any(value is not None for value in (self.running, self.waiting, self.cache))
 
 
-def address_of_metrics(url: str) -> str:
-    """They are beside /v1, not under it."""
+def metrics_url(url: str) -> str:
+    """The address of /metrics, which is beside /v1, not under it."""
     return url.removesuffix("/v1") + "/metrics"
 
 
-def server_load(text: str) -> ServerLoad:
-    """The load from the text of /metrics; nothing told if it is another server's, or no such text."""
+def parse_load(text: str) -> ServerLoad:
+    """The load from the text of /metrics; unknown if the text is not vLLM's."""
     samples = _samples(text[:MAX_CHARACTERS])
     cache = next((samples[name] for name in _CACHE if name in samples), [])
     return ServerLoad(_sum(samples.get(_RUNNING, ())), _sum(samples.get(_WAITING, ())), _greatest(cache))
@@ -56,12 +56,12 @@ def _samples(text: str) -> Mapping[str, list[float]]:
         try:
             found[name].append(float(digits))
         except ValueError:
-            continue  # digits and signs that are no number: as if it were not there
+            continue  # digits and signs that are not a number
     return found
 
 
 def _sum(values: Sequence[float]) -> float | None:
-    possible = bool(values) and all(0 <= value <= MAX_REQUESTS for value in values)  # no NaN is
+    possible = bool(values) and all(0 <= value <= MAX_REQUESTS for value in values)  # false for NaN
     return math.fsum(values) if possible else None
 
 

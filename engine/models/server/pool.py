@@ -1,8 +1,8 @@
-"""The servers that serve one model: which is asked next, which is left out, and when that one is asked again.
+"""The servers of one model: which one gets the next request, which ones are left out, and when they are tried again.
 
-A server that fails is left out, for longer each time, and comes back when it answers (`ServerClient` asks it). One that says 429
-rests for as long as it names. Everything is measured on the monotonic clock. Which server answered a request is recorded
-nowhere: records depend on prompt and seed.
+A server that fails is left out, for longer each time, until it passes a health check (`ServerClient` runs it). One that returns
+429 rests for as long as its Retry-After header says. All times are on the monotonic clock. Which server answered a request is
+not recorded: records depend only on prompt and seed.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from engine.models.server.address import ServerAddress
 from engine.models.server.metrics import ServerLoad
 
 FIRST_WAIT_SECONDS = 1.0
-"""Before a request is sent again, or a server asked again; doubles each time."""
+"""Wait before the first retry of a request, or the first check of a server; doubles each time."""
 MAX_WAIT_SECONDS = 60.0
 STRIKES = 3
-"""Failures in a row, with no answer between, that leave a server out which can be reached: it may be that a request is at fault."""
+"""Failures in a row after which a server that can be reached is left out. One is not enough: the request may be at fault."""
 LOAD_SECONDS = 5.0
-"""Between two readings of /metrics."""
+"""Interval between two reads of /metrics."""
 
 Clock = Callable[[], float]
 
 
 @dataclass(eq=False)
 class Server:
-    """One server, as its answers show it."""
+    """The state of one server, according to its responses."""
 
     address: ServerAddress
     state: Literal["in", "resting", "out"] = "in"
     why: str = ""
-    until: float = 0.0
-    """When it is asked again, if it is not in."""
-    since: float = 0.0
-    """When it was left out last: a request that was sent before says nothing new."""
-    strikes: int = 0
-    """Failures since its last answer."""
+    retry_at: float = 0.0
+    """When it is tried again, unless it is in."""
+    left_out_at: float = 0.0
+    """When it was last left out; the result of a request that was sent earlier is ignored."""
+    failures: int = 0
+    """Failures since its last response."""
     outages: int = 0
-    """How often it was left out since its last answer."""
+    """How often it was left out since its last response."""
     in_flight: int = 0
     sent: int = 0
     answered: int = 0
-    asking: bool = False
-    """Whether it is being asked how it is."""
+    checking: bool = False
+    """Whether a health check or a read of /metrics is in progress."""
     load: ServerLoad = field(default_factory=ServerLoad)
     load_due: float | None = None
-    """When /metrics is read again; None if it has none."""
+    """When /metrics is read again; None if the server has none."""
 
 
 class ServerPool:
-    """Chooses among servers; single-threaded, within one event loop at a time."""
+    """Chooses a server for each request. Single-threaded; used by one event loop at a time."""
 
     def __init__(
         self,
@@ -66,36 +66,37 @@ class ServerPool:
         emit: EventSink = discard_event,
         clock: Clock = time.monotonic,
     ) -> None:
-        """concurrency   most requests at once, to each server"""
+        """concurrency   maximum number of concurrent requests per server"""
         self.servers = tuple(Server(address) for address in addresses)
         self.concurrency, self._role, self._emit, self._clock = concurrency, role, emit, clock
         self._jitter = Random()  # separate from the run's random numbers, which must not depend on the network
         self._changed = asyncio.Event()
-        self._news: list[Event] = []
+        self._pending: list[Event] = []
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """A new event loop begins: nothing is in flight, and nothing waits."""
+    def reset(self) -> None:
+        """Prepare for a new event loop, in which nothing is in flight."""
         self._changed = asyncio.Event()
         for server in self.servers:
-            server.in_flight, server.asking = 0, False
+            server.in_flight, server.checking = 0, False
 
-    def others(self, tried: Collection[Server]) -> list[Server]:
-        """The servers that are in and have not been tried."""
+    def available(self, tried: Collection[Server]) -> list[Server]:
+        """The servers that are in and are not among `tried`."""
         return [server for server in self.servers if server.state == "in" and server not in tried]
 
-    async def take(self, tried: Collection[Server] = (), *, insist: bool = False) -> Server | None:
-        """The least loaded server that is in and was not tried, as soon as it has room; None if there is none.
+    async def acquire(self, tried: Collection[Server] = (), *, force: bool = False) -> Server | None:
+        """The least loaded server that is in and not among `tried`, as soon as it has a free slot; None if there is none.
 
-        With nothing tried, waits until a server is in, or takes the one that is due first (`insist`). Give it back with `release`.
+        If nothing was tried, waits until a server is in, or with `force` takes the one that is due first. Hand it back with
+        `release`.
         """
         while True:
-            found = self.others(tried)
+            found = self.available(tried)
             if not found and tried:
                 return None
-            if not found and insist:
-                return self._taken(min(self.servers, key=lambda server: server.until))
+            if not found and force:
+                return self._taken(min(self.servers, key=lambda server: server.retry_at))
             free = [server for server in found if server.in_flight < self.concurrency]
             if free:
                 return self._taken(min(free, key=lambda server: (server.in_flight, server.sent)))
@@ -113,91 +114,93 @@ class ServerPool:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    # -- what its answers show ----------------------------------------------------------------------------------------
+    # -- recording results --------------------------------------------------------------------------------------------
 
     def now(self) -> float:
         return self._clock()
 
-    def answered(self, server: Server, sent: float) -> None:
-        """It answered a request that was sent at `sent`: whatever was wrong before is over."""
+    def record_success(self, server: Server, sent: float) -> None:
+        """Record a response to a request that was sent at `sent`: any earlier problem is over."""
         server.answered += 1
-        if sent < server.since:
+        if sent < server.left_out_at:
             return
-        server.strikes = server.outages = 0
+        server.failures = server.outages = 0
         if server.state != "in":
-            self.put_in(server)
+            self.readmit(server)
 
-    def failed(self, server: Server, sent: float, why: str, *, gone: bool, rest_seconds: float | None) -> None:
-        """A request sent at `sent` failed.
+    def record_failure(
+        self, server: Server, sent: float, why: str, *, unreachable: bool, retry_after: float | None
+    ) -> None:
+        """Record the failure of a request that was sent at `sent`.
 
-        gone           nothing listens there: no need to try it three times
-        rest_seconds   it is busy, and asks to be left alone so long; None if it is not that
+        unreachable   nothing answers at the address, so the server is left out at once
+        retry_after   seconds that a busy server asks for; None for any other failure
         """
-        if sent < server.since:
+        if sent < server.left_out_at:
             return
-        if rest_seconds is not None:
-            self._leave_out(server, "resting", why, max(rest_seconds, self.back_off(1)))
+        if retry_after is not None:
+            self._leave_out(server, "resting", why, max(retry_after, self.backoff_seconds(1)))
             return
-        server.strikes += 1
-        if gone or server.outages or server.strikes >= STRIKES:
+        server.failures += 1
+        if unreachable or server.outages or server.failures >= STRIKES:
             server.outages += 1
-            self._leave_out(server, "out", why, self.back_off(server.outages))
+            self._leave_out(server, "out", why, self.backoff_seconds(server.outages))
 
-    def still_out(self, server: Server, why: str) -> None:
-        """It was asked how it is, and is not well."""
+    def keep_out(self, server: Server, why: str) -> None:
+        """Record that the server failed a health check."""
         server.outages += 1
-        self._leave_out(server, "out", why, self.back_off(server.outages))
+        self._leave_out(server, "out", why, self.backoff_seconds(server.outages))
 
-    def put_in(self, server: Server) -> None:
-        """It is asked again."""
+    def readmit(self, server: Server) -> None:
+        """Send requests to the server again."""
         if len(self.servers) > 1 and server.state == "out":
-            self._say("info", f"The server at {server.address} answers again.")
+            self._add_message("info", f"The server at {server.address} answers again.")
         server.state, server.why = "in", ""
-        self._news.append(self.reading())
+        self._pending.append(self.snapshot())
         self._wake()
 
     def _leave_out(self, server: Server, state: Literal["resting", "out"], why: str, seconds: float) -> None:
-        began = server.state != state
-        server.state, server.why, server.since = state, why, self.now()
-        server.until = server.since + seconds
-        if began and len(self.servers) > 1 and state == "out":
-            left = len(self.others(()))
-            goes_on = f"{left} of {len(self.servers)} servers go on" if left else "none is left"
-            self._say("warning", f"Left out for now: {why.rstrip('.')}. It is asked again later; {goes_on}.")
-        self._news.append(self.reading())
+        is_new = server.state != state
+        server.state, server.why, server.left_out_at = state, why, self.now()
+        server.retry_at = server.left_out_at + seconds
+        if is_new and len(self.servers) > 1 and state == "out":
+            available = len(self.available(()))
+            remaining = f"{available} of {len(self.servers)} servers remain" if available else "none remains"
+            self._add_message("warning", f"Left out for now: {why.rstrip('.')}. It will be tried again; {remaining}.")
+        self._pending.append(self.snapshot())
         self._wake()
 
-    def back_off(self, number: int) -> float:
-        """Seconds to wait after the failure `number`, with jitter so that requests do not return all at once."""
+    def backoff_seconds(self, number: int) -> float:
+        """Seconds to wait after failure `number`, with jitter so that requests are not all retried at once."""
         return min(FIRST_WAIT_SECONDS * 2.0 ** min(number - 1, 20), MAX_WAIT_SECONDS) * self._jitter.uniform(0.5, 1.0)
 
     def seconds_until_due(self, but: Server) -> float | None:
-        """Until the first of the others is due; None if there is no other."""
-        return min((max(one.until - self.now(), 0.0) for one in self.servers if one is not but), default=None)
+        """Seconds until the first of the other servers is due; None if there is no other."""
+        return min((max(one.retry_at - self.now(), 0.0) for one in self.servers if one is not but), default=None)
 
-    # -- while requests are under way ---------------------------------------------------------------------------------
+    # -- background checks --------------------------------------------------------------------------------------------
 
-    def due(self) -> list[Server]:
-        """The servers to ask how they are; rests that are over end. Tells what is new."""
+    def due_for_check(self) -> list[Server]:
+        """The servers that are due for a health check. Also readmits servers that have rested, and reports pending events."""
         now = self.now()
         for server in self.servers:
-            if server.state == "resting" and server.until <= now:
-                self.put_in(server)
-        self._tell_news()
-        return [one for one in self.servers if one.state == "out" and one.until <= now and not one.asking]
+            if server.state == "resting" and server.retry_at <= now:
+                self.readmit(server)
+        self._report_pending()
+        return [one for one in self.servers if one.state == "out" and one.retry_at <= now and not one.checking]
 
     def due_for_load(self) -> list[Server]:
-        """The servers whose /metrics to read."""
-        now, known = self.now(), [one for one in self.servers if one.load_due is not None and one.state == "in"]
-        return [one for one in known if one.load_due is not None and one.load_due <= now and not one.asking]
+        """The servers whose /metrics are due."""
+        now, servers = self.now(), [one for one in self.servers if one.load_due is not None and one.state == "in"]
+        return [one for one in servers if one.load_due is not None and one.load_due <= now and not one.checking]
 
-    def loaded(self, server: Server, load: ServerLoad) -> None:
-        """A reading of /metrics; the next one is due in some seconds."""
+    def record_load(self, server: Server, load: ServerLoad) -> None:
+        """Record the load from /metrics, and schedule the next read."""
         server.load, server.load_due = load, self.now() + LOAD_SECONDS
-        if load.tells:
-            self._news.append(self.reading())
+        if load.is_known:
+            self._pending.append(self.snapshot())
 
-    def reading(self) -> Servers:
+    def snapshot(self) -> Servers:
         now = self.now()
         return Servers(
             self._role,
@@ -206,7 +209,7 @@ class ServerPool:
                     url=str(one.address),
                     state=one.state,
                     why=one.why,
-                    asked_again_in=round(max(one.until - now, 0.0), 1) if one.state != "in" else 0.0,
+                    asked_again_in=round(max(one.retry_at - now, 0.0), 1) if one.state != "in" else 0.0,
                     in_flight=one.in_flight,
                     answered=one.answered,
                     running=one.load.running,
@@ -217,12 +220,13 @@ class ServerPool:
             ),
         )
 
-    def _say(self, level: Literal["info", "warning"], text: str) -> None:
-        self._news.append(Message(level, text))
+    def _add_message(self, level: Literal["info", "warning"], text: str) -> None:
+        self._pending.append(Message(level, text))
 
-    def _tell_news(self) -> None:
-        """From the caller's own loop, so that a journal that cannot be written ends the stage. Of several readings the last."""
-        news, self._news = self._news, []
-        readings = [event for event in news if isinstance(event, Servers)]
-        for event in [event for event in news if not isinstance(event, Servers)] + readings[-1:]:
+    def _report_pending(self) -> None:
+        """Report pending events, but of several snapshots only the last. Called from the caller's own loop, so that a journal that
+        cannot be written ends the stage."""
+        pending, self._pending = self._pending, []
+        readings = [event for event in pending if isinstance(event, Servers)]
+        for event in [event for event in pending if not isinstance(event, Servers)] + readings[-1:]:
             self._emit(event)

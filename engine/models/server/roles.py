@@ -17,10 +17,10 @@ Role = Literal["server", "critic", "judge"]
 @dataclass(frozen=True)
 class ServerRole:
     urls: tuple[str, ...]
-    """One address or several, which serve the same model."""
+    """One or several addresses, which serve the same model."""
     model: str
     role: Role
-    """The option that gave the address: `--server-url`, `--critic-url` or `--judge-url`."""
+    """The option that the address comes from: `--server-url`, `--critic-url` or `--judge-url`."""
     token_variable: str
 
     @property
@@ -33,7 +33,7 @@ class ServerRole:
 
 
 def policy_server(config: Stage3Config) -> ServerRole | None:
-    """The policy's server; None if the policy runs locally. Raises ConfigError if only the address or the model is given."""
+    """The policy's server; None if the policy runs locally. Raises ConfigError if the address has no model."""
     return _role("server", config.server_url, config.server_model, SERVER_TOKEN_VARIABLE)
 
 
@@ -60,5 +60,5 @@ def _role(role: Role, urls: tuple[str, ...] | None, model: str | None, variable:
     raise ConfigError(
         f"--{role}-{given} needs --{role}-{missing}.",
         "A request needs the server's address and the name of a model on it.",
-        f"Give --{role}-{missing}, too.",
+        f"Pass --{role}-{missing}, too.",
     )

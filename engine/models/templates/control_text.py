@@ -17,8 +17,8 @@ _BARS = re.compile(r"<[|｜].+[|｜]>")
 
 
 def control_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Every text that is a control token, longest first: special tokens, and added tokens that the template writes or that look
-    like `<|name|>`. Gemma's added line breaks and tables are ordinary text.
+    """The texts of all control tokens, longest first: special tokens, and added tokens that the template writes or that look like
+    `<|name|>`. Gemma's added line breaks and tables are ordinary text.
     """
     template = own_template(tokenizer)
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if _controls(token, template)}
@@ -43,19 +43,21 @@ def unused_mark(conversation: Sequence[ChatMessage]) -> str:
 
 
 def split_special_text(conversation: Sequence[ChatMessage], control: re.Pattern[str]) -> list[ChatMessage]:
-    """The conversation for a server that takes only text: a space splits whatever looks like a control token.
+    """The conversation for a server that accepts only text, with a space inside everything that looks like a control token.
 
     Otherwise the server would read it as one, and text from a dataset could end the turn.
     """
 
-    def apart(match: re.Match[str]) -> str:
+    def split_match(match: re.Match[str]) -> str:
         return f"{match[0][0]} {match[0][1:]}"
 
-    return [{"role": message["role"], "content": control.sub(apart, message["content"])} for message in conversation]
+    return [
+        {"role": message["role"], "content": control.sub(split_match, message["content"])} for message in conversation
+    ]
 
 
 def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> list[int]:
-    """The ids of `text`; each `mark` separates what must not become one token."""
+    """The ids of `text`. Each `mark` is removed, and no token spans the place where it was."""
     first, *rest = text.split(mark)
     ids: list[int] = tokenizer.encode(first, add_special_tokens=False, verbose=False)
     for part in rest:
@@ -64,7 +66,7 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> l
 
 
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of text that continues other text, without the space that SentencePiece adds at the start."""
+    """The ids of `text` as a continuation, without the space that SentencePiece adds at the start."""
     line_break: list[int] = tokenizer.encode("\n", add_special_tokens=False)
     ids: list[int] = tokenizer.encode("\n" + text, add_special_tokens=False, verbose=False)
     if ids[: len(line_break)] == line_break:

@@ -27,12 +27,12 @@ class RenderOptions:
     """Whether system messages go into the first user turn, because the template refuses or ignores them."""
 
 
-_ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template that is used: `default`, where there are several by name (Command R has one for tools, too)."""
+    """The template in use: `default` if there are several by name (Command R has another one for tools)."""
     given: Any = tokenizer.chat_template
     return str(given.get("default", given) if isinstance(given, dict) else given)
 
@@ -42,14 +42,14 @@ def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def fix_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
-    """From now on render with `day` as today's date. Six published templates write the date, so the prompts of a run would change
-    at midnight.
+    """Render with `day` as today's date from now on. Six published templates write the date, so without this the prompts of a run
+    would change at midnight.
     """
     _DATES[tokenizer] = day
 
 
 class TemplateRefusal(Exception):
-    """The template raised an error."""
+    """Raised if the template raises any error."""
 
 
 def render(
@@ -86,11 +86,11 @@ def render(
 
 
 def _with_the_date(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The template with the date filled in, because transformers accepts no functions as template arguments."""
+    """The template with the date filled in, as an argument. transformers does not accept functions as template arguments."""
     day = _DATES.get(tokenizer)
     if day is None:
         return {}
-    return {"chat_template": _ASKS_DATE.sub(lambda asked: repr(day.strftime(asked[2])), tokenizer.get_chat_template())}
+    return {"chat_template": _DATE_CALL.sub(lambda call: repr(day.strftime(call[2])), tokenizer.get_chat_template())}
 
 
 def template_messages(conversation: Sequence[ChatMessage], options: RenderOptions) -> list[dict[str, Any]]:
@@ -104,19 +104,19 @@ def template_messages(conversation: Sequence[ChatMessage], options: RenderOption
 
 
 def with_system_folded(conversation: Sequence[ChatMessage], *, keep_first: bool) -> list[ChatMessage]:
-    """Move system messages into the user turn that follows; `keep_first` keeps one at the start of the conversation.
+    """Move system messages into the user turn that follows; with `keep_first`, one at the start of the conversation stays.
 
-    A system message without a following user turn stays, for the template to refuse.
+    A system message without a following user turn is kept, so that the template refuses it.
     """
     messages: list[ChatMessage] = []
-    waiting: list[ChatMessage] = []
-    for place, message in enumerate(conversation):
-        if message["role"] == "system" and not (keep_first and place == 0):
-            waiting.append(message)
-        elif message["role"] == "user" and waiting:
-            text = "\n\n".join(said["content"] for said in [*waiting, message])
+    pending: list[ChatMessage] = []
+    for index, message in enumerate(conversation):
+        if message["role"] == "system" and not (keep_first and index == 0):
+            pending.append(message)
+        elif message["role"] == "user" and pending:
+            text = "\n\n".join(part["content"] for part in [*pending, message])
             messages.append({"role": "user", "content": text})
-            waiting = []
+            pending = []
         else:
             messages.append(message)
-    return [*waiting, *messages]
+    return [*pending, *messages]

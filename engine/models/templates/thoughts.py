@@ -1,4 +1,4 @@
-"""The tags around a thought: `<think>`, `[THINK]`, `<|channel>thought` and others, with their closing tags."""
+"""The tags around a thought: `<think>`, `[THINK]`, `<|channel>thought` and others, and their closing tags."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Assessment:
     reasons_as_made: tuple[str, ...]
     """Why the revision cannot be used, before edits; empty if it can."""
     reasons_as_edited: tuple[str, ...]
-    """The same after people's edits."""
+    """Why the revision cannot be used after people's edits; empty if it can."""
     byte_identical: bool
     made_by: tuple[str, ...]
     """The principles of the attempt that made the revision."""

@@ -7,7 +7,7 @@ from heapq import nsmallest
 
 from engine.core.statistics import wilson
 
-SAMPLE = 30
+SAMPLE_SIZE = 30
 """The number of pairs. If at least 21 of them are better, the lower end of the interval is above one half."""
 
 
@@ -27,7 +27,7 @@ class Sample:
     @property
     def orders(self) -> list[int]:
         """The sample: the first pairs by the hash of their id."""
-        return nsmallest(SAMPLE, self._decisions)
+        return nsmallest(SAMPLE_SIZE, self._decisions)
 
     @property
     def decisions(self) -> list[bool | None]:

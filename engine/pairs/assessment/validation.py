@@ -42,7 +42,7 @@ class Validation:
     error: DataError | None
     """Why the file may not train; None if the gate is open."""
     bad_lines: list[BadLine]
-    """The first few; `figures.bad_lines` in the report counts all."""
+    """The first bad lines; `figures.bad_lines` in the report counts all of them."""
     source: str = ""
 
     @property
@@ -96,7 +96,7 @@ class _Lines:
         self._reading, self._sidecar, self._on_line = reading, sidecar, on_line
         self.tally = Tally(bad_edits=len(sidecar.edits.damaged))
         self.bad: list[BadLine] = []
-        """The first few."""
+        """The first bad lines."""
         self.decided: set[str] = set()
 
     def pairs(self, rows: Iterator[NumberedRow]) -> Iterator[tuple[int, Pair]]:
@@ -182,7 +182,7 @@ class SidecarFiles:
     """The judge whose scores count: the last one in the file."""
     scored: Callable[[Pair], Pair]
     measures: dict[str, ReplyMeasures]
-    """Measured by stage quality."""
+    """The relevance that stage quality measured, by key."""
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
@@ -241,7 +241,7 @@ def open_rows(source: Path, split: str | None = None) -> Iterator[Iterator[Numbe
     """The rows of the source. Raises ConfigError if it cannot be opened, DiskError if reading fails."""
     advice = "Pass a file with one pair per row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
     try:
-        if source.is_dir() and (run := _advice_for_a_folder(source)):
+        if source.is_dir() and (run := _advice_for_folder(source)):
             raise ConfigError(f"{source} is a run folder.", "", run)
         if source != STDIN and looks_like_hub_id(str(source)):
             yield hub_rows(str(source), split or "train", "main", None)
@@ -258,7 +258,7 @@ def open_rows(source: Path, split: str | None = None) -> Iterator[Iterator[Numbe
         ) from error
 
 
-def _advice_for_a_folder(folder: Path) -> str:
+def _advice_for_folder(folder: Path) -> str:
     """Point to the pairs file inside, if this is a run folder or looks like one."""
     pairs = next((path for name in ("pairs/pairs.jsonl", "pairs.jsonl") if (path := folder / name).is_file()), None)
     return f"Did you mean {pairs}?" if pairs else ""

@@ -7,9 +7,9 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 
-MARKS_IN_A_ROW = 30
+MAX_COMBINING_MARKS = 30
 """The most combining marks in a row that Unicode's Stream-Safe Text Format (UAX 15) allows."""
-LONG = 4_000
+LONG_TEXT = 4_000
 """In characters. Shorter texts normalise in milliseconds, whatever marks they have."""
 
 WORD = re.compile(r"\w+")
@@ -131,18 +131,18 @@ class Candidate:
         return words(self.critique)
 
     @cached_property
-    def edits_a_text(self) -> bool:
+    def asks_for_edit(self) -> bool:
         """Whether the user asks for a text to be edited. A reply may then mention a revised version or repeat words."""
         return not _EDITING_WORDS.isdisjoint(self.prompt_words) and _EDITING_REQUEST.search(self.prompt) is not None
 
 
 def _stream_safe(text: str) -> str:
     """Drop combining marks beyond thirty in a row, because `unicodedata.normalize` sorts them in quadratic time."""
-    if len(text) < LONG:
+    if len(text) < LONG_TEXT:
         return text
     kept, marks = [], 0
     for character in text:
         marks = marks + 1 if unicodedata.combining(character) else 0
-        if marks <= MARKS_IN_A_ROW:
+        if marks <= MAX_COMBINING_MARKS:
             kept.append(character)
     return "".join(kept)

@@ -27,10 +27,10 @@ MAX_WORDS = 60
 """How much of a sentence is read."""
 
 SHARPNESS = 3.0
-"""The sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspect as ten."""
+"""The sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspicious as ten."""
 
 BLANK = "_"
-THEIRS = "<theirs>"
+USED_BY_USER = "<theirs>"
 """A class word that the user also used, or any class word if the user asks to edit a text. It is no evidence."""
 
 _SENTENCE_END = re.compile("(?<=[.?!:])[\\s”\"’')\\]]+|\n+")
@@ -80,7 +80,7 @@ def shipped_weights() -> Weights:
 
 
 def is_meta(candidate: Candidate) -> bool:
-    if not candidate.edits_a_text and _ANNOUNCED.search(normalized_text(candidate.reply[:MAX_CHARACTERS])):
+    if not candidate.asks_for_edit and _ANNOUNCED.search(normalized_text(candidate.reply[:MAX_CHARACTERS])):
         return True
     sentences = terms_of(candidate)
     if any(not lexicon().decisive.isdisjoint(terms) for terms in sentences):
@@ -109,9 +109,9 @@ def terms_of(candidate: Candidate) -> list[set[Term]]:
     """
     words = lexicon()
     symbols = words.symbols
-    used_by_user = words.classed if candidate.edits_a_text else words.classed.intersection(candidate.prompt_words)
+    used_by_user = words.classed if candidate.asks_for_edit else words.classed.intersection(candidate.prompt_words)
     if used_by_user:
-        symbols = {**symbols, **dict.fromkeys(used_by_user, THEIRS)}
+        symbols = {**symbols, **dict.fromkeys(used_by_user, USED_BY_USER)}
     text = candidate.reply[:MAX_CHARACTERS].strip()
     by_sentence: list[set[Term]] = []
     for sentence in _SENTENCE_END.split(normalized_text(text)):

@@ -6,7 +6,7 @@ import re
 
 from engine.pairs.detectors.candidate import Candidate, words
 
-NEAR_LENGTH = 12
+NEAR_DUPLICATE_WORDS = 12
 """The fewest words of a text in which one changed word is a small change. In a shorter text it is likely a correction."""
 _SMALL_WORDS = frozenset(
     [
@@ -61,26 +61,30 @@ _SMALL_WORDS = frozenset(
     ]
 )
 """Words that can change without changing the meaning. "Not", "no", "may" and numbers are left out on purpose."""
-_EXPANDED = {"m": "am", "re": "are", "ve": "have", "ll": "will", "d": "would"}
+_CONTRACTIONS = {"m": "am", "re": "are", "ve": "have", "ll": "will", "d": "would"}
+
+TRIGRAM_LENGTH = 3
 
 ECHO_WORDS = 4
+"""The fewest words of a prompt that a reply can echo."""
 ECHO_BEGINNING = 6
-ECHO_RUNS = 6
-RUN = 3
+"""The fewest words of the prompt's beginning that count as an echo."""
+ECHO_TRIGRAMS = 6
+"""The fewest trigrams of the prompt that count as an echo."""
 
 CRITIQUE_SHARE = 0.4
 """The share of the revision's new trigrams that must also occur in the critique."""
-CRITIQUE_RUNS = 3
+CRITIQUE_TRIGRAMS = 3
 
 LOOP_REPEATS = 4
 LOOP_WORDS = 12
-LONE_REPEATS = 8
+SHORT_REPEATS = 8
 """Repeats that one or two words need: "very very very very" is normal speech."""
-LAST_WORDS = 4_000
-FEW_WORDS_AMONG = 60
+LOOP_WINDOW_WORDS = 4_000
+WINDOW_WORDS = 60
 """The window size in words; the window moves by ten words."""
-FEW_WORDS_AT_LEAST = 20
-FEW_WORDS = 0.4
+MIN_WINDOW_WORDS = 20
+MIN_DISTINCT_SHARE = 0.4
 """The share of distinct words. Of 2,312 replies that people preferred, one in five hundred falls below 0.52 anywhere."""
 SENTENCE_WORDS = 5
 """The fewest words of a sentence. People repeat shorter ones, too."""
@@ -101,15 +105,15 @@ def is_near_duplicate(candidate: Candidate) -> bool:
     """
     if (
         candidate.draft is None
-        or abs(len(candidate.draft_words) - len(candidate.reply_words)) > RUN
-        or len(candidate.reply_words) < NEAR_LENGTH
+        or abs(len(candidate.draft_words) - len(candidate.reply_words)) > TRIGRAM_LENGTH
+        or len(candidate.reply_words) < NEAR_DUPLICATE_WORDS
     ):
         return False
     before, after = (
-        [_EXPANDED.get(word, word) for word in text] for text in (candidate.draft_words, candidate.reply_words)
+        [_CONTRACTIONS.get(word, word) for word in text] for text in (candidate.draft_words, candidate.reply_words)
     )
-    start = _shared(before, after)
-    end = _shared(before[start:][::-1], after[start:][::-1])
+    start = _common_prefix_length(before, after)
+    end = _common_prefix_length(before[start:][::-1], after[start:][::-1])
     removed, added = before[start : len(before) - end], after[start : len(after) - end]
     if len(removed) > 1 or len(added) > 1 or candidate.draft_words == candidate.reply_words:
         return False
@@ -119,18 +123,23 @@ def is_near_duplicate(candidate: Candidate) -> bool:
 def is_echo(candidate: Candidate) -> bool:
     """Repeats the prompt: starts with all of it, or consists mostly of its words in order."""
     prompt, reply = candidate.prompt_words, candidate.reply_words
-    if len(prompt) < ECHO_WORDS or not reply or candidate.edits_a_text:
+    if len(prompt) < ECHO_WORDS or not reply or candidate.asks_for_edit:
         return False
-    start = _shared(prompt, reply)
+    start = _common_prefix_length(prompt, reply)
     if start == len(prompt):
         return True
     if start >= ECHO_BEGINNING and 5 * start >= 2 * len(prompt) and not {"i", "my", "me"}.isdisjoint(prompt[:start]):
         return True  # the user's "I", in the user's words
-    if start < RUN and prompt[0] not in reply[:RUN] and prompt[-1] not in reply[-RUN:] and len(reply) > 2 * len(prompt):
+    if (
+        start < TRIGRAM_LENGTH
+        and prompt[0] not in reply[:TRIGRAM_LENGTH]
+        and prompt[-1] not in reply[-TRIGRAM_LENGTH:]
+        and len(reply) > 2 * len(prompt)
+    ):
         return False
-    in_prompt, in_reply = _runs(prompt), _runs(reply)
+    in_prompt, in_reply = _trigrams(prompt), _trigrams(reply)
     shared = len(in_prompt & in_reply)
-    return shared >= ECHO_RUNS and 2 * shared >= len(in_prompt) and 20 * shared >= 7 * len(in_reply)
+    return shared >= ECHO_TRIGRAMS and 2 * shared >= len(in_prompt) and 20 * shared >= 7 * len(in_reply)
 
 
 def is_critique(candidate: Candidate) -> bool:
@@ -140,8 +149,8 @@ def is_critique(candidate: Candidate) -> bool:
     """
     if not candidate.critique_words:
         return False
-    new = _runs(candidate.reply_words) - _runs(candidate.draft_words)
-    return len(new) >= CRITIQUE_RUNS and len(new & _runs(candidate.critique_words)) >= CRITIQUE_SHARE * len(new)
+    new = _trigrams(candidate.reply_words) - _trigrams(candidate.draft_words)
+    return len(new) >= CRITIQUE_TRIGRAMS and len(new & _trigrams(candidate.critique_words)) >= CRITIQUE_SHARE * len(new)
 
 
 def is_loop(candidate: Candidate) -> bool:
@@ -154,25 +163,25 @@ def is_loop(candidate: Candidate) -> bool:
         return True
     # A text has at least as many distinct trigrams as distinct words, minus two, so most texts need no closer look.
     few_words = len(reply) >= LOOP_WORDS and 5 * len(set(reply)) < 3 * len(reply) + 10
-    if few_words and 5 * len(_runs(reply)) < 3 * (len(reply) - RUN + 1):
+    if few_words and 5 * len(_trigrams(reply)) < 3 * (len(reply) - TRIGRAM_LENGTH + 1):
         return True
-    return _loops_at_the_end(reply) or _has_few_words(reply) or _repeats_a_sentence(candidate)
+    return _loops_at_the_end(reply) or _has_few_distinct_words(reply) or _repeats_a_sentence(candidate)
 
 
 def _repeats_a_sentence(candidate: Candidate) -> bool:
     """Whether a sentence occurs twice; False if the user asks to edit a text, which may have a refrain."""
-    if candidate.edits_a_text or len(candidate.reply_words) < 2 * SENTENCE_WORDS:
+    if candidate.asks_for_edit or len(candidate.reply_words) < 2 * SENTENCE_WORDS:
         return False
     sentences = [tuple(words(sentence)) for sentence in _SENTENCE_END.split(candidate.reply)]
     long = [sentence for sentence in sentences if len(sentence) >= SENTENCE_WORDS]
     return len(set(long)) < len(long)
 
 
-def _has_few_words(reply: list[str]) -> bool:
+def _has_few_distinct_words(reply: list[str]) -> bool:
     """Whether the words go in circles somewhere, with different fillers each time."""
-    for start in range(0, max(len(reply) - FEW_WORDS_AMONG, 0) + 1, 10):
-        passage = reply[start : start + FEW_WORDS_AMONG]
-        if len(passage) >= FEW_WORDS_AT_LEAST and len(set(passage)) < FEW_WORDS * len(passage):
+    for start in range(0, max(len(reply) - WINDOW_WORDS, 0) + 1, 10):
+        passage = reply[start : start + WINDOW_WORDS]
+        if len(passage) >= MIN_WINDOW_WORDS and len(set(passage)) < MIN_DISTINCT_SHARE * len(passage):
             return True
     return False
 
@@ -183,12 +192,12 @@ def _loops_at_the_end(reply: list[str]) -> bool:
     The last word may be cut in two, so it is ignored. The words are read backwards and compared with themselves, shifted by
     each period. A long match at one shift implies short matches at most others, so the work stays small.
     """
-    if len(reply) < LONE_REPEATS or reply.count(reply[-2]) < LOOP_REPEATS:
+    if len(reply) < SHORT_REPEATS or reply.count(reply[-2]) < LOOP_REPEATS:
         return False
-    back = reply[-2 : -LAST_WORDS - 2 : -1]
+    back = reply[-2 : -LOOP_WINDOW_WORDS - 2 : -1]
     for period in range(1, len(back) // 2):
         # Minus the ignored last word.
-        least = LONE_REPEATS * period - 1 if period < RUN else max(LOOP_REPEATS * period - 1, LOOP_WORDS)
+        least = SHORT_REPEATS * period - 1 if period < TRIGRAM_LENGTH else max(LOOP_REPEATS * period - 1, LOOP_WORDS)
         length = period
         while length < len(back) and length < least and back[length - period] == back[length]:
             length += 1
@@ -197,12 +206,12 @@ def _loops_at_the_end(reply: list[str]) -> bool:
     return False
 
 
-def _runs(text: list[str]) -> set[tuple[str, ...]]:
+def _trigrams(text: list[str]) -> set[tuple[str, ...]]:
     """The trigrams of a list of words."""
     return set(zip(text, text[1:], text[2:], strict=False))
 
 
-def _shared(one: list[str], other: list[str]) -> int:
+def _common_prefix_length(one: list[str], other: list[str]) -> int:
     """The length of the common prefix, in words."""
     count = 0
     for a, b in zip(one, other, strict=False):

@@ -15,7 +15,7 @@ from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import count_of, server_failure, server_message
+from engine.pairs.generation.critique_revision import counted, server_failure, server_message
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, Judge
@@ -24,7 +24,7 @@ from engine.pairs.principles.constitution import Principle
 from engine.run.stop import StopToken
 
 NO_DIFFERENCE = "no draft better"
-"""The judge scored all drafts the same, or could not score them."""
+"""The status if the judge scored all drafts the same, or could not score them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def make_records(
     """The records of one batch, in the order of `prompts`. Yields each step as it begins. Raises what the judge raises."""
     rounds = []
     for number in range(settings.num_drafts):
-        yield f"{count_of(prompts, 'draft')} ({number + 1} of {settings.num_drafts})"
+        yield f"{counted(prompts, 'draft')} ({number + 1} of {settings.num_drafts})"
         seeds = [seed_of(settings.seed, prompt.id, "draft", number) for prompt in prompts]
         rounds.append(backend.reply([prompt.messages for prompt in prompts], settings.sampling, seeds))
     candidates = [
@@ -66,7 +66,7 @@ def make_records(
         for prompt, drafts in zip(prompts, zip(*rounds, strict=True), strict=True)
     ]
     comparisons = [comparison for candidate in candidates for comparison in candidate.comparisons]
-    yield count_of(comparisons, "comparison")
+    yield counted(comparisons, "comparison")
     gains = {
         comparison.id: scores.second - scores.first
         for batch in score_in_batches(judge, comparisons, stop)

@@ -15,7 +15,7 @@ from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import count_of, server_failure, server_message
+from engine.pairs.generation.critique_revision import counted, server_failure, server_message
 from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
@@ -68,9 +68,9 @@ def _try(
         seeds = [seed_of(settings.seed, pair.prompt.id, step, attempt) for pair in pairs]
         return backend.reply(conversations, settings.sampling, seeds)
 
-    yield count_of(pairs, "chosen answer")
+    yield counted(pairs, "chosen answer")
     chosen = answers([principle.chosen_system for principle in principles], "chosen")
-    yield count_of(pairs, "rejected answer")
+    yield counted(pairs, "rejected answer")
     rejected = answers([principle.rejected_system for principle in principles], "rejected")
     for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
         pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, principle, better, worse)))

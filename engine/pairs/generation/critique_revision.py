@@ -83,7 +83,7 @@ def make_records(
     prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings
 ) -> Generator[str, None, list[PairRecord]]:
     """The records of one batch, in the order of `prompts`. Yields each step as it begins."""
-    yield count_of(prompts, "draft")
+    yield counted(prompts, "draft")
     drafts = backend.reply(
         [prompt.messages for prompt in prompts],
         settings.sampling,
@@ -115,7 +115,7 @@ def too_long_record(prompt: Prompt, tokens: int, limit: int) -> PairRecord:
     )
 
 
-def count_of(items: Sequence[object], noun: str) -> str:
+def counted(items: Sequence[object], noun: str) -> str:
     return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
 
 
@@ -137,7 +137,7 @@ def _try(
     pairs: list[PairInProgress], attempt: int, backend: Backend, settings: GenerationSettings
 ) -> Generator[str, None, None]:
     """Make one critique and one revision for each pair."""
-    yield count_of(pairs, "critique")
+    yield counted(pairs, "critique")
     principles, critic = [_draw_principle(pair, attempt, settings) for pair in pairs], critic_of(backend)
     critiques = critic.reply(
         [
@@ -147,7 +147,7 @@ def _try(
         settings.sampling,
         [seed_of(settings.seed, pair.prompt.id, "critique", attempt) for pair in pairs],
     )
-    yield count_of(pairs, "revision")
+    yield counted(pairs, "revision")
     revisions = critic.reply(
         [
             revision_prompt(pair.prompt.messages, pair.text, critique.text, principle, settings.examples)

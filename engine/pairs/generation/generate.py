@@ -67,7 +67,7 @@ class RecordIndex:
     failed: int = 0
     """Prompts on which the server failed."""
     last_failure: str = ""
-    """The server's message for the last of them."""
+    """The server's message for the last prompt on which it failed."""
 
     @property
     def total(self) -> int:
@@ -226,7 +226,7 @@ def generate_pairs(
     for prompt, length in zip(prompts, lengths, strict=True):
         if length > limit and prompt.id not in recorded.ids:
             record = replace(too_long_record(prompt, length, limit), method=inputs.settings.method)
-            yield open_set.acknowledge(replace(record, made_with=identity.key_of_too_long(prompt)))
+            yield open_set.acknowledge(replace(record, made_with=identity.too_long_key(prompt)))
     tokens = {prompt.id: length for prompt, length in zip(prompts, lengths, strict=True) if length <= limit}
     fitting = [prompt for prompt in prompts if prompt.id in tokens]
     if all(prompt.id in recorded.ids for prompt in fitting):

@@ -43,7 +43,7 @@ class RecordIdentity:
         """The key of a prompt's generated record."""
         return sha256_of_json([self.settings, prompt.id])[:32]
 
-    def key_of_too_long(self, prompt: Prompt) -> str:
+    def too_long_key(self, prompt: Prompt) -> str:
         """The key of a prompt's "too long" record, which also depends on the limit."""
         return sha256_of_json([self.settings, prompt.id, self.max_prompt_tokens])[:32]
 
@@ -56,7 +56,7 @@ class RecordIdentity:
     def matches(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
         """Whether the record was made from this prompt with these settings."""
         if record.get("status") == PROMPT_TOO_LONG:
-            return record.get("made_with") == self.key_of_too_long(prompt)
+            return record.get("made_with") == self.too_long_key(prompt)
         tokens = record.get("prompt_tokens")
         fits = not isinstance(tokens, int) or tokens <= self.max_prompt_tokens
         return fits and record.get("made_with") == self.key(prompt)

@@ -37,13 +37,13 @@ Which answer is better by it? Reply with one letter, A or B, and nothing else.""
 
 
 @dataclass(frozen=True)
-class PrincipleChoice:
+class PrincipleSelector:
     """Chooses the principle that each comparison is judged by."""
 
     constitution: Constitution
     seed: int
 
-    def of(self, comparison: Comparison) -> Principle:
+    def select(self, comparison: Comparison) -> Principle:
         """The comparison's own criterion, else its principle if the constitution has it, else one drawn with its id as seed."""
         if comparison.criterion is not None:
             return Principle("criterion", comparison.criterion, "", "")
@@ -70,7 +70,7 @@ def dialogue(conversation: Conversation) -> str:
     return "\n\n".join(f"{SPEAKERS.get(m['role'], m['role'])}: {m['content']}" for m in conversation)
 
 
-def second_over_first(order_1: tuple[float, float], order_2: tuple[float, float]) -> float:
+def log_odds_of_second(order_1: tuple[float, float], order_2: tuple[float, float]) -> float:
     """Log-odds of the second reply over the first, in nats, averaged over both orders.
 
     order_1   log-probabilities of (A, B) where A is the first reply

@@ -13,10 +13,10 @@ from engine.machine.device import resolve_device
 from engine.machine.error_mapping import as_stage3_error
 from engine.models.chat import Conversation
 from engine.models.chat_template import conversation_ids
-from engine.models.endless import refuse_endless_model
+from engine.models.oversized import refuse_oversized_model
 from engine.models.templates.rendering import own_template
-from engine.models.templates.trial import require_an_end
-from engine.models.tokenizer_look import look_at_tokenizer
+from engine.models.templates.termination import require_termination
+from engine.models.tokenizer_probe import probe_tokenizer
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name, too_long
 from engine.pairs.judges.question import dialogue
 from engine.run.stop import StopToken
@@ -40,9 +40,9 @@ def load_reward_model(config: Stage3Config, token: str | None, stop: StopToken) 
     arguments: dict[str, Any] = {"trust_remote_code": False}
     if not is_local(config.reward_model_id):
         arguments["token"] = token
-    look_at_tokenizer(name, None, token, "--reward-model-id", stop)
+    probe_tokenizer(name, None, token, "--reward-model-id", stop)
     try:
-        refuse_endless_model(name, "--reward-model-id", **arguments)
+        refuse_oversized_model(name, "--reward-model-id", **arguments)
         tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, dtype="auto", output_loading_info=True, **arguments
@@ -57,7 +57,7 @@ def load_reward_model(config: Stage3Config, token: str | None, stop: StopToken) 
             REMEDY,
         ) from error
     if tokenizer.chat_template is not None:
-        require_an_end(own_template(tokenizer), name)
+        require_termination(own_template(tokenizer), name)
     missing = sorted(loading["missing_keys"])
     if missing:
         raise PreconditionError(

@@ -15,7 +15,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import NumbersError, PreconditionError
 from engine.models.chat_template import conversation_ids, reply_ids
 from engine.pairs.judges.base import Comparison, LoadedPolicy, ScorePair, too_long
-from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
+from engine.pairs.judges.question import LETTERS, PrincipleSelector, both_orders, log_odds_of_second, probabilities
 from engine.pairs.principles.constitution import load_constitution
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def load_self_judge(config: Stage3Config, policy: LoadedPolicy) -> SelfJudge:
-    return SelfJudge(policy, PrincipleChoice(load_constitution(config.constitution), config.seed))
+    return SelfJudge(policy, PrincipleSelector(load_constitution(config.constitution), config.seed))
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SelfJudge:
     name = "self"
     about = "the Stage 2 policy, asked with a principle in both orders; scores are probabilities, 0 to 1"
 
-    def __init__(self, policy: LoadedPolicy, principles: PrincipleChoice) -> None:
+    def __init__(self, policy: LoadedPolicy, principles: PrincipleSelector) -> None:
         self._policy = policy
         self._principles = principles
         self._letters = letter_tokens(policy.tokenizer)
@@ -49,7 +49,7 @@ class SelfJudge:
         policy.model.eval()
 
     def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
-        principles = [self._principles.of(comparison) for comparison in comparisons]
+        principles = [self._principles.select(comparison) for comparison in comparisons]
         questions = [
             [self._ids(question) for question in both_orders(comparison, principle)]
             for comparison, principle in zip(comparisons, principles, strict=True)
@@ -91,7 +91,7 @@ class SelfJudge:
     def _scores(
         self, comparison: Comparison, principle_id: str, orders: tuple[tuple[float, float], tuple[float, float]]
     ) -> ScorePair:
-        log_odds = second_over_first(*orders)
+        log_odds = log_odds_of_second(*orders)
         if not math.isfinite(log_odds):
             raise NumbersError(
                 f"The Stage 2 policy's log-probabilities of A and B for the pair {comparison.id} are {orders}.",

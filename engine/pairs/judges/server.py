@@ -19,13 +19,13 @@ from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.api import ChatRequest, ChatResponse
 from engine.models.server.backend import load_server_client
-from engine.models.server.check import ask_what_they_serve
+from engine.models.server.check import require_same_listing
 from engine.models.server.client import ServerClient
 from engine.models.server.errors import too_many_failed
 from engine.models.server.roles import judge_server
 from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.pairs.judges.base import SERVER_FAILED, Comparison, ScorePair, judge_name
-from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
+from engine.pairs.judges.question import LETTERS, PrincipleSelector, both_orders, log_odds_of_second, probabilities
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
@@ -54,7 +54,7 @@ def connect_server_judge(
             "Set --judge-url and --judge-model, or --server-url and --server-model.",
         )
     client = load_server_client(config, server, stop, emit)
-    principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
+    principles = PrincipleSelector(load_constitution(config.constitution), config.seed)
     special = control_pattern(load_tokenizer(config, token))
     return ServerJudge(judge_name(config) or "", client, principles, special, max_failed_share=config.max_failed_share)
 
@@ -79,7 +79,7 @@ class ServerJudge:
         self,
         name: str,
         client: ServerClient,
-        principles: PrincipleChoice,
+        principles: PrincipleSelector,
         special: re.Pattern[str] = MATCHES_NOTHING,
         *,
         max_failed_share: float = 1.0,
@@ -101,16 +101,16 @@ class ServerJudge:
         earlier comparisons.
         """
         if not self._asked:
-            ask_what_they_serve(self._client)
+            require_same_listing(self._client)
         self._require_few_failures()
         self._asked += len(comparisons)
-        principles = [self._principles.of(comparison) for comparison in comparisons]
+        principles = [self._principles.select(comparison) for comparison in comparisons]
         questions = [
             ChatRequest(split_special_text(question, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
             for comparison, principle in zip(comparisons, principles, strict=True)
             for question in both_orders(comparison, principle)
         ]
-        answers = self._client.ask(questions)
+        answers = self._client.send(questions)
         return [
             self._scores(comparison, principle.id, answers[2 * number], answers[2 * number + 1])
             for number, (comparison, principle) in enumerate(zip(comparisons, principles, strict=True))
@@ -145,7 +145,7 @@ class ServerJudge:
             orders = (first.logps, second.logps)
             detail["log_probabilities"] = [[round(value, 6) for value in order] for order in orders]
             detail["on_the_letters"] = round(sum(math.exp(value) for order in orders for value in order) / 2, 6)
-            return ScorePair(*probabilities(second_over_first(*orders)), detail)
+            return ScorePair(*probabilities(log_odds_of_second(*orders)), detail)
         for_second = ((first.letter == "B") + (second.letter == "A")) / 2
         return ScorePair(1 - for_second, for_second, detail)
 

@@ -1,6 +1,6 @@
-"""What the processes that train tell the one that started them: JSON, one object a line, on their common standard output.
+"""Messages from training workers to the process that started them: one JSON object per line on their shared standard output.
 
-The first process tells events and how the training ended; every process tells that it is there, and why it failed.
+Rank 0 reports events and the result of training; every worker reports that it has started, and why it failed.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from engine.storage.documents import read_json
 from engine.storage.files import write_json
 
 STOP = "stop"
-"""The word that asks the processes to save and end."""
-LONGEST_REASON = 1000
-"""Characters: up to 4,096 bytes of a pipe arrive in one piece, beside those of other processes (pipe(7))."""
+"""The command that asks the workers to save and exit."""
+MAX_TEXT = 1000
+"""Characters: writes of up to 4,096 bytes to a shared pipe arrive in one piece (pipe(7))."""
 
 Reason = Literal["error", "memory", "lost", "bug"]
 
 
 def rank_log(run: Run, rank: int) -> Path:
-    """The log of one process."""
+    """The log of one worker."""
     return run / layout.PROCESSES_DIR / f"rank-{rank}.log"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What each process is asked to do, in a file."""
+    """What the workers are to do, in a file."""
 
     config: Mapping[str, Any]
-    """The configuration; what --device names is for each process to find."""
+    """The configuration; each worker resolves --device for itself."""
     run: str
-    """The run folder. The process that asks holds it; those that are asked lock nothing."""
+    """The run folder. The process that writes the request holds its lock; the workers lock nothing."""
     cache: str
     reference_sha256: str
     plan: Mapping[str, Any]
     max_steps: int = -1
     """Optimizer steps; -1 follows --num-train-epochs."""
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Of this request and no other one."""
+    """Unique to this request."""
 
     def write(self, path: Path) -> None:
         write_json(path, dict(vars(self)))
@@ -59,11 +59,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a process ended."""
+    """Why a worker failed."""
 
     rank: int
     reason: Reason
-    """An error that a person can fix; memory ran out; the others did not answer; anything else."""
+    """An error that the user can fix; memory ran out; the connection to other workers was lost; anything else."""
     what: str
     why: str = ""
     what_to_do: str = ""
@@ -72,61 +72,61 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """What the first process knows and no checkpoint keeps."""
+    """What rank 0 knows about the training that no checkpoint contains."""
 
     first_loss: float | None
     resumed_from: int | None
     seconds: float
     peak_bytes: int
-    """The largest of all processes."""
+    """The largest peak of all workers."""
 
 
 @dataclass
-class Voice:
-    """The standard output of a process, before anything else is written there."""
+class WorkerReporter:
+    """Writes messages to a worker's original standard output."""
 
     descriptor: int
     rank: int
 
-    def here(self) -> None:
-        self._say({"here": {"rank": self.rank, "pid": os.getpid()}})
+    def started(self) -> None:
+        self._send({"here": {"rank": self.rank, "pid": os.getpid()}})
 
     def event(self, event: Event) -> None:
-        self._say({"event": event.as_dict()})
+        self._send({"event": event.as_dict()})
 
     def result(self, result: Result) -> None:
-        self._say({"result": vars(result)})
+        self._send({"result": vars(result)})
 
     def stopped(self) -> None:
-        self._say({"stopped": True})
+        self._send({"stopped": True})
 
     def failed(self, reason: Reason, what: str, why: str = "", what_to_do: str = "", exit_code: int = 0) -> None:
-        what, why, what_to_do = (text[:LONGEST_REASON] for text in (what, why, what_to_do))
-        self._say({"failed": vars(Failure(self.rank, reason, what, why, what_to_do, exit_code))})
+        what, why, what_to_do = (text[:MAX_TEXT] for text in (what, why, what_to_do))
+        self._send({"failed": vars(Failure(self.rank, reason, what, why, what_to_do, exit_code))})
 
-    def _say(self, line: Mapping[str, Any]) -> None:
-        data = json.dumps(line).encode() + b"\n"
+    def _send(self, message: Mapping[str, Any]) -> None:
+        data = json.dumps(message).encode() + b"\n"
         while data:
             data = data[os.write(self.descriptor, data) :]
 
 
 @dataclass
-class Heard:
-    """What was heard so far, apart from events."""
+class WorkerReports:
+    """All messages so far, except events."""
 
     pids: dict[int, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     result: Result | None = None
     stopped: bool = False
-    """One of them was asked to stop, and all have saved."""
+    """Whether a worker was asked to stop, and all have saved."""
 
-    def note(self, line: Mapping[str, Any]) -> None:
-        match line:
+    def add(self, message: Mapping[str, Any]) -> None:
+        match message:
             case {"here": {"rank": int(rank), "pid": int(pid)}}:
                 self.pids[rank] = pid
-            case {"failed": dict(found)}:
-                self.failures.append(Failure(**found))
-            case {"result": dict(found)}:
-                self.result = Result(**found)
+            case {"failed": dict(fields)}:
+                self.failures.append(Failure(**fields))
+            case {"result": dict(fields)}:
+                self.result = Result(**fields)
             case {"stopped": True}:
                 self.stopped = True

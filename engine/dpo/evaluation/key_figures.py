@@ -1,6 +1,6 @@
-"""The three figures that carry a verdict, with their 95 % intervals: what a person looks at before all others.
+"""The three key figures of a verdict, with their 95 % intervals: what to read first.
 
-Which three depends on the rule that decided (`engine.dpo.evaluation.verdict`). A figure that was not measured is passed over,
+Which three depends on the rule that decided (`engine.dpo.evaluation.verdict`). A figure that was not measured is skipped,
 and the next one takes its place.
 """
 
@@ -18,99 +18,99 @@ Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Carrying:
-    """One figure, on a scale."""
+class KeyFigure:
+    """One figure on a scale."""
 
     name: str
     value: float
     low: float
     high: float
-    """With 95 % confidence."""
+    """`low` and `high` are the bounds of the 95 % interval."""
     mark: float
-    """What it is held against: Stage 2's value, or what would be no difference."""
+    """The value to compare with: Stage 2's, or the one that means no difference."""
     mark_name: str
-    told: str = ""
-    """The counts behind it."""
+    counts: str = ""
+    """The counts behind the value, in words."""
     is_share: bool = True
-    """On a scale from 0 to 1; else on one around the mark."""
+    """Whether the scale is from 0 to 1; otherwise it is centred on the mark."""
 
 
-def carrying(rule: str, figures: Figures) -> tuple[Carrying, ...]:
-    """The figures that carry the verdict of `rule`, the most important first; fewer than three where fewer were measured."""
-    wanted = dict.fromkeys((*BY_RULE.get(rule, ()), *USUALLY))
-    found = (FIGURES[name](figures) for name in wanted)
-    return tuple(one for one in found if one is not None)[:SHOWN]
+def key_figures(rule: str, figures: Figures) -> tuple[KeyFigure, ...]:
+    """The key figures for the verdict of `rule`, most important first; fewer than three if fewer were measured."""
+    names = dict.fromkeys((*BY_RULE.get(rule, ()), *DEFAULT))
+    candidates = (FIGURES[name](figures) for name in names)
+    return tuple(figure for figure in candidates if figure is not None)[:SHOWN]
 
 
-def _preferred(figures: Figures) -> Carrying | None:
-    return _of_judge("Judge prefers Stage 3", figures, "")
+def _preferred(figures: Figures) -> KeyFigure | None:
+    return _judge_preference("Judge prefers Stage 3", figures, "")
 
 
-def _preferred_not_longer(figures: Figures) -> Carrying | None:
-    return _of_judge("… where not longer", figures, "_not_longer")
+def _preferred_not_longer(figures: Figures) -> KeyFigure | None:
+    return _judge_preference("… where not longer", figures, "_not_longer")
 
 
-def _of_judge(name: str, figures: Figures, suffix: str) -> Carrying | None:
+def _judge_preference(name: str, figures: Figures, suffix: str) -> KeyFigure | None:
     wins, ties, losses = (_count(figures, f"{key}{suffix}") for key in ("wins", "ties", "losses"))
     decided = wins + losses
     if not decided:
         return None
-    told = f"{wins} better, {ties} equal, {losses} worse"
-    return Carrying(name, wins / decided, *wilson(wins, decided), 0.5, "chance", told)
+    counts = f"{wins} better, {ties} equal, {losses} worse"
+    return KeyFigure(name, wins / decided, *wilson(wins, decided), 0.5, "chance", counts)
 
 
-def _change(figures: Figures) -> Carrying | None:
+def _change(figures: Figures) -> KeyFigure | None:
     return with_interval("Mean change of the score", figures, "score_change", 0.0, "none", is_share=False)
 
 
-def _margin(figures: Figures) -> Carrying | None:
+def _margin(figures: Figures) -> KeyFigure | None:
     return with_interval("Held-out margin, nats", figures, "margin", 0.0, "none", is_share=False)
 
 
-def _accuracy(figures: Figures) -> Carrying | None:
-    told = f"of {_count(figures, 'pairs')} held-out pairs"
-    return with_interval("Held-out accuracy", figures, "reward_accuracy", 0.5, "chance", told)
+def _accuracy(figures: Figures) -> KeyFigure | None:
+    counts = f"of {_count(figures, 'pairs')} held-out pairs"
+    return with_interval("Held-out accuracy", figures, "reward_accuracy", 0.5, "chance", counts)
 
 
 def with_interval(
-    name: str, figures: Figures, key: str, mark: float, mark_name: str, told: str = "", *, is_share: bool = True
-) -> Carrying | None:
-    """A figure whose interval was measured with it, as `NAME_low` and `NAME_high`."""
+    name: str, figures: Figures, key: str, mark: float, mark_name: str, counts: str = "", *, is_share: bool = True
+) -> KeyFigure | None:
+    """A figure that was measured with its interval, as `NAME_low` and `NAME_high`."""
     value, low, high = (_number(figures, f"{key}{end}") for end in ("", "_low", "_high"))
     if value is None or low is None or high is None:
         return None
-    return Carrying(name, value, low, high, mark, mark_name, told, is_share)
+    return KeyFigure(name, value, low, high, mark, mark_name, counts, is_share)
 
 
-def _broken(figures: Figures) -> Carrying | None:
+def _broken(figures: Figures) -> KeyFigure | None:
     return _before_and_after("Broken answers", figures, "unusable_share", "prompts", "prompts")
 
 
-def _unfit(figures: Figures) -> Carrying | None:
+def _unfit(figures: Figures) -> KeyFigure | None:
     return _before_and_after("Unfit answers", figures, "unfit_share", "prompts", "prompts")
 
 
-def _refused(figures: Figures) -> Carrying | None:
+def _refused(figures: Figures) -> KeyFigure | None:
     return _before_and_after(
         "Refused harmless prompts", figures, "harmless_refusal_share", "harmless_prompts", "harmless prompts"
     )
 
 
-def _before_and_after(name: str, figures: Figures, key: str, number_key: str, what: str) -> Carrying | None:
+def _before_and_after(name: str, figures: Figures, key: str, number_key: str, what: str) -> KeyFigure | None:
     before, after = _number(figures, f"stage2_{key}"), _number(figures, f"stage3_{key}")
     n = _count(figures, number_key)
     if before is None or after is None or not n:
         return None
-    told = f"{round(before * n)} before, {round(after * n)} after, of {n} {what}"
-    return Carrying(name, after, *wilson(round(after * n), n), before, "Stage 2", told)
+    counts = f"{round(before * n)} before, {round(after * n)} after, of {n} {what}"
+    return KeyFigure(name, after, *wilson(round(after * n), n), before, "Stage 2", counts)
 
 
-def _unchanged(figures: Figures) -> Carrying | None:
+def _unchanged(figures: Figures) -> KeyFigure | None:
     share, n = _number(figures, "unchanged_share"), _count(figures, "prompts")
     if share is None or not n:
         return None
     same = round(share * n)
-    return Carrying("Unchanged answers", share, *wilson(same, n), 1.0, "all", f"{same} of {n}")
+    return KeyFigure("Unchanged answers", share, *wilson(same, n), 1.0, "all", f"{same} of {n}")
 
 
 def _number(figures: Figures, key: str) -> float | None:
@@ -123,7 +123,7 @@ def _count(figures: Figures, key: str) -> int:
     return int(_number(figures, key) or 0)
 
 
-FIGURES: dict[str, Callable[[Figures], Carrying | None]] = {
+FIGURES: dict[str, Callable[[Figures], KeyFigure | None]] = {
     "preferred": _preferred,
     "not longer": _preferred_not_longer,
     "change": _change,
@@ -134,7 +134,7 @@ FIGURES: dict[str, Callable[[Figures], Carrying | None]] = {
     "margin": _margin,
     "unchanged": _unchanged,
 }
-USUALLY: Sequence[str] = ("preferred", "broken", "refused", "accuracy", "margin")
+DEFAULT: Sequence[str] = ("preferred", "broken", "refused", "accuracy", "margin")
 BY_RULE: dict[str, Sequence[str]] = {
     "nothing trained": ("unchanged", "accuracy", "margin"),
     "same answers": ("unchanged", "accuracy", "margin"),
@@ -152,4 +152,4 @@ BY_RULE: dict[str, Sequence[str]] = {
     "judged alike": ("preferred", "change", "accuracy"),
     "length alone": ("preferred", "not longer", "broken"),
 }
-"""What each rule asks about, first; other rules have the usual ones."""
+"""The figures that each rule is about come first; the default ones follow."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.dpo.evaluation.answered import KINDS, answered_of, read_answered
-from engine.dpo.evaluation.carried import BY_RULE, FIGURES, USUALLY, carrying
+from engine.dpo.evaluation.answered_prompts import FILTERS, answered_prompts_from, read_answered_prompts
+from engine.dpo.evaluation.key_figures import BY_RULE, DEFAULT, FIGURES, key_figures
 from engine.dpo.evaluation.verdict import RULES
 from tests.support.made_up_run import report
 
@@ -17,16 +17,16 @@ MEASURED = report()["figures"]
 
 def test_every_rule_that_has_figures_of_its_own_is_a_rule_of_the_verdict():
     assert set(BY_RULE) <= {name for name, _, _ in RULES}
-    assert all(set(names) <= set(FIGURES) for names in (*BY_RULE.values(), USUALLY))
+    assert all(set(names) <= set(FIGURES) for names in (*BY_RULE.values(), DEFAULT))
 
 
 def test_a_judged_verdict_is_carried_by_the_preference_broken_answers_and_refusals():
-    preferred, broken, refused = carrying("judged better", MEASURED)
-    assert (preferred.value, preferred.mark, preferred.told) == (24 / 33, 0.5, "24 better, 7 equal, 9 worse")
+    preferred, broken, refused = key_figures("judged better", MEASURED)
+    assert (preferred.value, preferred.mark, preferred.counts) == (24 / 33, 0.5, "24 better, 7 equal, 9 worse")
     assert 0.5 < preferred.low < preferred.value < preferred.high < 1
-    assert (broken.value, broken.mark, broken.told) == (0.05, 0.075, "3 before, 2 after, of 40 prompts")
+    assert (broken.value, broken.mark, broken.counts) == (0.05, 0.075, "3 before, 2 after, of 40 prompts")
     assert (refused.value, refused.mark) == (0.04, 0.0)
-    assert refused.told == "0 before, 1 after, of 25 harmless prompts"
+    assert refused.counts == "0 before, 1 after, of 25 harmless prompts"
 
 
 @pytest.mark.parametrize(
@@ -38,30 +38,30 @@ def test_a_judged_verdict_is_carried_by_the_preference_broken_answers_and_refusa
     ],
 )
 def test_what_a_rule_asks_about_comes_first(rule: str, names: list[str]):
-    assert [one.name for one in carrying(rule, MEASURED)] == names
+    assert [one.name for one in key_figures(rule, MEASURED)] == names
 
 
 def test_fewer_unfit_answers_are_carried_by_their_share():
     known = {**MEASURED, "stage2_unfit_share": 0.4, "stage3_unfit_share": 0.1}
-    unfit, *others = carrying("fewer unfit answers", known)
+    unfit, *others = key_figures("fewer unfit answers", known)
     assert (unfit.name, unfit.value, unfit.mark) == ("Unfit answers", 0.1, 0.4)
-    assert unfit.told == "16 before, 4 after, of 40 prompts"
+    assert unfit.counts == "16 before, 4 after, of 40 prompts"
     assert [one.name for one in others] == ["Broken answers", "Refused harmless prompts"]
 
 
 def test_what_was_not_measured_is_passed_over_and_never_shown_as_zero():
     unjudged = {key: value for key, value in MEASURED.items() if key not in ("wins", "ties", "losses")}
-    assert [one.name for one in carrying("no judge", unjudged)] == [
+    assert [one.name for one in key_figures("no judge", unjudged)] == [
         "Held-out accuracy", "Broken answers", "Refused harmless prompts"
     ]  # fmt: skip
-    assert carrying("judged better", {"wins": "many", "margin": None, "margin_low": float("nan")}) == ()
+    assert key_figures("judged better", {"wins": "many", "margin": None, "margin_low": float("nan")}) == ()
 
 
 def test_the_answers_of_a_report_are_read_with_what_is_known_of_them(tmp_path: Path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report()), encoding="utf-8")
-    answers = read_answered(path)
-    counted = {kind: sum(map(fits, answers)) for kind, fits in KINDS.items()}
+    answers = read_answered_prompts(path)
+    counted = {kind: sum(map(fits, answers)) for kind, fits in FILTERS.items()}
     assert counted == {
         "all": 40,
         "better": 24,
@@ -78,9 +78,9 @@ def test_the_answers_of_a_report_are_read_with_what_is_known_of_them(tmp_path: P
 def test_a_report_that_cannot_be_read_has_no_answers(tmp_path: Path, text: str):
     path = tmp_path / "report.json"
     path.write_text(text, encoding="utf-8")
-    assert read_answered(path) == ()
+    assert read_answered_prompts(path) == ()
 
 
 def test_answers_of_an_event_have_texts_alone():
-    (one,) = answered_of([{"prompt": "Why?", "stage2": "So.", "stage3": "Thus."}])
-    assert (one.stage3, one.gain, one.word, one.stage3_unusable) == ("Thus.", None, "", False)
+    (one,) = answered_prompts_from([{"prompt": "Why?", "stage2": "So.", "stage3": "Thus."}])
+    assert (one.stage3, one.gain, one.preference, one.stage3_unusable) == ("Thus.", None, "", False)

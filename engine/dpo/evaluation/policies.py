@@ -1,4 +1,4 @@
-"""Stage 2 and Stage 3 in one model's memory, and the tasks that they do: the same in the run's own process and in others."""
+"""The policies of Stage 2 and Stage 3 as two adapters of one model, and the evaluation tasks that they run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import NumbersError
-from engine.dpo.evaluation.line import Found, Task
+from engine.dpo.evaluation.tasks import Results, Task
 from engine.dpo.training.dataset import EncodedPair
 from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, base_active, collated, pair_logps
 from engine.machine.memory import free_memory, halve_on_oom
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from engine.dpo.evaluation.line import Ask
+    from engine.dpo.evaluation.tasks import RunTasks
     from engine.dpo.training.trainer import Trained
     from engine.run.folder import Run
     from engine.run.stop import StopToken
 
-NO_PAIR = EncodedPair(0, [0], [0], [0])
-"""TRL's trainer is not built without one; nothing reads it."""
+PLACEHOLDER_PAIR = EncodedPair(0, [0], [0], [0])
+"""TRL's trainer cannot be built without a pair; nothing reads this one."""
 
 
 @dataclass(frozen=True)
-class BothModels:
-    """A model that TRL's trainer was built on."""
+class Policies:
+    """Both policies. TRL's trainer was built on the model."""
 
     model: PeftModel
     """With the adapters "default" (Stage 3) and "ref" (Stage 2)."""
@@ -44,7 +44,7 @@ class BothModels:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, config: Stage3Config, trained: Trained) -> BothModels:
+    def of(cls, config: Stage3Config, trained: Trained) -> Policies:
         dtype = resolve_dtype(trained.plan.applied_to(config))
         return cls(trained.model, trained.tokenizer, trained.collator, dtype)
 
@@ -53,8 +53,8 @@ class BothModels:
         """The Stage 2 policy, for --judge self."""
         return LoadedPolicy(self.model, self.tokenizer, lambda: adapter_active(self.model, REFERENCE_ADAPTER))
 
-    def do(self, task: Task, should_stop: Callable[[], bool] = lambda: False) -> Found:
-        """When `should_stop` returns True, answers end at the next token; the caller must discard them."""
+    def run(self, task: Task, should_stop: Callable[[], bool] = lambda: False) -> Results:
+        """Run one task. When `should_stop` returns True, answers end at the next token; the caller must discard them."""
         match task:
             case {"read": list(pairs)}:
                 return self._log_ratios(pairs)
@@ -63,72 +63,73 @@ class BothModels:
             case {"relevance of": list(answers)}:
                 return self._relevance(answers)
             case _:
-                raise ValueError(f"no task of the evaluation: {sorted(task)}")
+                raise ValueError(f"unknown evaluation task: {sorted(task)}")
 
-    def _log_ratios(self, pairs: list[dict[str, Any]]) -> Found:
-        """Of each pair, for chosen and rejected reply: log-probability under Stage 3 minus that under Stage 2."""
+    def _log_ratios(self, pairs: list[dict[str, Any]]) -> Results:
+        """For each pair's chosen and rejected reply, the log-probability under Stage 3 minus that under Stage 2."""
         (batch,) = collated(pairs, self.collator, len(pairs), self.model.device)
         stage3 = pair_logps(self.model, batch, POLICY_ADAPTER, self.dtype)
         stage2 = pair_logps(self.model, batch, REFERENCE_ADAPTER, self.dtype)
-        chosen, rejected = ((now - before).tolist() for now, before in zip(stage3, stage2, strict=True))
+        chosen, rejected = ((after - before).tolist() for after, before in zip(stage3, stage2, strict=True))
         return [list(both) for both in zip(chosen, rejected, strict=True)]
 
     def _answers(
         self, prompts: list[Any], adapter: str, settings: Mapping[str, Any], should_stop: Callable[[], bool]
-    ) -> Found:
-        """Halved if memory runs out."""
+    ) -> Results:
+        """Answer the prompts in one batch, which is halved whenever memory runs out."""
         from engine.models.generation.sampling import SamplingSettings, generate
 
-        def answer(indices: Sequence[int]) -> Found:
-            wanted = [prompts[index] for index in indices]
+        def answer(indices: Sequence[int]) -> Results:
+            batch = [prompts[index] for index in indices]
             with adapter_active(self.model, adapter):
-                said = generate(
+                replies = generate(
                     self.model,  # type: ignore[arg-type]
                     self.tokenizer,
-                    wanted,
+                    batch,
                     SamplingSettings(**settings),
                     should_stop=should_stop,
                 )
-            return [asdict(reply) for reply in said]
+            return [asdict(reply) for reply in replies]
 
         return halve_on_oom(answer, range(len(prompts)), free_memory)
 
-    def _relevance(self, answers: list[Any]) -> Found:
+    def _relevance(self, answers: list[Any]) -> Results:
         meter = RelevanceMeter(self.model, self.tokenizer)  # type: ignore[arg-type]
         with base_active(self.model):
             measured = meter.measure([Answer(prompt, reply) for prompt, reply in answers])
-        return [one and one.relevance for one in measured]
+        return [answer and answer.relevance for answer in measured]
 
 
-def ask_here(both: BothModels, stop: StopToken) -> Ask:
-    """In this process. What a stop cut off is not given on."""
+def run_tasks_here(policies: Policies, stop: StopToken) -> RunTasks:
+    """Run tasks in this process. A result that a stop cut short is not passed on."""
 
-    def ask(tasks: Sequence[Task]) -> Iterator[Found]:
+    def run_tasks(tasks: Sequence[Task]) -> Iterator[Results]:
         for task in tasks:
             stop.raise_if_requested()
-            found = both.do(task, lambda: stop.requested)
+            result = policies.run(task, lambda: stop.requested)
             stop.raise_if_requested()
-            yield found
+            yield result
 
-    return ask
+    return run_tasks
 
 
-def load_both_models(config: Stage3Config, run: Run, stage2: Path) -> BothModels:
-    """As training leaves them in memory, so that the same numbers come of them; Stage 3 is the run's adapter.
+def load_policies(config: Stage3Config, run: Run, stage2: Path) -> Policies:
+    """Load the policies in the state in which training leaves them, so that they give the same results. Stage 3 is the
+    run's adapter.
 
-    config   with the plan of the training applied
-    stage2   the folder of that adapter
+    config   with the plan of training applied
+    stage2   the folder of the Stage 2 adapter
 
-    Raises NumbersError if the tensors in memory are not those of the files.
+    Raises NumbersError if the tensors in memory differ from those in the files.
     """
     from engine.dpo.training.encoded_pairs import EncodedPairs
-    from engine.dpo.training.trainer import ready_to_answer, training_settings
+    from engine.dpo.training.trainer import prepare_for_generation, training_settings
     from engine.dpo.training.trl_trainer import build_trainer
 
     tokenizer = load_tokenizer(config)
     policy = load_policy(load_base(config), stage2, trainable=True)
     dtype = resolve_dtype(config)
-    pairs = EncodedPairs([NO_PAIR], run.folder)
+    pairs = EncodedPairs([PLACEHOLDER_PAIR], run.folder)
     settings = training_settings(config, len(pairs), -1)
     trainer = build_trainer(config, run / layout.CHECKPOINTS_DIR, policy, tokenizer, pairs, settings, dtype, "")
     if config.load_in_4bit:
@@ -139,15 +140,15 @@ def load_both_models(config: Stage3Config, run: Run, stage2: Path) -> BothModels
     _require_tensors_of(stage3, policy, POLICY_ADAPTER)
     collator = trainer.data_collator
     del trainer
-    ready_to_answer(policy)
-    return BothModels(policy, tokenizer, collator, dtype)
+    prepare_for_generation(policy)
+    return Policies(policy, tokenizer, collator, dtype)
 
 
 def _require_tensors_of(folder: Path, policy: PeftModel, adapter: str) -> None:
-    """PEFT passes over tensors that it cannot place."""
+    """PEFT silently skips tensors that match no module."""
     if hash_tensors(file_tensors(folder / layout.ADAPTER_WEIGHTS)) != hash_tensors(adapter_tensors(policy, adapter)):
         raise NumbersError(
-            f"The adapter in memory is not that of {folder}.",
-            "Its tensors differ from those of the file, so the wrong model would be compared.",
+            f"The adapter in memory is not the one in {folder}.",
+            "Its tensors differ from those in the file, so the wrong model would be compared.",
             "Run the same command again; if it happens again, please report it.",
         )

@@ -1,4 +1,4 @@
-"""Which modules of a model are put together by themselves when it is spread over processes."""
+"""Which modules of a sharded model are gathered on their own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine.core.errors import PreconditionError
-from engine.dpo.training.sharded import layers_of, spread
+from engine.dpo.training.fsdp import layers_of, shard_model
 from tests.support.tiny_models import FAMILIES, base_config, build_tokenizer
 
 
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[None]:
-    """A group of this process alone."""
+    """A process group of one."""
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
@@ -31,18 +31,18 @@ def model_of(family: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("named", [True, False])
-def test_each_layer_is_put_together_by_itself(family: str, named: bool, one_process: None):
+def test_each_layer_is_gathered_on_its_own(family: str, named: bool, one_process: None):
     model = model_of(family)
-    if not named:  # as of three dozen of transformers' models
+    if not named:  # as for three dozen of transformers' models
         model._no_split_modules = None
     decoder = list(model.get_decoder().layers)
     assert set(layers_of(model)) == set(decoder) and len(decoder) == 2
-    spread(model, layers_of(model), torch.device("cpu"), 1)
+    shard_model(model, layers_of(model), torch.device("cpu"), 1)
     assert {module for module in model.modules() if isinstance(module, FSDPModule)} == {model, *decoder}
 
 
 def test_a_model_without_layers_is_refused():
     model = nn.Linear(2, 2)
     model._no_split_modules = None
-    with pytest.raises(PreconditionError, match=r"Linear has no layers .* --sharding ddp"):
+    with pytest.raises(PreconditionError, match=r"Linear has no list of layers .* --sharding ddp"):
         layers_of(model)  # type: ignore[arg-type]

@@ -7,6 +7,6 @@ import re
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 
 
-def without_generation_marks(template: str) -> str:
-    """The template for plain Jinja, which does not know the tags."""
+def without_generation_tags(template: str) -> str:
+    """The template without the tags, for plain Jinja, which does not support them."""
     return _GENERATION.sub("", template)

@@ -1,4 +1,4 @@
-"""Decisions that stage quality has not read: they count for the next run, and the screen says so."""
+"""Decisions that stage quality has not read: they count only in the next run, and the screen shows a note about them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from engine.run.state import RunState
 from tui.formatting import plural
 from tui.runs.run_source import RunSource
 
-READS_NOW = "Stage quality has read the decisions: new ones count for the next run."
+ALREADY_READ = "Stage quality has already read the decisions: new ones count for the next run."
 
 
-def waiting_note(source: RunSource, state: RunState) -> str:
-    """A sentence about the decisions that wait; empty if none does. Raises nothing: what cannot be read says nothing."""
+def pending_note(source: RunSource, state: RunState) -> str:
+    """A sentence about pending decisions; empty if there are none, or if their file cannot be read. Raises nothing."""
     quality, running, current = state.stages["quality"], source.running, state.current
     if running and current is not None and STAGES.index(current.name) < STAGES.index("quality"):
         return ""  # stage quality will read them in this run
     if quality.status == "running":
-        return READS_NOW if running else ""
+        return ALREADY_READ if running else ""
     read = quality.facts.get("edits_bytes")
     if not isinstance(read, int):
         return ""
@@ -27,8 +27,8 @@ def waiting_note(source: RunSource, state: RunState) -> str:
     except OSError:
         return ""
     if not count:
-        return READS_NOW if running and quality.status == "done" else ""
-    waits = f"{plural(count, 'decision')} {'waits' if count == 1 else 'wait'} for the next run"
+        return ALREADY_READ if running and quality.status == "done" else ""
+    pending = f"{plural(count, 'decision')} {'waits' if count == 1 else 'wait'} for the next run"
     if running or source.read_only:
-        return f"{waits}."
-    return f"{waits}: r on stage quality runs it again, a also the later ones."
+        return f"{pending}."
+    return f"{pending}: press r on stage quality to run it again, or a to run the later stages, too."

@@ -1,7 +1,7 @@
-"""The first look at the base model's tokenizer: its file is a small program for a library in Rust, and a stranger wrote it.
+"""Try the base model's tokenizer in a child process: its file is an untrusted program for a library in Rust.
 
-Ten replacements that each make one letter into ten hang the library, and padding to a length of ten digits aborts it; neither
-hears a signal. So a child reads the file first, and a line of text with it.
+Ten replacements that each turn one letter into ten hang the library, and padding to a length of ten digits aborts it; in both
+cases it ignores signals. So a child process loads the file first, and encodes and decodes a line of text.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ TOKENIZER = "tokenizer.json"
 LINE = f"How do I mend it? {string.printable} Così: 你好, Ελλάδα, привет 🪴"
 
 
-def look_at_tokenizer(
+def probe_tokenizer(
     model: str, revision: str | None, token: str | None, option: str, stop: StopToken | None = None
 ) -> None:
-    """Raises UnsafeError if reading the tokenizer crashes or hangs, and the Hub's errors. Nothing is said about one that has no
-    `tokenizer.json`.
+    """Raises UnsafeError if the tokenizer crashes or hangs, and the Hub's errors. A model without `tokenizer.json` passes.
 
     model    a folder, or an id on the Hub
-    option   that it was given with
+    option   the option that names the model
     """
     path = _file_of(model, revision, token)
     if path is None:
@@ -36,7 +35,7 @@ def look_at_tokenizer(
             "tokenizers",
             file,
             str(path),
-            remedy=f"Give another {option}, or take the file from where the model was first published.",
+            remedy=f"Use another {option}, or get the file from the model's original repository.",
             stop=stop,
         )
 
@@ -55,7 +54,7 @@ def _file_of(model: str, revision: str | None, token: str | None) -> Path | None
 
 
 def crash_check() -> None:
-    """In the child: a line of text there and back."""
+    """Encode and decode a line of text; runs in the child."""
     from tokenizers import Tokenizer
 
     with checked_file() as file:

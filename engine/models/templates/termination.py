@@ -1,6 +1,6 @@
-"""Render a template of somebody else's in a child first: Jinja has loops, so a template may never end, or fill the memory.
+"""Render an untrusted template in a child process first: Jinja has loops, so a template may never end, or fill the memory.
 
-Its sandbox limits a single `range`, but no loop inside of a loop and no text that is doubled again and again.
+Jinja's sandbox limits a single `range`, but neither nested loops nor a text that is doubled again and again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from engine.core.errors import UnsafeError
 from engine.process.crash_check import check_in_child, checked_file
 
 CPU_SECONDS = 3
-"""Of the child, imports included. A published template renders a short conversation in a few milliseconds."""
+"""CPU time of the child, imports included. A published template renders a short conversation in a few milliseconds."""
 MEMORY = 1 << 30
-"""Bytes of addresses of the child."""
+"""Address space of the child, in bytes."""
 CONVERSATION = [
     {"role": role, "content": text}
     for role, text in (("system", "Be brief."), ("user", "How?"), ("assistant", "So."), ("user", "Then?"))
@@ -25,9 +25,9 @@ CONVERSATION = [
 
 
 @lru_cache(maxsize=64)
-def require_an_end(template: str, name: str) -> None:
-    """Raises UnsafeError for a template that does not end, or fills the memory. One that fails in another way does so later, in
-    its own words.
+def require_termination(template: str, name: str) -> None:
+    """Raises UnsafeError for a template that does not end, or fills the memory. A template that fails in any other way passes, and
+    fails with its own error when it is used.
     """
     with os.fdopen(os.memfd_create("template"), "w+b") as file:
         file.write(template.encode("utf-8", "replace"))
@@ -38,9 +38,9 @@ def require_an_end(template: str, name: str) -> None:
         except UnsafeError as error:
             raise UnsafeError(
                 f"The chat template of {name} does not end.",
-                f"It was given a short conversation, {CPU_SECONDS} s and {MEMORY >> 30} GiB. Such a template is broken, or made to "
+                f"It did not render a short conversation within {CPU_SECONDS} s and {MEMORY >> 30} GiB. It is broken, or made to "
                 "do that.",
-                "Look at where the model comes from. --chat-template FILE gives it another one.",
+                "Check where the model comes from, or pass another template with --chat-template FILE.",
             ) from error
 
 
@@ -59,14 +59,14 @@ def crash_check() -> None:
         except MemoryError:
             os.abort()
         except Exception:
-            continue  # whoever renders it next says it better
+            continue  # the caller renders it again, and reports the error better
 
 
 def _render(template: str, messages: list[dict[str, str]]) -> None:
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    from engine.models.templates.marks import without_generation_marks
+    from engine.models.templates.generation_tags import without_generation_tags
 
     def refuse(message: str) -> Any:
         raise TemplateError(message)
@@ -75,5 +75,5 @@ def _render(template: str, messages: list[dict[str, str]]) -> None:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": date.today().strftime}
-    compiled = environment.from_string(without_generation_marks(template))
+    compiled = environment.from_string(without_generation_tags(template))
     compiled.render(messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>")

@@ -1,4 +1,4 @@
-"""The child of test_placement.py: the same on one device, and with layers on two. Prints what it found on each as JSON."""
+"""The child process of test_placement.py: does the same on one device, and with layers on two. Prints both results as JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAMPLED = SamplingSettings(temperature=1.0, top_p=0.9, max_new_tokens=12)
 
 
 def main(folder: Path) -> None:
-    """folder   has a folder for each base model, with it and its adapter"""
+    """folder   contains a folder for each base model, with the model and its adapter"""
     print(
         json.dumps([on_one_and_two(each / "run", each / "base", each / "adapter") for each in sorted(folder.iterdir())])
     )
@@ -44,19 +44,19 @@ def on_one_and_two(folder: Path, base: Path, adapter: Path) -> tuple[dict[str, A
     context = build_context(folder, base, adapter, save_steps=1)
     tokenizer = load_tokenizer(context.config)
 
-    def loaded() -> PreTrainedModel:
-        # Fused attention is of the devices that torch knows.
+    def load_model() -> PreTrainedModel:
+        # Fused attention supports only torch's own devices.
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
         return model
 
-    def found(base: PreTrainedModel, other: PreTrainedModel, devices: list[torch.device]) -> dict[str, Any]:
+    def results(base: PreTrainedModel, other: PreTrainedModel, devices: list[torch.device]) -> dict[str, Any]:
         policy = load_policy(base, adapter, trainable=True)
-        with ways_taken() as ways:
+        with recorded_choices() as choices:
             _, trained = run_stage(train(context, ROWS, policy=policy, tokenizer=tokenizer))
-        assert trained.resumed_from == trained.steps, "it takes back what was trained"
+        assert trained.resumed_from == trained.steps, "the training was not resumed from its checkpoint"
         return {
-            "ways": ways,
-            "rows": rows_kept(devices[0], devices[-1]),
+            "ways": choices,
+            "rows": selected_rows(devices[0], devices[-1]),
             "losses": trained.losses,
             "tensors": trained.tensors_sha256,
             "logps": logps(trained),
@@ -66,34 +66,34 @@ def on_one_and_two(folder: Path, base: Path, adapter: Path) -> tuple[dict[str, A
             ],
         }
 
-    run_stage(train(context, ROWS, policy=load_policy(loaded(), adapter, trainable=True), tokenizer=tokenizer))
-    one, first, second = found(loaded(), loaded(), [torch.device("cpu")]), loaded(), loaded()
+    run_stage(train(context, ROWS, policy=load_policy(load_model(), adapter, trainable=True), tokenizer=tokenizer))
+    one, first, second = results(load_model(), load_model(), [torch.device("cpu")]), load_model(), load_model()
     with two_devices() as devices:
-        two = found(spread(first, devices), spread(second, devices), devices)
+        two = results(split(first, devices), split(second, devices), devices)
     return one, two
 
 
 @contextmanager
-def ways_taken() -> Iterator[list[Any]]:
-    """What a trainer chose, as each has a slower way for what fails: that of the head, and whether prompts are read once."""
-    taken: list[Any] = []
+def recorded_choices() -> Iterator[list[Any]]:
+    """The trainer's choices: how the head is computed, and whether prompts are shared. For both there is a slower fallback."""
+    choices: list[Any] = []
 
-    def kept(choose: Callable[..., Any]) -> Callable[..., Any]:
-        def chosen(*given: Any) -> Any:
-            taken.append(choose(*given))
-            return taken[-1]
+    def recorded(choose: Callable[..., Any]) -> Callable[..., Any]:
+        def recorder(*given: Any) -> Any:
+            choices.append(choose(*given))
+            return choices[-1]
 
-        return chosen
+        return recorder
 
-    choices = {name: kept(getattr(trl_trainer, name)) for name in ("install_head", "share_prompt_computation")}
-    with patch.multiple(trl_trainer, **choices):
-        yield taken
+    patches = {name: recorded(getattr(trl_trainer, name)) for name in ("install_head", "share_prompt_computation")}
+    with patch.multiple(trl_trainer, **patches):
+        yield choices
 
 
-def rows_kept(first: torch.device, second: torch.device) -> list[Any]:
-    """Of a layer on the second device, after rows were named on the first: as when some of a batch have ended."""
+def selected_rows(first: torch.device, second: torch.device) -> list[Any]:
+    """Keys and values of a layer on the second device, after selecting rows on the first, as when some rows have finished."""
     numbers = torch.arange(24.0).view(3, 2, 4, 1).to(second)
-    layer = PreallocatedLayer.holding(numbers, numbers + 24, 3)
+    layer = PreallocatedLayer.from_buffers(numbers, numbers + 24, 3)
     layer.select(torch.tensor([2, 0], device=first), 1)
     return [layer.keys.tolist(), layer.values.tolist()]
 
@@ -101,28 +101,28 @@ def rows_kept(first: torch.device, second: torch.device) -> list[Any]:
 ANSWERS = [Answer([{"role": "user", "content": opening}], " ".join(WORDS[4:12])) for opening in OPENINGS]
 
 
-def spread(model: PreTrainedModel, devices: list[torch.device]) -> PreTrainedModel:
+def split(model: PreTrainedModel, devices: list[torch.device]) -> PreTrainedModel:
     first, second = devices
-    of_first = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.layers.0"), first)
-    of_second = dict.fromkeys(("model.layers.1", "model.norm"), second)
+    on_first = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.layers.0"), first)
+    on_second = dict.fromkeys(("model.layers.1", "model.norm"), second)
     head = first if model.config.tie_word_embeddings else second
-    spread: PreTrainedModel = dispatch_model(model, {**of_first, **of_second, "lm_head": head})
-    return spread
+    split: PreTrainedModel = dispatch_model(model, {**on_first, **on_second, "lm_head": head})
+    return split
 
 
 def texts(policy: LocalBackend) -> list[str]:
-    """Of replies, and of replies to their continuations, whose beginnings are cached."""
-    asked = [[{"role": "user", "content": opening}] for opening in OPENINGS]
-    replies = policy.reply(asked, SAMPLED, [1, 2, 3, 4])
-    further = [
+    """The texts of replies, and of replies to their continuations, whose prefixes are cached."""
+    prompts = [[{"role": "user", "content": opening}] for opening in OPENINGS]
+    replies = policy.reply(prompts, SAMPLED, [1, 2, 3, 4])
+    continuations = [
         [*turns, {"role": "assistant", "content": reply.text}, {"role": "user", "content": "Why ?"}]
-        for turns, reply in zip(asked[:3], replies, strict=False)
+        for turns, reply in zip(prompts[:3], replies, strict=False)
     ]
-    return [reply.text for reply in replies + policy.reply(further, SAMPLED, [5, 6, 7])]
+    return [reply.text for reply in replies + policy.reply(continuations, SAMPLED, [5, 6, 7])]
 
 
 def logps(trained: Trained) -> list[float]:
-    """Of both adapters, as the evaluation asks for them."""
+    """Log-probabilities of both adapters, as the evaluation computes them."""
     plain = [
         {"prompt_ids": [2, 5, 9], "chosen_ids": [7, 8, 3, 4], "rejected_ids": [6, 11]},
         {"prompt_ids": [2, 12], "chosen_ids": [13, 3], "rejected_ids": [7, 4, 4, 9]},

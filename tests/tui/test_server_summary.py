@@ -8,7 +8,7 @@ from engine.run.state import RunState
 from tui.commands.printers import live_line
 from tui.commands.run_lines import ProgressThrottle
 from tui.screens.pairs import servers_line
-from tui.server_words import servers_words
+from tui.server_summary import servers_summary
 
 OUT = ServerReading(
     "http://b:8000/v1", "out", "The server at http://b:8000/v1 cannot be reached. All connection attempts failed.", 3.0
@@ -20,19 +20,19 @@ def busy(url: str, running: float | None, waiting: float | None, cache: float | 
 
 
 def words(*readings: ServerReading, role: str = "server") -> str:
-    return servers_words({role: Servers(role, readings)})
+    return servers_summary({role: Servers(role, readings)})
 
 
-def test_one_server_that_works_and_tells_nothing_is_no_news():
-    assert words(ServerReading("http://a/v1")) == "" == servers_words({})
+def test_a_single_server_without_figures_is_not_shown():
+    assert words(ServerReading("http://a/v1")) == "" == servers_summary({})
 
 
-def test_one_that_is_out_is_named_with_its_reason():
+def test_an_unavailable_server_is_shown_with_its_reason():
     assert words(ServerReading("http://a/v1"), OUT) == "1 of 2 servers · http://b:8000/v1 cannot be reached"
-    assert words(ServerReading("http://a/v1", "resting", "429")) == "http://a/v1 rests"
+    assert words(ServerReading("http://a/v1", "resting", "429")) == "http://a/v1 is rate-limited"
 
 
-def test_how_busy_they_are_is_added_up():
+def test_the_load_is_added_up():
     told = words(
         busy("http://a/v1", 14, 3, 0.41), busy("http://c/v1", 2, 0, 0.105), busy("http://d/v1", None, None, None)
     )
@@ -42,10 +42,10 @@ def test_how_busy_they_are_is_added_up():
 
 def test_each_role_has_its_own():
     of = {role: Servers(role, (busy("http://a/v1", 1, 0, None),)) for role in ("server", "critic", "judge")}
-    assert servers_words(of) == "1 running, 0 waiting   critic: 1 running, 0 waiting   judge: 1 running, 0 waiting"
+    assert servers_summary(of) == "1 running, 0 waiting   critic: 1 running, 0 waiting   judge: 1 running, 0 waiting"
 
 
-def test_what_a_server_says_is_one_line_of_visible_text():
+def test_text_of_a_server_is_one_line_of_visible_text():
     hostile = ServerReading("http://b/v1", "out", "The server at http://b/v1 \x1b[2Jreturns\n500 [bold]\u202e.")
     told = words(ServerReading("http://a/v1"), hostile)
     assert "\x1b" not in told and "\n" not in told and "\u202e" not in told and "[bold]" in told
@@ -60,7 +60,7 @@ def after(*events: object) -> RunState:
     return state
 
 
-def test_auto_has_them_in_its_line_and_the_next_stage_forgets_them():
+def test_the_line_of_auto_has_the_servers_until_the_stage_ends():
     progress = Progress(3, 12, "pairs", stage="pairs")
     state = after(StageStarted("pairs"), progress, Servers("server", (ServerReading("http://a/v1"), OUT)))
     told = "3/12 pairs  1 of 2 servers · http://b:8000/v1 cannot be reached"

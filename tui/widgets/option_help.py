@@ -1,4 +1,4 @@
-"""Options in words: their values with units, what is allowed, and what a change would do again. Pure functions."""
+"""Describe options: their values with units, what is allowed, and what a change would do again. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from engine.core.options import Option
 from engine.core.stage_table import STAGE
 from engine.pipeline.consequences import EVALUATION, Consequence, consequence_of
 from tui.formatting import approx_duration, one_line
-from tui.widgets.layout import as_fits, paragraph
+from tui.widgets.layout import join_fitting, paragraph
 
 AUTOMATIC = "automatic"
-EDITS, KEEPS = "Enter edits   ← → choose   d resets", "Enter saves, Esc discards"
-Done = Mapping[str, float | None]
-"""The stages that are done, each with the seconds that it took."""
+EDIT_KEYS, SAVE_KEYS = "Enter edits   ← → choose   d resets", "Enter saves, Esc discards"
+DoneStages = Mapping[str, float | None]
+"""The stages that are done, each with the seconds it took."""
 
 
 def value_text(value: object) -> str:
-    """As it is typed."""
+    """A value as the user types it."""
     if isinstance(value, tuple):
         return ", ".join(value)
     return {True: "yes", False: "no", None: ""}.get(value) if isinstance(value, bool) or value is None else str(value)  # type: ignore[arg-type, return-value]
 
 
 def shown_value(option: Option, value: object) -> str:
-    """As it is shown: with its unit, a share in percent."""
+    """A value as it is shown: with its unit; a share in percent."""
     if value is None:
         return AUTOMATIC if option.default == "" and option.is_flag else ""
     if option.unit == "share" and isinstance(value, float):
@@ -49,62 +49,66 @@ def differs(option: Option, value: object) -> bool:
         return True
 
 
-def option_words(
+def option_help_lines(
     option: Option,
-    told: str,
+    problem: str,
     editing: bool,
     fixed: bool,
     width: int,
-    done: Done | None = None,
+    done: DoneStages | None = None,
     *,
     compact: bool = False,
 ) -> list[Content]:
-    """What the option means, what is allowed, what a change does again, and whether the input is valid."""
+    """The option's meaning, allowed values, what a change does again, and whether the input is valid.
+
+    problem   why the input is invalid, or what the user should do; empty if nothing
+    """
     lines = [*paragraph(Content.styled(option.sentence, "$foreground"), width)]
     facts = [option.allowed, f"default {option.default or 'none'}", option.flag, ENV_PREFIX + option.name.upper()]
     if option.unit == "share":
         facts[0] += " (a share)"
-    if compact:  # a long default is left out
+    if compact:  # the default comes last, so that a long one is left out
         allowed, default, flag, _ = facts
-        lines.append(as_fits((Content.styled(fact, "$muted") for fact in (allowed, flag, default)), width, gap=3))
+        lines.append(join_fitting((Content.styled(fact, "$muted") for fact in (allowed, flag, default)), width, gap=3))
     else:
         sweep = (f"several values: `stage3-tui sweep {option.flag} A,B`",) if "training" in option.changes else ()
         lines += paragraph(Content.styled("   ".join((*facts, *sweep)), "$muted"), width)
-    again = consequence_words(option, done) if done is not None else ""
+    again = consequence_sentence(option, done) if done is not None else ""
     if again:
         lines += paragraph(Content.assemble(("↻ ", "bold $accent"), (again, "$foreground")), width)
-    if told:
-        lines += paragraph(Content.assemble(("✗ ", "bold $check-failed"), one_line(told, "$check-failed", 300)), width)
+    if problem:
+        text = one_line(problem, "$check-failed", 300)
+        lines += paragraph(Content.assemble(("✗ ", "bold $check-failed"), text), width)
     elif editing:
-        lines.append(Content.assemble(("✓ ", "bold $check-ok"), (KEEPS, "$muted")))
+        lines.append(Content.assemble(("✓ ", "bold $check-ok"), (SAVE_KEYS, "$muted")))
     elif not fixed:
-        lines.append(Content.styled(EDITS, "$muted"))
+        lines.append(Content.styled(EDIT_KEYS, "$muted"))
     return lines
 
 
-def consequence_words(option: Option, done: Done) -> str:
-    """What a change would do again: "A change repeats training (about 4m), then packaging if the results differ; pairs stay."."""
+def consequence_sentence(option: Option, done: DoneStages) -> str:
+    """What a change would do again: "A change repeats training (about 4m), then packaging; pairs are kept."."""
     if not done or not option.changes:
-        return "" if not done else "Changes no result."
+        return "" if not done else "A change affects no result."
     found = consequence_of(option.changes, done)
     if not found.again:
-        return "Changes nothing that is done already."
-    return f"{_again(found)}{_follow(found)}{_stay(found)}."
+        return "A change affects nothing that is already done."
+    return f"{_again(found)}{_follow(found)}{_kept(found)}."
 
 
 def _again(found: Consequence) -> str:
-    took = approx_duration(found.seconds)
-    return f"A change repeats {_listed(found.again)}" + (f" (about {took})" if took else "")
+    time = approx_duration(found.seconds)
+    return f"A change repeats {_listed(found.again)}" + (f" (about {time})" if time else "")
 
 
 def _follow(found: Consequence) -> str:
     return f", then {_listed(found.possibly_again)} if the results differ" if found.possibly_again else ""
 
 
-def _stay(found: Consequence) -> str:
+def _kept(found: Consequence) -> str:
     if not found.kept:
         return ""
-    return f"; {_listed(found.kept)} {'stay' if len(found.kept) > 1 or found.kept == ('pairs',) else 'stays'}"
+    return f"; {_listed(found.kept)} {'are' if len(found.kept) > 1 or found.kept == ('pairs',) else 'is'} kept"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -113,7 +117,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def choices_of(option: Option) -> tuple[Any, ...]:
-    """The choices for ← and →; empty for typed values."""
+    """The choices for the keys ← and →; empty if the value is typed."""
     if option.is_switch:
         return (False, True)
     if option.is_flag:
@@ -121,8 +125,8 @@ def choices_of(option: Option) -> tuple[Any, ...]:
     return option.choices
 
 
-def given(option: Option, text: str) -> Any:
-    """The value of the input: empty is None if the program may choose the value; percent of a share is a number."""
+def parse_input(option: Option, text: str) -> Any:
+    """The value of the input. An empty input is None if the program may choose the value; a share may be in percent."""
     text = text.strip()
     if not text and option.is_optional:
         return None
