@@ -24,7 +24,7 @@ from textual.app import App
 from engine.core.config import load_config
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.run.folder import Run
-from engine.run.listing import runs_below
+from engine.run.listing import find_runs
 from tui.cli import main as stage3_tui
 from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
@@ -75,7 +75,7 @@ async def take_comparison() -> None:
     config = load_config({"output_dir": RUN}, environment={})
     await take(
         "compare",
-        RunChooser(config, RUNS.resolve(), runs_below(RUNS.resolve(), 1)),
+        RunChooser(config, RUNS.resolve(), find_runs(RUNS.resolve(), 1)),
         ("k", "x", "x", "c"),
         settle_seconds=3.0,
     )

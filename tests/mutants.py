@@ -147,7 +147,7 @@ MUTANTS = (
         """            self._lock(file)
 """,
         "",
-        ("tests/run/test_folder.py::test_a_second_process_is_refused_and_told_who_holds_the_run",),
+        ("tests/run/test_folder.py::test_a_second_process_is_refused_with_the_owner_of_the_run",),
     ),
     Mutant(
         "owner beside the kernel's lock",
@@ -161,14 +161,14 @@ MUTANTS = (
         "engine/process/interactive_child.py",
         "        with job_signals_blocked():",
         "        if True:",
-        (f"{CONVERSATION}::test_a_signal_that_all_processes_of_a_job_get_does_not_end_the_child",),
+        (f"{CONVERSATION}::test_a_signal_to_all_processes_of_a_job_does_not_end_the_child",),
     ),
     Mutant(
         "they end by the signal of their launcher alone",
         "engine/process/job_signals.py",
         ".si_pid != os.getppid():",
         ".si_pid == 0:",
-        (f"{CONVERSATION}::test_what_the_child_starts_ends_by_the_signal_of_its_parent_and_by_nobody_elses",),
+        (f"{CONVERSATION}::test_a_worker_of_the_child_ends_only_by_a_signal_from_its_parent",),
     ),
     Mutant(
         "finite loss and gradient",
@@ -185,7 +185,7 @@ MUTANTS = (
         "engine/packaging/contents.py",
         "flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC",
         "flags = os.O_RDONLY | os.O_CLOEXEC",
-        (f"{ARCHIVES}::test_what_became_a_link_since_it_was_looked_at_is_not_read",),
+        (f"{ARCHIVES}::test_a_file_replaced_by_a_link_after_the_check_is_not_read",),
     ),
     Mutant(
         "no link followed by what writes the archive",
@@ -194,7 +194,7 @@ MUTANTS = (
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 """,
         "    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)\n",
-        (f"{ARCHIVES}::test_a_link_in_the_place_of_the_temporary_file_is_not_followed",),
+        (f"{ARCHIVES}::test_a_link_at_the_temporary_name_is_not_followed",),
     ),
     Mutant(
         "no link followed by a reader of run files",
@@ -232,7 +232,7 @@ MUTANTS = (
         (f"{LIMITS}::test_f2_06_a_server_that_sends_without_end_is_no_server[endless]",),
     ),
     Mutant(
-        "limit on what an archive unfolds to",
+        "limit on what an archive expands to",
         "engine/packaging/verify.py",
         "if sum(entry.file_size for entry in entries) > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * size):",
         "if False:",

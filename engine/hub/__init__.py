@@ -1,7 +1,7 @@
 """The Hugging Face Hub: the token, its account, what it may read, and an error for each kind of rejection.
 
 One subject per file: `tokens` (where a token comes from), `account` (whose it is, and its scope), `access` (what it may
-read, and at which commit), `login` (with a browser and a code), `store` (keeping a token, on request), `cache` (local
+read, and at which commit), `login` (with a browser and a code), `store` (saving a token, on request), `cache` (local
 copies), `errors` (from a response), `exception_mapping` (from a library's exception), `requests` and `client` (requests
 with time limits).
 

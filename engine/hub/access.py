@@ -21,32 +21,32 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_access(repo_id: str, repo_type: RepoType, token: Secret | None) -> None:
-    """Return if `token`, or anybody without one, may read the files of a repository.
+    """Check that the files of a repository can be read with `token`, or without one if it is None.
 
     Raises ConfigError for an invalid repository name, AccessError without access, NetworkError without a response.
     """
-    _ask(repo_id, repo_type, "auth-check", token)
+    _get(repo_id, repo_type, "auth-check", token)
 
 
 def commit_of(repo_id: str, repo_type: RepoType, revision: str, token: Secret | None) -> str:
     """The current commit (40 hex digits) of a branch, tag or commit. Raises as `check_access` does, and ConfigError for an
     unknown revision.
     """
-    response = _ask(repo_id, repo_type, f"revision/{quote(revision, safe='')}", token, revision)
+    response = _get(repo_id, repo_type, f"revision/{quote(revision, safe='')}", token, revision)
     commit = json_of(response).get("sha")
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise not_a_hub_response(response)
     return commit
 
 
-def _ask(repo_id: str, repo_type: RepoType, about: str, token: Secret | None, revision: str = "") -> Response:
+def _get(repo_id: str, repo_type: RepoType, path: str, token: Secret | None, revision: str = "") -> Response:
     if not _REPO_ID.fullmatch(repo_id):
         raise ConfigError(
             f"{visible_line(repo_id, 200)!r} is neither a local path nor a {repo_type} on the Hub.",
-            "A Hub name is owner/name, made of letters, digits, '-', '_' and '.'.",
+            "A Hub name has the form owner/name, with letters, digits, '-', '_' and '.'.",
             "Correct the name, or pass an existing path.",
         )
-    response = get(f"/api/{repo_type}s/{repo_id}/{about}", token)
+    response = get(f"/api/{repo_type}s/{repo_id}/{path}", token)
     if not response.is_success:
         raise error_of_response(
             response, f"No access to the {repo_type} {repo_id}", repo_id, repo_type, revision=revision

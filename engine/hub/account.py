@@ -1,4 +1,4 @@
-"""The account and the permissions of a token, from the Hub."""
+"""The account and the permissions of a token, as the Hub reports them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class Scope:
     reads_gated: bool
     """Public gated repositories whose licence the account has accepted."""
     permissions: Mapping[str, tuple[str, ...]]
-    """By scope ("user someone", "model owner/name", …; "everywhere" for global ones)."""
+    """Permissions by scope ("user someone", "model owner/name", …; "everywhere" for global ones)."""
 
     def __str__(self) -> str:
         gated = "may read gated repositories" if self.reads_gated else "may not read gated repositories"
-        return "; ".join([gated, *(f"{whose}: {', '.join(may)}" for whose, may in self.permissions.items())])
+        return "; ".join([gated, *(f"{scope}: {', '.join(granted)}" for scope, granted in self.permissions.items())])
 
 
 @dataclass(frozen=True)
 class Account:
-    """The account of a token, from the Hub."""
+    """The account of a token."""
 
     name: str
     role: str
-    """read, write, fineGrained; oauth after a browser login; "unknown" if the Hub does not say."""
+    """read, write, fineGrained; oauth after a browser login; "unknown" if the Hub does not report it."""
     token_name: str = ""
     scope: Scope | None = None
-    """Of a fine-grained token; None for others, whose role is enough."""
+    """The scope of a fine-grained token; None for other tokens, whose permissions follow from the role."""
     expires: str = ""
     """When a browser login expires, as the Hub writes it; empty if unknown."""
 
@@ -45,13 +45,13 @@ def whoami(token: Secret) -> Account:
     response = get("/api/whoami-v2", token)
     if not response.is_success:
         raise error_of_response(response, "The Hub did not identify the token")
-    answer = json_of(response)
-    if not isinstance(answer.get("name"), str):
+    payload = json_of(response)
+    if not isinstance(payload.get("name"), str):
         raise not_a_hub_response(response)
-    auth = _mapping(answer.get("auth"))
+    auth = _mapping(payload.get("auth"))
     access = _mapping(auth.get("accessToken"))
     return Account(
-        name=_shown(answer["name"]),
+        name=_shown(payload["name"]),
         role=_shown(access.get("role") or auth.get("type") or "unknown"),
         token_name=_shown(access.get("displayName") or ""),
         scope=_scope(access["fineGrained"]) if isinstance(access.get("fineGrained"), dict) else None,
@@ -59,19 +59,19 @@ def whoami(token: Secret) -> Account:
     )
 
 
-def _scope(said: Mapping[str, Any]) -> Scope:
+def _scope(fine_grained: Mapping[str, Any]) -> Scope:
     permissions: dict[str, tuple[str, ...]] = {}
-    if everywhere := tuple(_texts(said.get("global"))):
+    if everywhere := tuple(_strings(fine_grained.get("global"))):
         permissions["everywhere"] = everywhere
-    scopes = said.get("scoped")
+    scopes = fine_grained.get("scoped")
     for scoped in scopes if isinstance(scopes, list) else []:
         entity = _mapping(_mapping(scoped).get("entity"))
-        whose = _shown(f"{entity.get('type') or 'something'} {entity.get('name') or entity.get('_id') or ''}".strip())
-        permissions[whose] = (*permissions.get(whose, ()), *_texts(_mapping(scoped).get("permissions")))
-    return Scope(reads_gated=said.get("canReadGatedRepos") is True, permissions=permissions)
+        name = _shown(f"{entity.get('type') or 'something'} {entity.get('name') or entity.get('_id') or ''}".strip())
+        permissions[name] = (*permissions.get(name, ()), *_strings(_mapping(scoped).get("permissions")))
+    return Scope(reads_gated=fine_grained.get("canReadGatedRepos") is True, permissions=permissions)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         yield from (_shown(item) for item in value if isinstance(item, str))
 

@@ -15,15 +15,15 @@ from engine.hub.urls import RepoType
 from engine.storage.jsonl import loads
 
 LARGEST_INDEX = 64 << 20
-"""Bytes; that of a model in two hundred parts has a few million."""
+"""Bytes; the index of a model in two hundred shards has a few million."""
 LONGEST_REFERENCE = 4096
 """Bytes; a commit has forty."""
 INDEX_SUFFIX = ".index.json"
-"""Of the file that lists the parts of weights which are too large for one file."""
+"""Suffix of the file that lists the shards of weights that are too large for one file."""
 
 
 def cached_snapshot(repo_id: str, repo_type: RepoType, revision: str) -> Path | None:
-    """The folder, named after its commit, of `revision` at the last download; None if it was never downloaded or is gone."""
+    """The folder, named after its commit, that `revision` was last downloaded to; None if there is none (any more)."""
     folder = cache_folder(repo_id, repo_type)
     reference = folder / "refs" / revision
     commit = revision
@@ -31,29 +31,29 @@ def cached_snapshot(repo_id: str, repo_type: RepoType, revision: str) -> Path | 
         if not reference.is_file():
             return None
         commit = read_file(reference, LONGEST_REFERENCE, follow_links=True).decode("utf-8", "replace").strip()
-    there = folder / "snapshots" / commit
-    return there if commit and there.is_dir() and any(there.iterdir()) else None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() and any(snapshot.iterdir()) else None
 
 
 def missing_from(snapshot: Path, wanted: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Names of files that are missing. Each item of `wanted` lists the possible names of one file; for sharded weights, every
-    shard in the index is needed, too.
+    shard in the index is required, too.
     """
     return tuple(name for names in wanted for name in _missing(snapshot, names))
 
 
 def unfinished_bytes(repo_id: str, repo_type: RepoType) -> int:
-    """Remains of downloads whose process was killed; nothing resumes them."""
+    """Size of what killed downloads left behind; no download resumes from it."""
     blobs = cache_folder(repo_id, repo_type) / "blobs"
     return sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
 
 
 def _missing(snapshot: Path, names: Sequence[str]) -> Iterator[str]:
-    there = [name for name in names if (snapshot / name).exists()]  # a link whose blob is gone does not exist
-    if not there:
+    present = [name for name in names if (snapshot / name).exists()]  # False for a link whose blob is gone
+    if not present:
         yield names[0]
-    elif there[0].endswith(INDEX_SUFFIX):
-        yield from (part for part in _parts(snapshot / there[0]) if not (snapshot / part).exists())
+    elif present[0].endswith(INDEX_SUFFIX):
+        yield from (shard for shard in _shards(snapshot / present[0]) if not (snapshot / shard).exists())
 
 
 class _Index(BaseModel):
@@ -62,12 +62,12 @@ class _Index(BaseModel):
     weight_map: dict[str, str]
 
 
-def _parts(index: Path) -> list[str]:
+def _shards(index: Path) -> list[str]:
     try:
-        found = validated(_Index, loads(read_file(index, LARGEST_INDEX, follow_links=True)))
+        contents = validated(_Index, loads(read_file(index, LARGEST_INDEX, follow_links=True)))
     except (OSError, ValueError, UnsafeError):
         return [f"{index.name} (unreadable)"]
-    return sorted(set(found.weight_map.values()))
+    return sorted(set(contents.weight_map.values()))
 
 
 def cache_folder(repo_id: str, repo_type: RepoType) -> Path:

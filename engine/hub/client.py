@@ -1,8 +1,8 @@
 """The library's HTTP client, with time limits.
 
 huggingface_hub 2.4 has no timeout for repository information, waits six times a minute for a silent Hub before a download
-starts, and sleeps as long as a busy Hub asks, five times: with `Retry-After: 3600` a download pauses for five hours. All of
-this would look like a run that hangs.
+starts, and sleeps five times for as long as a busy Hub asks: with `Retry-After: 3600` a download pauses for five hours. A
+user would think that the run hangs.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 MAX_WAIT_SECONDS = 20.0
 """A longer Retry-After raises instead of sleeping."""
 WORK_SECONDS = 300.0
-"""Timeout of requests that make the Hub work, such as the commit of an upload."""
+"""Timeout of requests that take the Hub a while, such as the commit of an upload."""
 
 _IS_FILE = "stage3_is_file"
-"""Whether a request asks for a file, which the library writes to disk as it comes."""
+"""Whether a request is for a file, which the library writes to disk as it arrives."""
 
-_bounded = False
+_limited = False
 
 
 def limit_requests() -> None:
-    """Set a time limit on every request of this process to the Hub, also by libraries. Call it once, before the first."""
-    global _bounded
-    if not _bounded:
+    """Limit every request of this process to the Hub, including those of libraries. Call it before the first request."""
+    global _limited
+    if not _limited:
         from huggingface_hub import set_client_factory
 
         set_client_factory(_client)
-        _bounded = True
+        _limited = True
 
 
 def timeout_seconds() -> float:
-    """Limit for the connection, and for every pause in a response: the library's 10 s, or more by `HF_HUB_DOWNLOAD_TIMEOUT`
-    or `HF_HUB_ETAG_TIMEOUT`.
+    """Limit for connecting, and for every pause in a response: the library's 10 s, or more if `HF_HUB_DOWNLOAD_TIMEOUT` or
+    `HF_HUB_ETAG_TIMEOUT` is set.
     """
     from huggingface_hub import constants
 
@@ -63,30 +63,30 @@ def _client() -> Client:
     hooks = client.event_hooks
     client.event_hooks = {
         "request": [*hooks.get("request", []), _limit_time],
-        "response": [_bound, *hooks.get("response", []), _refuse_a_long_wait],
+        "response": [_limit_size, *hooks.get("response", []), _refuse_long_wait],
     }
     return client
 
 
 def _limit_time(request: Request) -> None:
-    """Set the limit if the caller set none or a longer one. What the Hub redirects to is what was asked for first."""
+    """Set the limit if the caller set none or a longer one. A redirected request keeps the kind of the first one."""
     is_file = "/resolve/" in request.url.path or not str(request.url).startswith(endpoint())
     request.extensions = {_IS_FILE: is_file, **request.extensions}
     if request.method in ("GET", "HEAD"):
         failpoint("download")
     limit = timeout_seconds() if request.method in ("GET", "HEAD") else WORK_SECONDS
-    given = request.extensions.get("timeout") or {}
-    limits = {phase: min(given.get(phase) or limit, limit) for phase in ("connect", "read", "write", "pool")}
+    requested = request.extensions.get("timeout") or {}
+    limits = {phase: min(requested.get(phase) or limit, limit) for phase in ("connect", "read", "write", "pool")}
     request.extensions = {**request.extensions, "timeout": limits}
 
 
-def _bound(response: Response) -> None:
-    """A file may be as long as the Hub says; what the library holds in memory may not."""
+def _limit_size(response: Response) -> None:
+    """Limit what the library holds in memory; files go to disk and may be of any size."""
     limit_response(response, None if response.request.extensions.get(_IS_FILE) else MAX_RESPONSE_BYTES)
 
 
-def _refuse_a_long_wait(response: Response) -> None:
-    """End the library's retries if it would sleep for long, with its own error, which its callers handle."""
+def _refuse_long_wait(response: Response) -> None:
+    """Raise the library's own error, which its callers handle, where it would sleep for too long before a retry."""
     if response.status_code in BUSY and retry_after(response) > MAX_WAIT_SECONDS:
         from huggingface_hub.utils import hf_raise_for_status
 

@@ -1,6 +1,6 @@
-"""The error for an unsuccessful or missing response of the Hub: what, why, what to do, which page.
+"""The error for an unsuccessful or missing response of the Hub: what, why, what to do, and on which page.
 
-The response decides, not the library's exception: its GatedRepoError is a RepositoryNotFoundError.
+It is derived from the response, not from the library's exception: there, GatedRepoError is a RepositoryNotFoundError.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def error_of_response(
     revision: str = "",
     with_token: bool = False,
 ) -> Stage3Error:
-    """The error for `response`. `what` says what failed, without a full stop.
+    """The error for `response`. `what`: what failed, without a full stop.
 
     revision     the requested branch, tag or commit, if known
     with_token   whether a token was in use, if the request does not show it
@@ -75,15 +75,15 @@ def error_of_response(
             "The run needs this file.",
             f"{page}/tree/main lists its files; choose another repository or revision.",
         )
-    return _refused_access(response, what, page, with_token)
+    return _access_error(response, what, page, with_token)
 
 
-def _refused_access(response: Response, what: str, page: str, with_token: bool) -> Stage3Error:
-    status, code, said = response.status_code, response.headers.get("X-Error-Code", ""), message_of(response)
-    if "fine-grained" in said.lower():
+def _access_error(response: Response, what: str, page: str, with_token: bool) -> Stage3Error:
+    status, code, message = response.status_code, response.headers.get("X-Error-Code", ""), message_of(response)
+    if "fine-grained" in message.lower():
         return AccessError(
-            f"{what}: the fine-grained token has no permission.",
-            f"The Hub says: {said}",
+            f"{what}: the fine-grained token lacks the permission.",
+            f"The Hub says: {message}",
             f"{ALLOW_GATED_REPOS[0].upper()}{ALLOW_GATED_REPOS[1:]}",
         )
     if code == "GatedRepo":
@@ -91,39 +91,39 @@ def _refused_access(response: Response, what: str, page: str, with_token: bool) 
     if with_token and status == 401 and code != "RepoNotFound":
         return invalid_token()
     if status == 404 or code == "RepoNotFound" or (not with_token and status == 401):
-        mend = "or use a token of its owner." if with_token else f"and if it is private, {HOW_TO_PASS_TOKEN}"
+        remedy = "or use a token of its owner." if with_token else f"and if it is private, {HOW_TO_PASS_TOKEN}"
         return AccessError(
             f"{what}: it does not exist or is private.",
-            f"The Hub answers {status} in both cases{'' if with_token else ', and you are not logged in'}.",
-            f"Check the spelling at {page}, {mend}",
+            f"The Hub responds with {status} in both cases{'' if with_token else ', and you are not logged in'}.",
+            f"Check the spelling at {page}, {remedy}",
         )
     if status in (401, 403):
         return AccessError(f"{what}.", _reason(response), f"See {page} and {TOKENS_PAGE}.")
     return NetworkError(
-        f"{what}: the Hub answered {status}.",
-        said or "It gave no reason.",
+        f"{what}: the Hub responded with {status}.",
+        message or "It gave no reason.",
         "Check HF_ENDPOINT and the proxy, then try again.",
     )
 
 
 def _gated(response: Response, what: str, page: str, with_token: bool) -> AccessError:
-    said = message_of(response)
+    message = message_of(response)
     if not with_token:
         return AccessError(
             f"{what} without a token, and none was found.",
             "It is gated: you must accept its licence and use a token.",
             f"Accept the licence at {page}, create a token with read access at {TOKENS_PAGE}, then {HOW_TO_PASS_TOKEN}",
         )
-    if "awaiting" in said.lower():
+    if "awaiting" in message.lower():
         return AccessError(
-            f"{what}: the token's account has requested access, but got no reply yet.",
-            f"The Hub says: {said}",
+            f"{what}: the access request of the token's account is still pending.",
+            f"The Hub says: {message}",
             f"Its authors decide; {page} shows the state of the request. {AGAIN} once they agree.",
         )
-    if "rejected" in said.lower():
+    if "rejected" in message.lower():
         return AccessError(
             f"{what}: its authors rejected the access request of the token's account.",
-            f"The Hub says: {said}",
+            f"The Hub says: {message}",
             f"Ask them at {page}, use a token of an account with access, or choose another model.",
         )
     return GatedRepository(
@@ -134,50 +134,52 @@ def _gated(response: Response, what: str, page: str, with_token: bool) -> Access
 
 
 def invalid_token(source: str = "", others: Sequence[str] = ()) -> InvalidToken:
-    """The Hub rejects the token from `source`; `others` are places with another token."""
+    """The error for a token from `source` that the Hub rejects; `others` are places with another token."""
     origin = f" ({source})" if source else ""
-    there_is = f"Another one is in {' and in '.join(others)}: remove this one to use it. " if others else ""
+    other_token = f"Another one is in {' and in '.join(others)}: remove this one to use it. " if others else ""
     return InvalidToken(
         f"The Hub rejected the token{origin} (401).",
         "It is mistyped, expired or revoked.",
-        f"{there_is}Create a token at {TOKENS_PAGE}, then {HOW_TO_PASS_TOKEN}",
+        f"{other_token}Create a token at {TOKENS_PAGE}, then {HOW_TO_PASS_TOKEN}",
     )
 
 
 def with_token_hint(error: GatedRepository) -> AccessError:
-    """The same for a fine-grained token without gated access: the Hub does not always say which of the two is the cause."""
+    """The same error for a fine-grained token without gated access, because the Hub does not always report which is the cause."""
     return AccessError(
         error.what,
-        f"{error.why} Or the token is the cause: it is fine-grained and may not read gated repositories.",
+        f"{error.why} The token may also be the cause: it is fine-grained and may not read gated repositories.",
         f"{error.what_to_do} If you have done that, {ALLOW_GATED_REPOS}",
     )
 
 
-# -- no response, or not the Hub's -------------------------------------------------------------------------------------
+# -- no response, or one from something else ---------------------------------------------------------------------------
 
 
 def busy(response: Response) -> NetworkError:
     wait = retry_after(response)
-    when, said = f"in {wait:.0f} s" if wait else "in a few minutes", message_of(response)
+    when, message = f"in {wait:.0f} s" if wait else "in a few minutes", message_of(response)
     if response.status_code == 429:
         return NetworkError(
-            "The Hub answers 429: too many requests.", said or "The rate limit is reached.", f"{AGAIN} {when}."
+            "The Hub responded with 429: too many requests.",
+            message or "The rate limit is reached.",
+            f"{AGAIN} {when}.",
         )
     return NetworkError(
-        f"The Hub answers {response.status_code}: it is temporarily unavailable.",
-        said or "The problem is on its side.",
+        f"The Hub responded with {response.status_code}: it is temporarily unavailable.",
+        message or "The problem is on its side.",
         f"{AGAIN} {when}. Status: {STATUS_PAGE}",
     )
 
 
 def unreachable(error: BaseException) -> NetworkError:
-    """No response, or an interrupted one."""
+    """The error for no response, or an interrupted one."""
     import httpx2
 
     where, why = f"The Hub at {shown_endpoint()}", visible_line(str(error), 300) or type(error).__name__
     if is_rejected_response(error):
         return NetworkError(
-            f"{where} sends what is no answer.", f"{why}.", "Check HF_ENDPOINT and the proxy, then try again."
+            f"{where} returned an invalid response.", f"{why}.", "Check HF_ENDPOINT and the proxy, then try again."
         )
     if isinstance(error, (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)):
         return interrupted_download(why)
@@ -199,7 +201,7 @@ def interrupted_download(why: str) -> NetworkError:
     return NetworkError(
         f"The connection to the Hub at {shown_endpoint()} was interrupted.",
         why,
-        f"{AGAIN}: it keeps complete files and downloads the others.",
+        f"{AGAIN}: complete files are kept, the others are downloaded.",
     )
 
 
@@ -212,7 +214,7 @@ def offline(what: str = "A file that the run needs") -> NetworkError:
 
 
 def not_a_hub_response(response: Response | None) -> NetworkError:
-    """Something other than the Hub responded; None if the address is unknown."""
+    """The error if something other than the Hub responded. `response`: None if the address is unknown."""
     address = shown_endpoint() if response is None else str(response.url.copy_with(query=None, userinfo=b""))
     return NetworkError(
         f"The response from {visible_line(address, 200)} is not from the Hub.",
@@ -222,20 +224,22 @@ def not_a_hub_response(response: Response | None) -> NetworkError:
 
 
 def _sent_elsewhere(response: Response) -> NetworkError | None:
-    """The rejection by another host, to which no token was sent; None if it is the Hub's own."""
+    """The error if another host, to which no token was sent, rejected the request; None if it was the Hub."""
     if not response.history or response.url.origin == response.history[0].url.origin:
         return None
     target = f"{response.url.scheme}://{response.url.netloc.decode()}"
     return NetworkError(
-        f"The Hub at {shown_endpoint()} redirects to {visible_line(target, 200)}, which asks for a token.",
-        "The program sends a token only to the host that it is for.",
+        f"The Hub at {shown_endpoint()} redirects to {visible_line(target, 200)}, which requires a token.",
+        "A token is sent only to the host that it is for.",
         f"If you trust that host, set HF_ENDPOINT={visible_line(target, 200)}.",
     )
 
 
 def _reason(response: Response) -> str:
-    said = message_of(response)
-    return f"The Hub says: {said}" if said else f"The Hub answers {response.status_code} without a reason."
+    message = message_of(response)
+    return (
+        f"The Hub says: {message}" if message else f"The Hub responded with {response.status_code} and gave no reason."
+    )
 
 
 def _had_token(response: Response) -> bool:

@@ -50,9 +50,9 @@ def request_code() -> LoginCode:
     response = send("POST", "/oauth/device", form={"client_id": _client_id()})
     if not response.is_success:
         raise error_of_response(response, "Cannot start a browser login")
-    answer = json_of(response)
-    page = answer.get("verification_uri_complete") or answer.get("verification_uri")
-    code, secret = answer.get("user_code"), answer.get("device_code")
+    payload = json_of(response)
+    page = payload.get("verification_uri_complete") or payload.get("verification_uri")
+    code, secret = payload.get("user_code"), payload.get("device_code")
     if not (isinstance(page, str) and isinstance(code, str) and isinstance(secret, str)):
         raise not_a_hub_response(response)
     if not page.startswith(("https://", "http://")):
@@ -60,37 +60,37 @@ def request_code() -> LoginCode:
     return LoginCode(
         page=visible_line(page, 200),
         code=visible_line(code, 40),
-        seconds=min(_positive(answer.get("expires_in")) or MAX_SECONDS, MAX_SECONDS),
-        interval=_positive(answer.get("interval")) or INTERVAL_SECONDS,
+        seconds=min(_positive(payload.get("expires_in")) or MAX_SECONDS, MAX_SECONDS),
+        interval=_positive(payload.get("interval")) or INTERVAL_SECONDS,
         secret=Secret(secret),
     )
 
 
 def await_token(login: LoginCode, stop: StopToken) -> Secret:
-    """The token from the login; in memory only.
+    """Wait for the login, and return its token, which stays in memory.
 
-    Raises AccessError if it was declined or timed out, NetworkError if the Hub gave only errors the whole time, Stopped if
-    `stop` was requested.
+    Raises AccessError if the login was declined or timed out, NetworkError if the Hub could not be reached when it timed out,
+    Stopped if `stop` was requested.
     """
     deadline, interval = time.monotonic() + login.seconds, login.interval
-    trouble: NetworkError | None = None
+    outage: NetworkError | None = None
     while True:
         if stop.wait(min(interval, max(deadline - time.monotonic(), 0.0))):
             stop.raise_if_requested()
         if time.monotonic() >= deadline:
-            raise trouble or _too_late(login)
+            raise outage or _timed_out(login)
         try:
-            answer = _ask(login)
+            payload = _poll(login)
         except NetworkError as error:  # a brief outage must not end a login in progress
-            trouble = error
+            outage = error
             continue
-        trouble = None
-        if isinstance(token := answer.get("access_token"), str) and token:
+        outage = None
+        if isinstance(token := payload.get("access_token"), str) and token:
             return Secret(token)
-        interval += _more_time(answer, login)
+        interval += _extra_seconds(payload, login)
 
 
-def _ask(login: LoginCode) -> Mapping[str, Any]:
+def _poll(login: LoginCode) -> Mapping[str, Any]:
     form = {"grant_type": _GRANT, "device_code": login.secret.reveal(), "client_id": _client_id()}
     response = send("POST", "/oauth/token", form=form)
     if response.status_code >= 500 or response.status_code in (408, 429):
@@ -98,9 +98,9 @@ def _ask(login: LoginCode) -> Mapping[str, Any]:
     return {**json_of(response), "status": response.status_code}
 
 
-def _more_time(answer: Mapping[str, Any], login: LoginCode) -> float:
+def _extra_seconds(payload: Mapping[str, Any], login: LoginCode) -> float:
     """Seconds to add to the interval. Raises AccessError for a response that ends the login."""
-    match answer.get("error"):
+    match payload.get("error"):
         case "authorization_pending":
             return 0.0
         case "slow_down":
@@ -108,12 +108,12 @@ def _more_time(answer: Mapping[str, Any], login: LoginCode) -> float:
         case "access_denied":
             raise AccessError("The browser login was declined.", f"Someone declined it at {login.page}.", _OTHER_WAYS)
         case "expired_token":
-            raise _too_late(login)
+            raise _timed_out(login)
         case other:
-            said = visible_line(f"{other or ''} {answer.get('error_description') or ''}".strip(), 200)
+            message = visible_line(f"{other or ''} {payload.get('error_description') or ''}".strip(), 200)
             raise AccessError(
                 "The browser login failed.",
-                f"The Hub says: {said or answer['status']}",
+                f"The Hub says: {message or payload['status']}",
                 _OTHER_WAYS,
             )
 
@@ -121,7 +121,7 @@ def _more_time(answer: Mapping[str, Any], login: LoginCode) -> float:
 _OTHER_WAYS = f"Start it again, or create a token at {TOKENS_PAGE} and {HOW_TO_PASS_TOKEN}"
 
 
-def _too_late(login: LoginCode) -> AccessError:
+def _timed_out(login: LoginCode) -> AccessError:
     return AccessError(
         "The browser login timed out.",
         f"The code {login.code} was valid for {login.seconds / 60:.0f} min.",
@@ -137,7 +137,7 @@ def _client_id() -> str:
         raise AccessError(
             "This version of huggingface_hub has no browser login.",
             "A later version added it.",
-            f"`pip install -U huggingface_hub`, or create a token at {TOKENS_PAGE} and {HOW_TO_PASS_TOKEN}",
+            f"Run `pip install -U huggingface_hub`, or create a token at {TOKENS_PAGE} and {HOW_TO_PASS_TOKEN}",
         )
     return str(client_id)
 

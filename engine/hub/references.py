@@ -10,7 +10,7 @@ _HUB_ID = re.compile(f"(?=.{{1,96}}$)(?!.*(?:--|\\.\\.)){_PART}/{_PART}")
 
 
 def is_local(name: str) -> bool:
-    """Whether a model, adapter or dataset is a local path, not a Hub id."""
+    """Whether a model, adapter or dataset is given by a local path rather than a Hub id."""
     return Path(name).expanduser().exists() or name.startswith(("/", "./", "../", "~"))
 
 
@@ -19,5 +19,5 @@ def local_path(name: str) -> Path:
 
 
 def looks_like_hub_id(name: str) -> bool:
-    """Whether it is `owner/name`, as the Hub allows it, and not a path."""
+    """Whether `name` is a valid `owner/name` of the Hub, and not a path."""
     return _HUB_ID.fullmatch(name) is not None and not is_local(name) and not name.startswith("artifacts/")

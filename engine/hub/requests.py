@@ -22,7 +22,7 @@ RETRY_WAITS_SECONDS = (1.0, 4.0)
 
 
 def get(path: str, token: Secret | None) -> Response:
-    """GET from the Hub, with retries while it is busy. Raises NetworkError without a response from the Hub."""
+    """GET from the Hub, and retry while it is busy. Raises NetworkError without a response from the Hub."""
     for wait in (*RETRY_WAITS_SECONDS, None):
         response = send("GET", path, token)
         if response.status_code not in BUSY or wait is None:
@@ -43,7 +43,7 @@ def send(method: str, path: str, token: Secret | None = None, form: Mapping[str,
     from huggingface_hub.utils import get_session
 
     limit_requests()
-    # Not build_hf_headers: it may first request a registry from the Hub, with other limits.
+    # Not build_hf_headers: it may first request a registry from the Hub, without our limits.
     headers = {"User-Agent": f"stage3-tui/{__version__}"}
     if token:
         headers["Authorization"] = f"Bearer {token.reveal()}"
@@ -51,8 +51,8 @@ def send(method: str, path: str, token: Secret | None = None, form: Mapping[str,
         return get_session().request(method, f"{endpoint()}{path}", headers=headers, data=form)  # type: ignore[no-any-return]
     except OfflineModeIsEnabled:
         raise offline() from None
-    except HfHubHTTPError as refused:  # the Hub asked for a longer wait than we allow
-        return refused.response  # type: ignore[no-any-return]
+    except HfHubHTTPError as error:  # the Hub asked for a longer wait than we allow
+        return error.response  # type: ignore[no-any-return]
     except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as error:
         raise unreachable(error) from None
 
@@ -60,9 +60,9 @@ def send(method: str, path: str, token: Secret | None = None, form: Mapping[str,
 def json_of(response: Response) -> dict[str, Any]:
     """The JSON object of a response. Raises NetworkError if it is not one: something else responded."""
     try:
-        answer = parse_untrusted_json(response.content)
+        payload = parse_untrusted_json(response.content)
     except ValueError:
         raise not_a_hub_response(response) from None
-    if not isinstance(answer, dict):
+    if not isinstance(payload, dict):
         raise not_a_hub_response(response)
-    return answer
+    return payload

@@ -1,4 +1,4 @@
-"""Reading responses of the Hub."""
+"""Read the Hub's responses: its message, how long to wait, and whether it is a web page."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def message_of(response: Response) -> str:
 
 def _error_in(response: Response) -> object:
     try:
-        answer = parse_untrusted_json(response.content)
+        payload = parse_untrusted_json(response.content)
     except Exception:  # unread, missing or not JSON: no message
         return ""
-    return (answer.get("error") if isinstance(answer, dict) else None) or ""
+    return (payload.get("error") if isinstance(payload, dict) else None) or ""
 
 
 def retry_after(response: Response) -> float:
-    """Seconds that the Hub asks to wait, in either header; 0 if missing or a date."""
+    """Seconds that the Hub asks to wait, from `Retry-After` or `RateLimit`; 0 if both are missing, or for a date."""
     value = response.headers.get("Retry-After", "")
     if re.fullmatch(r"\d{1,6}(\.\d+)?", value):
         return float(value)

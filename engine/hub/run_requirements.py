@@ -1,7 +1,7 @@
 """What a run reads from the Hub, and at which commits.
 
-Branches move. `run.json` records the commits at the start of the run, and the run keeps loading them. If a branch has moved
-at a later start, the person decides.
+Branches move. `run.json` records the commits at the first start of the run, and later starts load the same ones. If a branch
+has moved by then, the person decides.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OF_AN_ADAPTER = ((ADAPTER_CONFIG,), (ADAPTER_WEIGHTS,))
 
 @dataclass(frozen=True)
 class HubRequirement:
-    """A repository of the Hub that the run reads."""
+    """A repository on the Hub that the run reads."""
 
     what: str
     """base model, adapter, dataset or reward model."""
@@ -35,9 +35,9 @@ class HubRequirement:
     repo_type: RepoType
     revision: str = "main"
     revision_option: str = ""
-    """The configuration field with its revision; empty if there is none, and then it is not pinned."""
+    """The configuration field that holds its revision; if empty, there is none and the repository is not pinned."""
     files: tuple[tuple[str, ...], ...] = ()
-    """The files that the run reads: for each, its possible names."""
+    """The files that the run reads, each as a tuple of its possible names."""
 
     def __str__(self) -> str:
         return f"{self.what} {visible_line(self.repo_id, 120)}"
@@ -64,7 +64,7 @@ def hub_requirements(config: Stage3Config, run: Run) -> tuple[HubRequirement, ..
 
 
 def _adapter_is_remote(config: Stage3Config, run: Run) -> bool:
-    """As `engine.models.adapters.source` looks for it: a local path, the workspace, then the Hub."""
+    """Searched as in `engine.models.adapters.source`: a local path, the workspace, then the Hub."""
     workspace = run.result("workspace").get("folder")
     if workspace and (Path(workspace) / config.adapter_path).is_dir():
         return False
@@ -79,9 +79,9 @@ def listed(needs: Iterable[HubRequirement]) -> str:
 
 
 def pinned(recorded: Mapping[str, Any], commits: Mapping[HubRequirement, str]) -> dict[str, dict[str, Any]]:
-    """What to record of `commits`, by `what` of the need: `repo`, `commit`, and `revisions`, the names used for it.
+    """The record of `commits` for `run.json`, by `what`: `repo`, `commit`, and `revisions`, all names that were used for it.
 
-    `recorded` comes from an earlier start of the run. Raises DamagedState if one of its revisions now means another commit;
+    `recorded` comes from an earlier start of the run. Raises DamagedState if one of its revisions now points to another commit;
     a new revision is the person's choice.
     """
     kept = {}
@@ -100,13 +100,13 @@ def pinned(recorded: Mapping[str, Any], commits: Mapping[HubRequirement, str]) -
 
 
 def at_commits(config: Stage3Config, commits: Mapping[HubRequirement, str]) -> Stage3Config:
-    """The configuration with exactly these commits as revisions."""
+    """The configuration with these commits as revisions."""
     revisions = {need.revision_option: commit for need, commit in commits.items() if need.revision_option}
     return config.model_copy(update=revisions)
 
 
 def at_recorded_commits(config: Stage3Config, run: Run) -> Stage3Config:
-    """The same with the commits that an earlier start recorded, without asking the Hub."""
+    """The configuration with the commits that an earlier start recorded, without a request to the Hub."""
     credentials = run.results.credentials
     recorded = {} if credentials is None else credentials.commits
     found = {}
@@ -122,6 +122,6 @@ def _moved(need: HubRequirement, before: str, now: str) -> DamagedState:
     return DamagedState(
         f"The {need} has changed since this run began: {visible_line(need.revision, 80)} was {before[:12]} and is now "
         f"{now[:12]}.",
-        "The run's results so far come from the old one.",
+        "The run's results so far come from the old commit.",
         f"Keep the old one with {flag} {before}, or switch to the new one with --from credentials.",
     )

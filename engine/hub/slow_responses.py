@@ -1,7 +1,7 @@
-"""Connections on which an answer may come no slower than any line, from the first byte of its headers on.
+"""Connections that fail if a response is too slow, counted from the first byte of its headers.
 
-The client's own limit begins anew with every byte, and its hooks see an answer only once all headers are there: a Hub, or what
-stands in its place, that sends a byte of them now and then would hold the program for hours.
+The client's own timeout restarts with every byte, and its hooks run only once all headers are there: a server that sends a
+byte of them now and then could block the program for hours.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def limit_read_rate(client: Client) -> None:
-    """Watch all that this client will open, through a proxy too. What is too slow raises as `response_limits.rejected`."""
+    """Watch all connections that this client opens, also through a proxy. Slow ones raise as `response_limits.rejected`."""
     for transport in (client._transport, *client._mounts.values()):
-        pool = getattr(transport, "_pool", None)  # httpx has no option for it, and httpcore's pool has
+        # httpcore's pool takes a network backend, but httpx has no option for it.
+        pool = getattr(transport, "_pool", None)
         if pool is not None:
             pool._network_backend = _backend()(pool._network_backend)
 
@@ -30,28 +31,28 @@ def limit_read_rate(client: Client) -> None:
 def _backend() -> Callable[[NetworkBackend], NetworkBackend]:
     import httpcore2
 
-    class Watching(httpcore2.NetworkBackend):
+    class RateLimitedBackend(httpcore2.NetworkBackend):
         def __init__(self, inner: NetworkBackend) -> None:
             self._inner = inner
 
-        def connect_tcp(self, *given: Any, **more: Any) -> NetworkStream:
-            return _stream()(self._inner.connect_tcp(*given, **more))
+        def connect_tcp(self, *args: Any, **kwargs: Any) -> NetworkStream:
+            return _stream()(self._inner.connect_tcp(*args, **kwargs))
 
-        def connect_unix_socket(self, *given: Any, **more: Any) -> NetworkStream:
-            return _stream()(self._inner.connect_unix_socket(*given, **more))
+        def connect_unix_socket(self, *args: Any, **kwargs: Any) -> NetworkStream:
+            return _stream()(self._inner.connect_unix_socket(*args, **kwargs))
 
         def sleep(self, seconds: float) -> None:
             self._inner.sleep(seconds)
 
-    return Watching
+    return RateLimitedBackend
 
 
 @cache
 def _stream() -> Callable[[NetworkStream], NetworkStream]:
     import httpcore2
 
-    class Watched(httpcore2.NetworkStream):
-        """Counts from the first byte after the last one that was sent: until then the Hub may think, as long as `read` waits."""
+    class RateLimitedStream(httpcore2.NetworkStream):
+        """The budget starts with the first byte of a response: the Hub may take as long to begin as `read` waits."""
 
         def __init__(self, inner: NetworkStream) -> None:
             self._inner = inner
@@ -70,10 +71,10 @@ def _stream() -> Callable[[NetworkStream], NetworkStream]:
         def close(self) -> None:
             self._inner.close()
 
-        def start_tls(self, *given: Any, **more: Any) -> NetworkStream:
-            return Watched(self._inner.start_tls(*given, **more))
+        def start_tls(self, *args: Any, **kwargs: Any) -> NetworkStream:
+            return RateLimitedStream(self._inner.start_tls(*args, **kwargs))
 
         def get_extra_info(self, info: str) -> Any:
             return self._inner.get_extra_info(info)
 
-    return Watched
+    return RateLimitedStream

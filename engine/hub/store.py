@@ -19,13 +19,13 @@ FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
 
 def store_token(token: Secret) -> Path:
-    """Log this machine in with `token`, as `hf auth login` does, but without git's credential helpers. Returns the file.
+    """Log this machine in with `token` like `hf auth login`, but without git's credential helpers. Returns the file.
 
     The file has mode 0600 and its folder 0700, whatever the umask. Raises UnsafeError for a shared folder, DiskError if it
     cannot be written, and the Hub's errors about the token.
     """
     path = store_path()
-    _refuse_a_shared_folder(path.parent)
+    _refuse_shared_folder(path.parent)
     from huggingface_hub import constants, login
 
     try:
@@ -39,12 +39,12 @@ def store_token(token: Secret) -> Path:
     return path
 
 
-def _refuse_a_shared_folder(folder: Path) -> None:
-    """The library sets the folder to mode 0700, which must not happen to a shared one such as /tmp."""
+def _refuse_shared_folder(folder: Path) -> None:
+    """The library sets the folder's mode to 0700, which must not happen to a shared one such as /tmp."""
     if not folder.exists():
         return
-    found = folder.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX:
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:
         raise UnsafeError(
             f"Cannot store the token in {visible_line(str(folder), 200)}.",
             "Other people share or own that folder.",
@@ -54,7 +54,7 @@ def _refuse_a_shared_folder(folder: Path) -> None:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """Make the folders of the file, readable only by us."""
+    """Files and folders that are created within this block are readable only by us."""
     before = os.umask(0o077)
     try:
         yield
@@ -65,7 +65,7 @@ def _private_files() -> Iterator[None]:
 def _not_stored(error: Exception, path: Path) -> Stage3Error:
     if known := as_hub_error(error):
         return known
-    # Not `str(error)` of any: the library's message may quote a file that holds tokens.
+    # Not `str(error)` of every exception: the library's message may quote a file that holds tokens.
     reason = visible_line(str(error), 200) if isinstance(error, OSError) else type(error).__name__
     what = f"Cannot store the token in {visible_line(str(path), 200)}."
     number = carried_errno(error)

@@ -12,7 +12,7 @@ from engine.core.users import user_name
 from engine.security.secrets import Secret
 
 LONGEST_TOKEN = 4096
-"""Characters; the Hub's have some forty, those of an identity provider some two thousand."""
+"""Characters; the Hub's tokens have about forty, those of an identity provider about two thousand."""
 
 
 def read_token_file(path: str) -> Secret:
@@ -25,7 +25,7 @@ def read_token_file(path: str) -> Secret:
                 raise UnsafeError(
                     f"Others can read the token file {file} (mode {mode & 0o777:04o}).",
                     "A token that others can read is not a secret.",
-                    f"chmod 600 {file}",
+                    f"Run `chmod 600 {file}`.",
                 )
             return token_line(opened, f"the token file {file}")
     except UnicodeDecodeError:  # its message would quote the file
@@ -39,14 +39,14 @@ def read_token_file(path: str) -> Secret:
 
 
 def token_line(stream: IO[str] | IO[bytes], where: str) -> Secret:
-    """The first line of a stream that somebody else writes. Raises AccessError for what is longer than any token."""
+    """The first line of an untrusted stream. Raises AccessError if it is longer than any token."""
     line = stream.readline(LONGEST_TOKEN + 1)
     text = line.decode("utf-8") if isinstance(line, bytes) else line
     if len(text) > LONGEST_TOKEN:
         raise AccessError(
             f"There is no token in {where}.",
             f"Its first line has more than {LONGEST_TOKEN:,} characters.",
-            "Give the token alone, in one line.",
+            "Pass only the token, on one line.",
         )
     return Secret(text.strip())
 

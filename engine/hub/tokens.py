@@ -17,7 +17,7 @@ from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-GIVEN = "passed to this run"
+PASSED = "passed to this run"
 
 _remembered: list[FoundToken] = []
 
@@ -29,14 +29,14 @@ class FoundToken:
     """Where it was found, in words."""
 
 
-def find_token(given: Secret | None) -> FoundToken | None:
+def find_token(passed: Secret | None) -> FoundToken | None:
     """The token of this run: passed to it, else from a browser login in this process, else from a variable, else from the
     Hub's own store; None if there is none.
 
-    Raises AccessError for an invalid one.
+    Raises AccessError for an invalid token.
     """
-    if given:
-        return FoundToken(_checked(given.reveal(), "the passed token"), GIVEN)
+    if passed:
+        return FoundToken(_checked(passed.reveal(), "the passed token"), PASSED)
     if _remembered:
         return _remembered[-1]
     for name in TOKEN_VARIABLES:
@@ -46,7 +46,7 @@ def find_token(given: Secret | None) -> FoundToken | None:
 
     try:
         stored = get_token()
-    except Exception as error:  # an OAuth login is refreshed over the network, an OIDC token exchanged
+    except Exception as error:  # refreshing an OAuth login or exchanging an OIDC token uses the network
         raise _unusable(error) from None
     if not stored:
         return None
@@ -61,8 +61,8 @@ def remember(found: FoundToken) -> FoundToken:
 
 
 def other_sources(used: FoundToken) -> tuple[str, ...]:
-    """Places, in words, with a token that differs from `used`."""
-    return tuple(source for source, value in _everywhere() if value != used.secret.reveal())
+    """Sources, in words, of tokens other than `used`."""
+    return tuple(source for source, value in _all_sources() if value != used.secret.reveal())
 
 
 def in_variable(name: str) -> str:
@@ -74,19 +74,19 @@ def in_store() -> str:
 
 
 def store_path() -> Path:
-    """The Hub's own file with the token of the stored login."""
+    """The file in which huggingface_hub stores the token of a login."""
     from huggingface_hub import constants
 
     return Path(constants.HF_TOKEN_PATH)
 
 
-def _everywhere() -> Iterator[tuple[str, str]]:
+def _all_sources() -> Iterator[tuple[str, str]]:
     for name in TOKEN_VARIABLES:
         if value := _variable(name):
             yield in_variable(name), value
     try:
         stored = read_file(store_path(), LONGEST_TOKEN, follow_links=True).decode("utf-8").strip()
-    except (OSError, ValueError, UnsafeError):  # none, or none that we can offer
+    except (OSError, ValueError, UnsafeError):  # missing or unreadable
         return
     if stored:
         yield in_store(), stored

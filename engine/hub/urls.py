@@ -1,4 +1,4 @@
-"""Pages that a person opens, and repositories in addresses."""
+"""Addresses: pages for people to open, and the repository that an address refers to."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _IN_FILES = re.compile(r"://[^/]+/(datasets/)?([\w.-]+/[\w.-]+)/resolve/")
 
 
 def endpoint() -> str:
-    """Where the Hub is: `HF_ENDPOINT`, else the real one."""
+    """The Hub's address: `HF_ENDPOINT` if set, else the public one."""
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
 
 
 def shown_endpoint() -> str:
-    """The same for people: in one line, without a user's name and password."""
+    """The Hub's address for messages: in one line, without user name and password."""
     return visible_line(re.sub(r"//[^/]*@", "//", endpoint()), 200)
 
 
 def page_of(repo_id: str, repo_type: RepoType) -> str:
-    """The address where a person accepts the licence of a repository."""
+    """The page of a repository, where a person accepts its licence."""
     return f"{shown_endpoint()}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
 
 
 def repo_in(url: str) -> tuple[str, RepoType]:
-    """Repository and type in an address of the Hub; an empty name if there is none."""
+    """The repository and its type in an address of the Hub; an empty name if it has none."""
     if found := _IN_API.search(url):
         return found[2], "dataset" if found[1] == "datasets" else "model"
     if found := _IN_FILES.search(url):

@@ -53,7 +53,7 @@ def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
     torch = (
         [FOR_TORCH] if any(item.requirement.name == "torch" for item in items) and _supports_torch_backend(uv) else []
     )
-    return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.wanted for item in items)]
+    return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.specification for item in items)]
 
 
 def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event, None, None]:

@@ -1,4 +1,4 @@
-"""The archive: reproducible bytes, built from an allow-list of names, reopened and loaded before it gets its final name."""
+"""The archive: reproducible bytes, built from an allow-list of names, read back and loaded before it gets its final name."""
 
 from engine.packaging.archive import build_archive, hash_file
 

@@ -21,14 +21,15 @@ VOCABULARY = ("model", "added_tokens")
 """Keys of `tokenizer.json` that contain the tokens themselves."""
 TEMPLATE = "chat_template"
 VOLATILE_KEYS = frozenset({"started", "seconds", "free_bytes", "error"})
+"""Keys whose values change from start to start."""
 PERSONAL_KEYS = frozenset({"account", "role", "source", "host"})
-"""Who was logged in, from where, and on which machine."""
+"""Keys that reveal who was logged in, from where, and on which machine."""
 IRRELEVANT_OPTIONS = ("push_to_hub", "push_public", "theme", "mouse")
 """Options that do not affect what is packed."""
 
 
 def anonymise(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
-    """The bytes of the file `name` to pack. Raises DamagedState for invalid JSON."""
+    """The bytes to pack for the file `name`. Raises DamagedState for invalid JSON."""
     return _cleaner(name)(run, name, data, private)
 
 
@@ -58,7 +59,7 @@ def _cleaner(name: str) -> _Cleaner:
     return _lines if file.suffix == ".jsonl" else _report
 
 
-# -- by the kind of file ------------------------------------------------------------------------------------------------
+# -- kinds of files -----------------------------------------------------------------------------------------------------
 
 
 def _run_json(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
@@ -66,13 +67,13 @@ def _run_json(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
 
 
 def _adapter_config(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
-    """Name the base model as others can find it: repository and commit, or the bare name of a local folder."""
+    """Name the base model so that others can find it: repository and commit, or the bare name of a local folder."""
     settings = map_strings(_json(run, name, data), private.scrub_settings)
     base = run.manifest.get("config", {}).get("base_model_id")
     if base:
-        known = local_path(base).name if is_local(base) else base
+        public_name = local_path(base).name if is_local(base) else base
         commit = None if is_local(base) else run.result("adapter").get("base_model_commit")
-        settings |= {"base_model_name_or_path": known, "revision": commit}
+        settings |= {"base_model_name_or_path": public_name, "revision": commit}
     return json_bytes(settings)
 
 
@@ -105,7 +106,7 @@ def _line(line: bytes, private: Scrubber) -> bytes:
         return line
     try:
         return dumps(map_strings(loads(line), private.scrub_text)).encode("ascii")
-    except ValueError:  # a torn line, which no reader takes for JSON
+    except ValueError:  # a torn line, which readers skip because it is not JSON
         return _encoded(private.scrub_text(_decoded(line)))
 
 
@@ -138,20 +139,20 @@ def _encoded(text: str) -> bytes:
 
 
 def packed_record(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """`run.json` without times, free memory and disk, the user, and what was done with the archive, so that two archives of one run
-    are identical.
+    """`run.json` without times, free memory and disk, the user, and pushes of the archive, so that two archives of one run are
+    identical.
     """
     stages = manifest.get("stages", {})
     config = {key: value for key, value in manifest.get("config", {}).items() if key not in IRRELEVANT_OPTIONS}
-    before = STAGES[:-1]  # without packaging itself, which ends after the archive is made
-    told = {stage: _of_a_stage(stages[stage]) for stage in before if stage in stages}
-    return {**{key: value for key, value in manifest.items() if key != "error"}, "config": config, "stages": told}
+    earlier = STAGES[:-1]  # without packaging itself, which ends after the archive is made
+    packed = {stage: _packed_stage(stages[stage]) for stage in earlier if stage in stages}
+    return {**{key: value for key, value in manifest.items() if key != "error"}, "config": config, "stages": packed}
 
 
-def _of_a_stage(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _packed_stage(facts: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in sorted(facts.items()) if key not in VOLATILE_KEYS}
     if facts.get("fingerprint") is None:
-        kept.pop("summary", None)  # such a stage checks again each time, and its summary varies
+        kept.pop("summary", None)  # such a stage runs at every start, and its summary varies
     if isinstance(facts.get("result"), dict):
         kept["result"] = _without(facts["result"], VOLATILE_KEYS | PERSONAL_KEYS)
     return kept

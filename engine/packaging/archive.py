@@ -41,7 +41,7 @@ class Archive:
     left_out: tuple[str, ...] = ()
     """Names in the adapter's folder that are not on the allow-list."""
     withheld: tuple[str, ...] = ()
-    """Ids of rejected pairs left out because their records contain what looks like a secret."""
+    """Ids of rejected pairs that are left out because their records contain what looks like a secret."""
     accepted: tuple[Finding, ...] = ()
     """Lookalikes of secrets that a person accepted."""
 
@@ -71,8 +71,8 @@ def build_archive(
     Raises UnsafeError for a link, a device, a pickle or a secret among the packed files, PreconditionError without an adapter,
     DamagedState if the archive does not read back as written, or if the run changed meanwhile.
     """
-    _refuse_folder_in_its_place(run.archive)
-    contents, packed = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
+    _refuse_existing_folder(run.archive)
+    contents, packed = _prepare(run, known or {}, accept_lookalikes=accept_lookalikes)
     packed.files[MANIFEST] = manifest_bytes(packed.files, packed.withheld)
     part = run.archive.with_name(f".{run.archive.name}.part")
     try:
@@ -100,11 +100,11 @@ def build_archive(
     )
 
 
-def _refuse_folder_in_its_place(archive: Path) -> None:
+def _refuse_existing_folder(archive: Path) -> None:
     if archive.is_dir() and not archive.is_symlink():
         raise DamagedState(
             f"{visible_line(str(archive))} is a folder.",
-            "The archive of this run has that name.",
+            "The archive of this run needs that name.",
             "Move the folder away, and run the same command again.",
         )
 
@@ -118,37 +118,39 @@ def existing_archive(
 ) -> Archive | None:
     """The existing archive, if it is complete and matches the run; None otherwise.
 
-    It was loaded before it got its name. Of `run.json` only the training's record is compared, because the rest describes the
-    machine at that time. Raises as `build_archive` for forbidden files and secrets.
+    It was loaded before it got its name, so it is not loaded again. Of `run.json` only the training's record is compared,
+    because the rest describes the machine at that time. Raises as `build_archive` for forbidden files and secrets.
     """
     try:
         archive, files = verified_archive(run)
     except DamagedState:
         return None
-    _, now = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
-    compared = {*files, *now.files} - {layout.RUN_JSON, MANIFEST}
-    if any(files.get(name) != now.files.get(name) for name in compared):
+    _, current = _prepare(run, known or {}, accept_lookalikes=accept_lookalikes)
+    compared = {*files, *current.files} - {layout.RUN_JSON, MANIFEST}
+    if any(files.get(name) != current.files.get(name) for name in compared):
         return None
-    if _training_in(files) != _training_in(now.files):
+    if _training_record(files) != _training_record(current.files):
         return None
-    return replace(archive, left_out=tuple(unlisted_names(run)), accepted=tuple(now.accepted))
+    return replace(archive, left_out=tuple(unlisted_names(run)), accepted=tuple(current.accepted))
 
 
 def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
-    """The existing archive and its files by name, verified against the recorded hash and its manifest in one pass. Raises
-    DamagedState.
+    """The existing archive and its files by name, verified in one pass against the recorded hash and the manifest.
+
+    Raises DamagedState if it is missing, or does not match.
     """
-    expected = _recorded_hash(run)
+    expected = _recorded_hashes(run)
     try:
         file = open_file(run.archive)
     except OSError as error:
-        raise _unlike(run, f"It is unreadable: {error.strerror}.") from error
+        raise _mismatch(run, f"Cannot read it: {error.strerror}.") from error
     except UnsafeError as error:
-        raise _unlike(run, error.what) from error
+        raise _mismatch(run, error.what) from error
     with file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest not in expected or len(expected) > 1:
-            raise _unlike(run, f"Its SHA-256 is {digest}, and {' and '.join(sorted(expected)) or 'none'} was recorded.")
+            recorded = " and ".join(sorted(expected)) or "no hash"
+            raise _mismatch(run, f"Its SHA-256 is {digest}, but {recorded} was recorded.")
         size = file.tell()
         file.seek(0)
         files = read_files(file, run.archive)
@@ -156,7 +158,7 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
     return Archive(run.archive, digest, size, _sizes(files), withheld=tuple(withheld)), files
 
 
-def _recorded_hash(run: Run) -> set[str]:
+def _recorded_hashes(run: Run) -> set[str]:
     """The hashes in the file beside the archive and in `run.json`. More than one means that they disagree."""
     try:
         beside = read_file(hash_file(run), LARGEST_HASH_FILE).decode("ascii").split()[:1]
@@ -166,17 +168,17 @@ def _recorded_hash(run: Run) -> set[str]:
     return {*beside, *([str(recorded)] if recorded else [])}
 
 
-def _training_in(files: Mapping[str, bytes]) -> Any:
+def _training_record(files: Mapping[str, bytes]) -> Any:
     """The training's record in a packed `run.json`."""
     record = loads(files.get(layout.RUN_JSON, b"{}"))
     return record.get("stages", {}).get("training", {}).get("result")
 
 
-def _unlike(run: Run, why: str) -> DamagedState:
+def _mismatch(run: Run, why: str) -> DamagedState:
     return DamagedState(
         f"The archive {run.archive} is not the one this run made.",
         why,
-        "Make it again with `stage3-tui --auto --from packaging`.",
+        "Rebuild it with `stage3-tui --auto --from packaging`.",
     )
 
 
@@ -184,32 +186,30 @@ def _sizes(files: Mapping[str, bytes]) -> tuple[tuple[str, int], ...]:
     return tuple((name, len(files[name])) for name in sorted(files))
 
 
-def _to_be_packed(
-    run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool
-) -> tuple[dict[str, Content], _Files]:
+def _prepare(run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool) -> tuple[dict[str, Content], _Files]:
     """(files as read, files as packed)."""
     contents, private = read_contents(run), Scrubber.of(run)
     packed = _Files({name: anonymise(run, name, content.data, private) for name, content in contents.items()})
-    _settle_secrets(run, packed, known, accept_lookalikes=accept_lookalikes)
+    _handle_secrets(run, packed, known, accept_lookalikes=accept_lookalikes)
     return contents, packed
 
 
 # -- secrets ------------------------------------------------------------------------------------------------------------
 
 
-def _settle_secrets(run: Run, packed: _Files, known: Mapping[str, Secret], *, accept_lookalikes: bool) -> None:
+def _handle_secrets(run: Run, packed: _Files, known: Mapping[str, Secret], *, accept_lookalikes: bool) -> None:
     """Leave out records of rejected pairs that contain a secret. Raises UnsafeError for other findings, unless accepted."""
     findings = find_secrets(packed.files, known)
-    rejected = _rejected(run) if findings else set()
+    rejected = _rejected_ids(run) if findings else set()
     withheld = {found.record for found in findings if found.file == layout.PAIRS_JSONL and found.record in rejected}
     if withheld:
         packed.files[layout.PAIRS_JSONL] = _without_records(packed.files[layout.PAIRS_JSONL], withheld)
-    left = [found for found in findings if not (found.file == layout.PAIRS_JSONL and found.record in withheld)]
-    refuse_secrets(left, accepted=accept_lookalikes)
-    packed.withheld, packed.accepted = sorted(withheld), left
+    remaining = [found for found in findings if not (found.file == layout.PAIRS_JSONL and found.record in withheld)]
+    refuse_secrets(remaining, accepted=accept_lookalikes)
+    packed.withheld, packed.accepted = sorted(withheld), remaining
 
 
-def _rejected(run: Run) -> set[str]:
+def _rejected_ids(run: Run) -> set[str]:
     path = run / layout.EDITS_JSONL
     decisions = read_edits(path) if path.exists() else {}
     return {pair_id for pair_id, decision in decisions.items() if decision.accepted is False}

@@ -53,7 +53,7 @@ ADAPTER_FILES = (
 LISTED = (*RUN_FILES, *(f"{layout.ADAPTER_DIR}/{name}" for name in ADAPTER_FILES))
 REQUIRED = (f"{layout.ADAPTER_DIR}/{ADAPTER_WEIGHTS}", f"{layout.ADAPTER_DIR}/{ADAPTER_CONFIG}")
 FOLDERS = tuple(sorted({PurePosixPath(name).parts[0] for name in LISTED if "/" in name}))
-# Never packed. People link these to other disks, and they may contain pickles.
+# Not checked either: people link these to other disks, and they may contain pickles.
 NEVER_PACKED = (
     layout.CHECKPOINTS_DIR,
     layout.CACHE_DIR,
@@ -74,7 +74,7 @@ class Content:
 
     data: bytes
     sha256: str
-    """Of the bytes on disk, even if `data` is changed afterwards."""
+    """The hash of the bytes on disk, even if `data` is changed afterwards."""
 
 
 def packed_names(run: Run) -> list[str]:
@@ -83,8 +83,8 @@ def packed_names(run: Run) -> list[str]:
 
 
 def byte_limit(run: Run, name: str) -> int | None:
-    """How much of a file is packed; None: all. Of people's decisions those that stage quality read: the training set is made
-    of those, and later ones count for the next run.
+    """How many bytes of a file are packed; None for all. Of people's decisions only those that stage quality has read are
+    packed: the training set is made from them, and later ones count for the next run.
     """
     quality = run.results.quality
     return None if name != layout.EDITS_JSONL or quality is None else quality.edits_bytes
@@ -106,48 +106,48 @@ def read_contents(run: Run) -> dict[str, Content]:
     contents = {name: read_file(run, name) for name in packed_names(run)}
     for name in REQUIRED:
         if name not in contents:
-            raise PreconditionError(f"{run / name} does not exist.", "Stage training writes it.", "Train first.")
+            raise PreconditionError(f"{run / name} does not exist.", "Stage training writes it.", "Run training first.")
     return contents
 
 
 def refuse_changed(run: Run, contents: dict[str, Content]) -> None:
     """Raise DamagedState if a file has changed since it was read."""
-    came_or_went = sorted(set(packed_names(run)) ^ contents.keys())
-    changed = came_or_went or [name for name in contents if read_file(run, name).sha256 != contents[name].sha256]
+    added_or_removed = sorted(set(packed_names(run)) ^ contents.keys())
+    changed = added_or_removed or [name for name in contents if read_file(run, name).sha256 != contents[name].sha256]
     if changed:
         raise DamagedState(
             f"{run / changed[0]} changed while it was packed.",
             "The archive would mix files of different times.",
-            "Find out what writes there, then run the same command again.",
+            "Find out which program writes there, then run the same command again.",
         )
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------
+# -- refusals -----------------------------------------------------------------------------------------------------------
 
 
 def refuse_unsafe_files(run: Run) -> None:
     """Raise UnsafeError for anything that must not be in the run folder or in a packed folder."""
     _refuse_name(run.folder)
-    for path in _looked_at(run):
+    for path in _checked_paths(run):
         _refuse_name(path)
-        facts = path.lstat()
-        if stat.S_ISDIR(facts.st_mode):
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode):
             continue
-        if stat.S_ISLNK(facts.st_mode):
+        if stat.S_ISLNK(status.st_mode):
             raise _unsafe(path, _LINK)
-        if not stat.S_ISREG(facts.st_mode):
-            raise _unsafe(path, f"not a regular file but {_KINDS.get(stat.S_IFMT(facts.st_mode), 'something else')}")
-        if facts.st_nlink > 1:
+        if not stat.S_ISREG(status.st_mode):
+            raise _unsafe(path, f"not a regular file but {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}")
+        if status.st_nlink > 1:
             raise _unsafe(path, "a hard link to a file elsewhere")
         if path.suffix.lower() in PICKLE_SUFFIXES or _begins_like_a_pickle(path):
             raise UnsafeError(
                 f"{_shown(path)} is a pickle in a packed folder.",
-                "Opening a pickle can run any program, and stage3-tui writes none there.",
+                "Opening a pickle can run any program, and stage3-tui never writes one there.",
                 "Find out where it comes from, remove it, and run the same command again.",
             )
 
 
-def _looked_at(run: Run) -> Iterator[Path]:
+def _checked_paths(run: Run) -> Iterator[Path]:
     for entry in sorted(run.folder.iterdir()):
         if entry.name in NEVER_PACKED:
             continue
@@ -174,7 +174,7 @@ def _begins_like_a_pickle(path: Path) -> bool:
 def _unsafe(path: Path, what: str) -> UnsafeError:
     return UnsafeError(
         f"{_shown(path)} is {what}.",
-        "Only regular files are packed; nothing else may be among them.",
+        "Only regular files may be in a packed folder.",
         "Replace it with a copy of the file, or remove it, then run the same command again.",
     )
 
@@ -183,16 +183,16 @@ def _shown(path: Path) -> str:
     return visible_line(str(path))
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------
+# -- reading ------------------------------------------------------------------------------------------------------------
 
 
 def read_file(run: Run, name: str) -> Content:
-    """Read a regular file below the run folder without following links on the way. Raises UnsafeError, DamagedState."""
+    """Read a regular file below the run folder, following no links on the way. Raises UnsafeError, DamagedState."""
     try:
         file = _opened_below(run.folder, PurePosixPath(name).parts)
     except FileNotFoundError as error:
         raise DamagedState(f"{run / name} disappeared.", str(error), "Run the same command again.") from error
-    except OSError as error:  # replaced by a link or a socket since it was checked
+    except OSError as error:  # since the check, it was replaced by a link or a socket
         raise _unsafe(run / name, f"not a regular file ({error.strerror})") from error
     with os.fdopen(file, "rb") as opened:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -202,7 +202,7 @@ def read_file(run: Run, name: str) -> Content:
 
 
 def _opened_below(folder: Path, parts: tuple[str, ...]) -> int:
-    """Open the file folder by folder and return its descriptor. Does not block on a FIFO."""
+    """Open the file folder by folder, and return its descriptor. Does not block on a FIFO."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in parts[:-1]:

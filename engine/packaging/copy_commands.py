@@ -19,13 +19,13 @@ def scp_line(files: Sequence[Path], *, connection: str, user: str, host: str) ->
     """The `scp` command, to be run on another machine, that copies `files` from this machine to its current folder.
 
     connection   SSH_CONNECTION: client address and port, then server address and port; empty or malformed without SSH
-    user         the login name here; empty to use the same name as over there
+    user         the login name on this machine; if empty, scp uses the name on the other one
     host         this machine's name, in case `connection` has no usable address
     """
     address, port = _server_of(connection)
-    at = f"{user}@" if user else ""
+    login = f"{user}@" if user else ""
     option = [] if port == SSH_PORT else ["-P", port]
-    sources = [f"{at}{address or host}:{_for_remote_shell(str(file))}" for file in files]
+    sources = [f"{login}{address or host}:{_for_remote_shell(str(file))}" for file in files]
     return shlex.join(["scp", *option, *sources, "."])
 
 
@@ -44,7 +44,7 @@ def unzip_line(archive: Path) -> str:
 
 
 def _server_of(connection: str) -> tuple[str, str]:
-    """(server address in scp's syntax, port). The address is empty if it is only valid on this machine."""
+    """(server address in scp's syntax, port). The address is empty if it is missing, or only valid on this machine."""
     parts = connection.split()
     try:
         address = ipaddress.ip_address(parts[2])
@@ -59,8 +59,10 @@ def _server_of(connection: str) -> tuple[str, str]:
 
 
 def _for_remote_shell(path: str) -> str:
-    """Escape special characters with backslashes. The remote shell (scp -O, and scp before OpenSSH 9) removes them, and so does
-    the name matching of newer scp, where quotes would be part of the name. A question mark matches unprintable characters.
+    """Escape special characters with backslashes, and replace unprintable ones by question marks, which match them.
+
+    The remote shell removes the backslashes (scp -O, and scp before OpenSSH 9), and so does the name matching of newer
+    versions, where quotes would be part of the name.
     """
     return "".join(
         "?" if not character.isprintable() else character if _PLAIN.match(character) else f"\\{character}"
@@ -73,7 +75,7 @@ def _as_operand(name: str) -> str:
 
 
 def _login_name() -> str:
-    """From the system, because the environment may be another user's. Empty if the user has no name."""
+    """Read from the system, because the environment may be another user's. Empty if the user has no name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

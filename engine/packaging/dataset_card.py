@@ -13,8 +13,8 @@ from engine.packaging.model_card import counts_of, gate_text, table
 def dataset_card(report: Mapping[str, Any], *, source: str, data_file: str, pairs: int) -> str:
     """The card as Markdown, with the configuration that `datasets` needs to find the split.
 
-    report   of `validate`
-    source   the validated file; only its name is mentioned
+    report   the report of `validate`
+    source   the validated file; the card only mentions its name
     """
     origin = {
         "pairs in this dataset": pairs,
@@ -40,7 +40,7 @@ from datasets import load_dataset; pairs = load_dataset("OWNER/NAME", split="tra
 
 ## Data
 
-{table({**origin, **counts_of(report), "scored by": report.get("scored_by") or "nobody"})}
+{table({**origin, **counts_of(report), "scored by": report.get("scored_by") or "no judge"})}
 
 ## The gate
 

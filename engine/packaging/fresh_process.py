@@ -1,4 +1,4 @@
-"""Load an archive in a fresh process: unpack it, load it over the base model, and check that its effect is above zero."""
+"""Load an archive in a fresh process: unpack it, load its adapter over the base model, and measure the adapter's effect."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from engine.security.sanitize import visible_line
 
 LOAD_SECONDS = 1800.0
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
-"""They locate the base model on this machine."""
+"""Variables that locate the base model on this machine."""
 OPTIONS = ("device", "dtype", "load_in_4bit", "sharding")
-"""What decides where the base model is loaded, and in which format."""
+"""Options that decide where the base model is loaded, and in which format."""
 
 
 def load_in_fresh_process(
@@ -42,21 +42,21 @@ def load_in_fresh_process(
     base_commit        the base model's commit on the Hub, if the run resolved one
     expected_tensors   the hash of the adapter's tensors that training recorded
 
-    Raises DamagedState with that process's message, and Stopped.
+    Raises DamagedState with that process's message if it fails, and Stopped.
     """
     request = _request(archive, config, base_commit or config.base_model_revision)
     # The base model is cached by now, so the child works offline and gets no token.
-    kept = {name: os.environ[name] for name in CACHE_VARIABLES if name in os.environ}
+    cache = {name: os.environ[name] for name in CACHE_VARIABLES if name in os.environ}
     done = run_child(
         [sys.executable, "-m", "engine.packaging", json.dumps(request)],
         limit_seconds=LOAD_SECONDS,
         cwd=archive.parent,
-        extra={"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1", **kept},
+        extra={"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1", **cache},
         stop=stop,
     )
-    answer = _answer(done.output) if done.ok else {"error": done.ending}
-    _refuse_another_adapter(answer, expected_tensors)
-    return float(answer["effect"])
+    outcome = _outcome(done.output) if done.ok else {"error": done.ending}
+    _refuse_other_adapter(outcome, expected_tensors)
+    return float(outcome["effect"])
 
 
 def _request(archive: Path, config: Stage3Config, base_revision: str | None) -> dict[str, Any]:
@@ -65,47 +65,47 @@ def _request(archive: Path, config: Stage3Config, base_revision: str | None) -> 
         "archive": str(archive),
         "base_model_id": base,
         "base_model_revision": base_revision,
-        "output_dir": str(config.output_dir.resolve()),  # its preflight recorded the number format
+        "output_dir": str(config.output_dir.resolve()),  # where preflight recorded the number format
         **{option: getattr(config, option) for option in OPTIONS},
     }
 
 
-def _refuse_another_adapter(answer: Mapping[str, Any], expected_tensors: str | None) -> None:
-    if "error" in answer:
+def _refuse_other_adapter(outcome: Mapping[str, Any], expected_tensors: str | None) -> None:
+    if "error" in outcome:
         raise DamagedState(
             "The adapter in the archive does not load in a fresh process.",
-            visible_line(str(answer["error"]), 600),
+            visible_line(str(outcome["error"]), 600),
             "Train again with `stage3-tui --auto --from training`, or report it.",
         )
-    if expected_tensors is not None and answer["tensors_sha256"] != expected_tensors:
+    if expected_tensors is not None and outcome["tensors_sha256"] != expected_tensors:
         raise DamagedState(
             "The adapter in the archive is not the trained one.",
-            f"Its tensors have the SHA-256 {answer['tensors_sha256']}; training recorded {expected_tensors}.",
+            f"Its tensors have the SHA-256 {outcome['tensors_sha256']}; training recorded {expected_tensors}.",
             "Another program changed models/lora_adapters after training: run `stage3-tui --auto --from training`.",
         )
 
 
-def _answer(output: tuple[str, ...]) -> dict[str, Any]:
+def _outcome(output: tuple[str, ...]) -> dict[str, Any]:
     try:
-        answer = json.loads(output[-1])
+        outcome = json.loads(output[-1])
     except (IndexError, ValueError):
         return {"error": "It ended without output."}
-    return answer if isinstance(answer, dict) else {"error": "Its output is invalid."}
+    return outcome if isinstance(outcome, dict) else {"error": "Its output is invalid."}
 
 
 # -- in that process ----------------------------------------------------------------------------------------------------
 
 
 def main(request: str) -> int:
-    """Entry point of the fresh process: prints one line of JSON to standard output."""
+    """Entry point of the fresh process: print one line of JSON to standard output."""
     from engine.process.environment import quiet_libraries
 
     quiet_libraries()
     try:
-        answer = load_archive(json.loads(request))
+        outcome = load_archive(json.loads(request))
     except Stage3Error as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer))
+        outcome = {"error": str(error)}
+    print(json.dumps(outcome))
     return 0
 
 

@@ -76,13 +76,13 @@ def _judge(evaluation: Mapping[str, Any]) -> str:
     exams = [_exam(exam) for exam in evaluation.get("exams", [])]
     if evaluation.get("judge") is None:
         return "\n\n".join(["No judge scored the answers.", *exams])
-    told = f"Judge: {_inline(evaluation['judge'])} ({_inline(evaluation.get('judge_about', 'nothing is told of it'))})."
-    return "\n\n".join([told, *exams])
+    judge = f"Judge: {_inline(evaluation['judge'])} ({_inline(evaluation.get('judge_about', 'no description'))})."
+    return "\n\n".join([judge, *exams])
 
 
 def _exam(exam: Mapping[str, Any]) -> str:
     """The result of a judge's exam."""
-    about = f"{_inline(exam['judge'])} {'passed' if exam['passed'] else 'failed'} its exam ({_inline(exam['exam'])})."
+    result = f"{_inline(exam['judge'])} {'passed' if exam['passed'] else 'failed'} its exam ({_inline(exam['exam'])})."
     figures = {
         "comparisons with known answers": exam["asked"],
         "accuracy": exam["accuracy"],
@@ -90,18 +90,18 @@ def _exam(exam: Mapping[str, Any]) -> str:
         **{f"accuracy on {kind}": share for kind, share in exam["by_kind"].items()},
         "chose the longer answer": exam["longer_chosen"],
         "the longer answer is right": exam["longer_is_better"],
-        "chose the first place": exam["first_place_chosen"],
+        "chose the answer in first place": exam["first_place_chosen"],
         "probability on the letters": exam["on_the_letters"],
     }
-    return f"{about}\n\n{table({name: value for name, value in figures.items() if value is not None})}"
+    return f"{result}\n\n{table({name: value for name, value in figures.items() if value is not None})}"
 
 
 def _use(base: str, revision: str | None) -> str:
     code = "\n".join(("```python", *load_lines(base, revision, "."), "```"))
-    return _section("Use", f"In this folder{_where_the_base_is(base, revision)}:", code)
+    return _section("Use", f"In this folder{_base_location(base, revision)}:", code)
 
 
-def _where_the_base_is(base: str, revision: str | None) -> str:
+def _base_location(base: str, revision: str | None) -> str:
     if revision:
         return ""
     return f", with the base model's folder in it as `{_inline(base)}` (or use its path instead)"
@@ -113,7 +113,7 @@ def _origin(base: str, revision: str | None, hashes: Mapping[str, str], versions
 
 
 def counts_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts of generated and usable pairs, of reasons for the others, and of people's changes."""
+    """Counts of all pairs and of usable ones, of the reasons why others were left out, and of people's changes."""
     if not report:
         return {}
     left_out = {f"left out: {reason}": count for reason, count in report.get("left_out", {}).items()}
@@ -127,17 +127,17 @@ def gate_text(gate: Mapping[str, Any]) -> str:
     if not gate:
         return "No report."
     if gate.get("accepted_for") is not None and gate.get("failed"):
-        told = f"Shut by its figures, but opened with the reason: {_inline(gate['accepted_for'])}"
+        status = f"Shut by its figures, but opened with the reason: {_inline(gate['accepted_for'])}"
     elif gate.get("failed"):
-        told = "Shut by its figures."
+        status = "Shut by its figures."
     else:
-        told = "Open by its figures."
+        status = "Open by its figures."
     rows = [
         f"| {_plain(figure['name'])} | {_shown(figure['value'])} | {BOUND_SIGNS.get(figure['bound'], figure['bound'])} "
         f"{_shown(figure['threshold'])} | {_passes(figure)} |"
         for figure in gate.get("figures", [])
     ]
-    return "\n".join([told, "", "| figure | value | threshold | |", "|---|---|---|---|", *rows])
+    return "\n".join([status, "", "| figure | value | threshold | |", "|---|---|---|---|", *rows])
 
 
 def _passes(figure: Mapping[str, Any]) -> str:
@@ -166,5 +166,5 @@ def _shown(value: Any) -> str:
 
 
 def _inline(text: object) -> str:
-    """Escape text for a table cell, so that foreign text cannot end the cell or start HTML."""
+    """Escape text for a table cell, so that it cannot end the cell or start HTML."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

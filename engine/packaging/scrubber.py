@@ -1,9 +1,9 @@
-"""Remove from an archive the local paths, the machine's name and the user's name.
+"""Remove local paths and the names of the machine and the user from what is packed.
 
 Paths that certainly belong to this machine (the run folder, the home folder, values of options) are replaced in every file,
-including text of models and people. In files that only the program writes, every absolute path is reduced to its last part, and
-the names of machine and user are replaced. Weights and vocabulary are packed unchanged, because another token would be another
-model.
+including texts of models and people. In files that only the program writes, every absolute path is reduced to its last part,
+and the names of machine and user are replaced. Weights and vocabulary are packed unchanged, because another token would be
+another model.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Scrubber:
     paths: Mapping[str, str]
     """Absolute paths and their replacements, longest first."""
     names: Mapping[str, str]
-    """Names of user and machine, likewise."""
+    """Names of user and machine and their replacements, longest first."""
     logins: tuple[str, ...]
-    """`user@machine`."""
+    """Each as `user@machine`."""
 
     @classmethod
     def of(cls, run: Run) -> Scrubber:
@@ -71,25 +71,25 @@ class Scrubber:
         return any(word in text or json.dumps(word)[1:-1] in text for word in (*self.paths, *self.logins))
 
     def scrub_text(self, text: str) -> str:
-        """For text of people and models: replaces only what certainly belongs to this machine."""
-        for path, instead in self.paths.items():
+        """For texts of people and models: replaces only what certainly belongs to this machine."""
+        for path, replacement in self.paths.items():
             if path in text:
-                text = re.sub(rf"(?<!\w){re.escape(path)}(?![\w-])", lambda _, word=instead: word, text)  # type: ignore[misc]
+                text = re.sub(rf"(?<!\w){re.escape(path)}(?![\w-])", lambda _, new=replacement: new, text)  # type: ignore[misc]
         for login in self.logins:
             if login in text:
                 text = re.sub(rf"(?<![\w.]){re.escape(login)}(?![\w-])", f"{SOMEBODY}@{SOMEWHERE}", text)
         return text
 
     def scrub_settings(self, text: str) -> str:
-        """For settings: removes all absolute paths."""
+        """For settings: also reduces every absolute path to its last part."""
         return _ABSOLUTE.sub(lambda match: PurePosixPath(match[0]).name, self.scrub_text(text))
 
     def scrub_records(self, text: str) -> str:
-        """For the program's own records: also removes the names of machine and user."""
+        """For the program's own records: also replaces the names of machine and user."""
         text = self.scrub_settings(text)
-        for name, instead in self.names.items():
+        for name, replacement in self.names.items():
             if name in text:
-                text = re.sub(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])", instead, text)
+                text = re.sub(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])", replacement, text)
         return text
 
 
@@ -114,13 +114,13 @@ def _longest_first(words: Mapping[str, str]) -> dict[str, str]:
 
 
 def _named_paths(run: Run) -> Iterator[tuple[str, str]]:
-    """Paths in options, variables and earlier stages, as given and as resolved, with their last part as replacement."""
+    """Paths in options, variables and earlier stages, as written and as resolved, with their last part as replacement."""
     config = run.manifest.get("config", {})
-    given = [str(config[option]) for option in PATH_OPTIONS if config.get(option)]
-    given += [os.environ[variable] for variable in PATH_VARIABLES if os.environ.get(variable)]
-    given += [str(run.result(stage).get("folder", "")) for stage in ("workspace", "adapter")]
-    given.append(str(config.get("output_dir", "")))
-    for path in given:
+    paths = [str(config[option]) for option in PATH_OPTIONS if config.get(option)]
+    paths += [os.environ[variable] for variable in PATH_VARIABLES if os.environ.get(variable)]
+    paths += [str(run.result(stage).get("folder", "")) for stage in ("workspace", "adapter")]
+    paths.append(str(config.get("output_dir", "")))
+    for path in paths:
         if path and is_local(path):
             yield path.rstrip("/"), PurePosixPath(path).name
             yield str(local_path(path)), PurePosixPath(path).name

@@ -1,4 +1,4 @@
-"""Scan files before they are shared: for secrets that this process knows, by value, and for text that looks like one.
+"""Scan files before they are shared: for the values of known secrets, and for text that looks like a secret.
 
 Known secrets are always refused. A lookalike in the text of models and people is refused with its file and line until a person
 decides: reject the pair, whose record is then left out, or accept all findings with a reason.
@@ -29,9 +29,10 @@ FREE_TEXT_FILES = frozenset(
         layout.EVALUATION_REPORT,
     }
 )
+"""Files with texts of models and people, in which a lookalike may be accepted."""
 SHORTEST_SECRET = 12
 """Shorter values of variables are not secrets, or may be ordinary words."""
-TOLD = 5
+MAX_LISTED = 5
 """Findings listed in an error; the others are counted."""
 
 _NAMED_LIKE_A_SECRET = re.compile(r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY)", re.IGNORECASE)
@@ -78,7 +79,7 @@ class Finding:
 
     def __str__(self) -> str:
         line = f", line {self.line}" if self.line else ""
-        record = f" (the pair {visible_line(self.record, 40)})" if self.record else ""
+        record = f" (pair {visible_line(self.record, 40)})" if self.record else ""
         return f"{self.what} in {self.file}{line}{record}"
 
 
@@ -108,34 +109,34 @@ def find_secrets(files: Mapping[str, bytes], known: Mapping[str, Secret]) -> lis
 
 
 def refuse_secrets(findings: Sequence[Finding], *, accepted: bool) -> None:
-    """Raise UnsafeError if there are any; `accepted` allows lookalikes in the text of models and people."""
+    """Raise UnsafeError if there are findings; `accepted` allows lookalikes in texts of models and people."""
     refused = [finding for finding in findings if not (accepted and finding.may_be_accepted)]
     if not refused:
         return
-    told = "; ".join(str(finding) for finding in refused[:TOLD])
-    more = f"; and {len(refused) - TOLD} more" if len(refused) > TOLD else ""
+    listed = "; ".join(str(finding) for finding in refused[:MAX_LISTED])
+    more = f"; and {len(refused) - MAX_LISTED} more" if len(refused) > MAX_LISTED else ""
     raise UnsafeError(
-        f"Found {told}{more}.",
-        "An archive is made to be shared, and everyone who has it would have the secret, too.",
+        f"Found {listed}{more}.",
+        "An archive is made to be shared, and everyone who gets it would get the secret, too.",
         _what_to_do(refused),
     )
 
 
 def _what_to_do(refused: Sequence[Finding]) -> str:
-    look = "Check it. If it is real, revoke it at its provider"
+    check = "Check it. If it is a real secret, revoke it at its provider"
     if all(finding.may_be_accepted for finding in refused):
         return (
-            f"{look}, reject that pair in stage quality, and start again: the adapter is then trained without it. "
+            f"{check}, reject that pair in stage quality, and start again: the adapter is then trained without it. "
             'If it is not a secret, start again with --accept-lookalikes "why".'
         )
-    return f"{look}, find out how it got there, remove it, and start again."
+    return f"{check}, find out how it got there, remove it, and start again."
 
 
 def _lookalikes(data: bytes) -> Iterator[tuple[str, int]]:
-    for what, beginnings, pattern in _SHAPES:
+    for what, prefixes, pattern in _SHAPES:
         shape = re.compile(pattern)
-        for beginning in beginnings:
-            yield from ((what, start) for start in _places(data, beginning) if shape.match(data, start))
+        for prefix in prefixes:
+            yield from ((what, start) for start in _places(data, prefix) if shape.match(data, start))
 
 
 def _places(data: bytes, value: bytes) -> Iterator[int]:

@@ -1,8 +1,8 @@
-"""What a support archive may say: texts without tokens, paths, addresses, names, prompts and replies.
+"""Redact texts for a support archive: no tokens, paths, addresses, names, prompts or replies remain.
 
-Two nets. What is known to be private is taken out: secrets by value and by shape, this machine's paths and names, hosts,
-and every run of words that stands in a prompt or a reply of the run. Then only words that the program's own source uses
-are kept, so that what nobody knew of (a server's reply inside of an error, a colleague's name) goes as well.
+First, everything known to be private is removed: secrets by value and by shape, this machine's paths and names, hosts, and
+every sequence of words that occurs in a prompt or a reply of the run. Then only words that the program's own source uses are
+kept, which also removes what could not be known (a server's message inside an error, a colleague's name).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from engine.security.redaction import MASK, redact
 
 ROOT = Path(__file__).parents[2]
 PHRASE = 4
-"""So many words in a row that stand in a prompt or a reply are taken for a part of it; of a shorter one, all of it."""
+"""This many consecutive words of a prompt or a reply count as a quotation; of a shorter one, all its words."""
 LONGEST_TEXT = 2_000
 CUT = "[…]"
-TAKEN = "[taken out]"
+REMOVED = "[removed]"
 PRIVATE_KEYS = frozenset(
     {"prompt", "messages", "base_response", "revised_response", "critic_notes", "critique", "chosen", "rejected",
      "stage2", "stage3", "samples", "shown", "examples", "answers", "answer", "draft", "revision", "reply", "account",
      "host", "source", "accept_quality", "accept_lookalikes", "push_to_hub"}
 )  # fmt: skip
-"""What stands under them is of models and people, or tells who works here."""
-OF_LANGUAGE = ("detectors", "principles", "demo")
+"""Their values are written by models and people, or identify the user."""
+VOCABULARY_FOLDERS = ("detectors", "principles", "demo")
 """Folders whose files list words of prompts and replies, and of other languages."""
-OF_TRACEBACKS = ("recent", "during", "handling", "above", "occurred", "direct", "following")
+TRACEBACK_WORDS = ("recent", "during", "handling", "above", "occurred", "direct", "following")
 PUBLIC_HOSTS = (
     "huggingface.co",
     "hf.co",
@@ -64,13 +64,13 @@ _CUTS = re.compile(rf"{re.escape(CUT)}(?:[\s/._-]*{re.escape(CUT)})+")
 
 
 class SupportText:
-    """Cleans texts, and counts in `taken` what it took out, by kind."""
+    """Redacts texts, and counts in `removed` what it removed, by kind."""
 
     def __init__(
         self, run_folder: Path, config: Mapping[str, Any], phrases: Phrases, public: Iterable[str] = ()
     ) -> None:
-        """`public`: texts whose words may be told, as the names of packages and of the GPU."""
-        self.taken: Counter[str] = Counter()
+        """`public`: texts whose words may be kept, such as the names of packages and of the GPU."""
+        self.removed: Counter[str] = Counter()
         self._phrases = phrases
         self._run_folder = str(run_folder)
         self._paths = _known_paths(run_folder, config)
@@ -78,10 +78,10 @@ class SupportText:
         self._words = program_words() | _public_words(config) | {word for text in public for word in _words(text)}
 
     def data(self, value: Any, key: str = "") -> Any:
-        """Plain data, every text in it clean; what stands under a private key is not there at all."""
+        """Plain data with every string redacted. Values under a private key are replaced as a whole."""
         if key in PRIVATE_KEYS and not isinstance(value, bool | int | float | None):
-            self.taken["prompts and replies"] += bool(value)
-            return TAKEN if value else value
+            self.removed["prompts and replies"] += bool(value)
+            return REMOVED if value else value
         if isinstance(value, Mapping):
             return {self.text(str(name)): self.data(inner, str(name)) for name, inner in value.items()}
         if isinstance(value, list | tuple):
@@ -90,7 +90,7 @@ class SupportText:
 
     def text(self, text: str) -> str:
         clean = redact(text[:LONGEST_TEXT])
-        self.taken["tokens"] += clean.count(MASK) - text[:LONGEST_TEXT].count(MASK)
+        self.removed["tokens"] += clean.count(MASK) - text[:LONGEST_TEXT].count(MASK)
         clean = self._without_phrases(clean)
         for pattern, replace in (
             (_URL, self._address),
@@ -102,13 +102,13 @@ class SupportText:
         clean = self._without_paths(clean)
         for name in self._names:
             clean, number = re.subn(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", CUT, clean, flags=re.IGNORECASE)
-            self.taken["names of people and machines"] += number
+            self.removed["names of people and machines"] += number
         clean = _CUTS.sub(CUT, _WORD.sub(self._word, clean))
         return clean + (f" … {len(text) - LONGEST_TEXT} more characters" if len(text) > LONGEST_TEXT else "")
 
     def _without_phrases(self, text: str) -> str:
         spans = self._phrases.spans_in(text)
-        self.taken["prompts and replies"] += len(spans)
+        self.removed["prompts and replies"] += len(spans)
         for start, end in reversed(spans):
             text = text[:start] + CUT + text[end:]
         return text
@@ -123,30 +123,30 @@ class SupportText:
         return self._hide(match)
 
     def _hide(self, match: re.Match[str]) -> str:
-        self.taken["addresses"] += 1
+        self.removed["addresses"] += 1
         return CUT
 
     def _without_paths(self, text: str) -> str:
         text = text.replace(f"{ROOT}/", "").replace(self._run_folder, "RUN_DIR")
         for path in self._paths:
             text, number = re.subn(rf"(?<!\w){re.escape(path)}(?:/[^\s\"'`:,;()\[\]{{}}<>]*)?", CUT, text)
-            self.taken["paths"] += number
+            self.removed["paths"] += number
         return _PATH.sub(self._path, text)
 
     def _path(self, match: re.Match[str]) -> str:
         code = _INSTALLED.match(match[0])
-        if code and Path(match[0]).is_file():  # of a package that is installed here
+        if code and Path(match[0]).is_file():  # a file of an installed package
             name = match[0][code.end() :]
             self._words |= frozenset(_words(name))
             return name
-        self.taken["paths"] += 1
+        self.removed["paths"] += 1
         return CUT
 
     def _word(self, match: re.Match[str]) -> str:
         word = match[0]
         if _NUMBER.fullmatch(word) or _HASH.fullmatch(word) or self._is_known(word):
             return word
-        self.taken["words that the program does not use"] += 1
+        self.removed["words that the program does not use"] += 1
         return CUT
 
     def _is_known(self, word: str) -> bool:
@@ -157,7 +157,7 @@ class SupportText:
 
 
 class Phrases:
-    """Runs of words in `shown` that stand in `private` as well. `private` is read once, and nothing of it is kept."""
+    """Sequences of words that occur in `shown` and in `private`. `private` is read once, and nothing of it is kept."""
 
     def __init__(self, shown: Iterable[str], private: Iterable[str]) -> None:
         wanted = {gram for text in shown for words in [_words(text)] for gram in _grams(words, range(2, PHRASE + 1))}
@@ -170,16 +170,16 @@ class Phrases:
                 )
 
     def spans_in(self, text: str) -> list[tuple[int, int]]:
-        """Begin and end of each such run, those that touch joined, in their order."""
+        """Start and end of each such sequence, in order; adjacent and overlapping ones are merged."""
         if not self._found:
             return []
-        places = [(match[0].casefold(), match.start(), match.end()) for match in _WORD.finditer(text)]
+        words = [(match[0].casefold(), match.start(), match.end()) for match in _WORD.finditer(text)]
         spans: list[tuple[int, int]] = []
-        for first in range(len(places)):
+        for first in range(len(words)):
             for size in range(2, PHRASE + 1):
-                if tuple(word for word, *_ in places[first : first + size]) not in self._found:
+                if tuple(word for word, *_ in words[first : first + size]) not in self._found:
                     continue
-                start, end = places[first][1], places[min(first + size, len(places)) - 1][2]
+                start, end = words[first][1], words[min(first + size, len(words)) - 1][2]
                 if spans and start <= spans[-1][1]:
                     spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
                 else:
@@ -188,7 +188,7 @@ class Phrases:
 
 
 def private_texts(value: Any, *, private: bool = False) -> Iterator[str]:
-    """Every text in plain data that stands under a private key, however deep."""
+    """Every string in plain data that is under a private key, at any depth."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from private_texts(inner, private=private or key in PRIVATE_KEYS)
@@ -200,7 +200,7 @@ def private_texts(value: Any, *, private: bool = False) -> Iterator[str]:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in plain data, keys too."""
+    """Every string in plain data, including keys."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield str(key)
@@ -214,11 +214,14 @@ def texts(value: Any) -> Iterator[str]:
 
 @functools.cache
 def program_words() -> frozenset[str]:
-    """The words of the program's own source, of Python's and of its packages' names, in small letters."""
-    words = {*OF_TRACEBACKS, *map(str.casefold, (*dir(builtins), *sys.stdlib_module_names, *sys.builtin_module_names))}
-    for room in ("engine", "tui"):
-        for path in (ROOT / room).rglob("*.py"):
-            if path.parent.name in OF_LANGUAGE:
+    """The words of the program's own source and of Python's builtins and modules, case-folded."""
+    words = {
+        *TRACEBACK_WORDS,
+        *map(str.casefold, (*dir(builtins), *sys.stdlib_module_names, *sys.builtin_module_names)),
+    }
+    for package in ("engine", "tui"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path.parent.name in VOCABULARY_FOLDERS:
                 continue
             words.update(word.casefold() for word in _WORD.findall(path.read_text(encoding="utf-8")))
     return frozenset({*words, *(part for word in words for part in word.split("_"))})
@@ -235,16 +238,16 @@ def _grams(words: list[str], sizes: range) -> Iterator[tuple[str, ...]]:
 
 
 def _known_paths(run_folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """What the options and the environment name, as they are spelt there; longer ones first."""
-    given = [str(config[name]) for name in (*PATH_OPTIONS, "output_dir") if config.get(name)]
-    named = {path for path in given if is_local(path) and "://" not in path}
-    named |= {os.environ[name] for name in PATH_VARIABLES if os.environ.get(name)}
-    named |= {str(run_folder), str(run_folder.parent)}
-    return sorted((path.rstrip("/") for path in named if len(path.strip("/.")) >= 3), key=len, reverse=True)
+    """Paths in options and environment variables, as written there; longer ones first."""
+    options = [str(config[name]) for name in (*PATH_OPTIONS, "output_dir") if config.get(name)]
+    paths = {path for path in options if is_local(path) and "://" not in path}
+    paths |= {os.environ[name] for name in PATH_VARIABLES if os.environ.get(name)}
+    paths |= {str(run_folder), str(run_folder.parent)}
+    return sorted((path.rstrip("/") for path in paths if len(path.strip("/.")) >= 3), key=len, reverse=True)
 
 
 def _known_names(config: Mapping[str, Any]) -> list[str]:
-    """Of the user, of this machine, and of the hosts that options and variables name; with their first label."""
+    """Names of the user, of this machine, and of hosts in options and variables, in full and up to the first dot."""
     names = {socket.gethostname(), Path.home().name}
     try:
         names.add(getpass.getuser())
@@ -256,15 +259,15 @@ def _known_names(config: Mapping[str, Any]) -> list[str]:
         try:
             host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
         except ValueError:
-            continue  # no host can be read out of it
+            continue  # it has no valid host
         if host not in PUBLIC_HOSTS:
             names.add(host)
     labels = {name.partition(".")[0] for name in names}
-    of_everybody = {"", "root", "user", "admin", "localhost", "127", "ubuntu"}
-    return sorted((names | labels) - of_everybody, key=len, reverse=True)
+    common = {"", "root", "user", "admin", "localhost", "127", "ubuntu"}
+    return sorted((names | labels) - common, key=len, reverse=True)
 
 
 def _public_words(config: Mapping[str, Any]) -> frozenset[str]:
-    """Of the names of models and datasets on the Hub: without them no report can be understood."""
+    """The words in the names of models and datasets on the Hub, without which a report cannot be understood."""
     names = [str(config[name]) for name in ("base_model_id", "dataset", "reward_model_id") if config.get(name)]
     return frozenset(word for name in names if not is_local(name) for word in _words(name))

@@ -19,12 +19,12 @@ from engine.packaging.zip_writer import MANIFEST
 from engine.storage.jsonl import loads
 
 LARGEST_MANIFEST = 16 << 20
-"""Bytes; it has a line for each of some twenty files."""
+"""Bytes; a manifest has a few lines for each of about twenty files."""
 MAX_DECOMPRESSION_RATIO = 50
-"""Times its own size: most of an archive is the adapter, which is stored as it is, and texts unfold to ten times theirs."""
+"""How many times its own size an archive may expand to. Most of it is the adapter, stored uncompressed; texts expand tenfold."""
 
 _NAME = re.compile(r"[A-Za-z0-9._/-]+")
-_FAULTS = (
+_DAMAGE_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, NotImplementedError),
     *(ValueError, LookupError, TypeError, AttributeError),
 )
@@ -41,19 +41,20 @@ def read_back(archive: Path) -> dict[str, str]:
 
 
 def read_files(file: IO[bytes], archive: Path) -> dict[str, bytes]:
-    """All files of the archive open as `file`, by name without the top folder. Raises DamagedState as `read_back`."""
+    """All files of the archive that is open as `file`, by name without the top folder. Raises DamagedState as `read_back`."""
     try:
         with zipfile.ZipFile(file) as packed:
-            fault = _fault(packed.infolist()) or _unfolds_too_far(packed.infolist(), archive.stat().st_size)
-            files = {} if fault else {_inner(entry): packed.read(entry) for entry in packed.infolist()}
-        fault = fault or _other_than_told(files)
-    except _FAULTS as error:
-        fault = str(error) or type(error).__name__
-    if fault:
+            entries = packed.infolist()
+            problem = _invalid_entry(entries) or _expands_too_far(entries, archive.stat().st_size)
+            files = {} if problem else {_inner(entry): packed.read(entry) for entry in entries}
+        problem = problem or _manifest_mismatch(files)
+    except _DAMAGE_ERRORS as error:
+        problem = str(error) or type(error).__name__
+    if problem:
         raise DamagedState(
             f"The archive {archive} does not read back as it was written.",
-            f"{fault[:1].upper()}{fault[1:]}.",
-            "Check the disk, then make it again with `stage3-tui --auto --from packaging`.",
+            f"{problem[:1].upper()}{problem[1:]}.",
+            "Check the disk, then rebuild it with `stage3-tui --auto --from packaging`.",
         )
     return files
 
@@ -62,12 +63,12 @@ def _inner(entry: zipfile.ZipInfo) -> str:
     return entry.filename.partition("/")[2]
 
 
-def _fault(entries: list[zipfile.ZipInfo]) -> str:
-    """Why these entries cannot be one of our archives; empty if they can."""
-    found = [entry.orig_filename for entry in entries]
-    if len({name.partition("/")[0] for name in found}) != 1:
+def _invalid_entry(entries: list[zipfile.ZipInfo]) -> str:
+    """Why these entries cannot be those of one of our archives; empty if they can."""
+    names = [entry.orig_filename for entry in entries]
+    if len({name.partition("/")[0] for name in names}) != 1:
         return "its names do not all start with the same folder"
-    if len({name.lower() for name in found}) != len(found):
+    if len({name.lower() for name in names}) != len(names):
         return "a name occurs twice"
     for entry in entries:
         name = entry.orig_filename
@@ -88,22 +89,25 @@ def _fault(entries: list[zipfile.ZipInfo]) -> str:
     return "" if any(_inner(entry) == MANIFEST for entry in entries) else "it has no manifest"
 
 
-def _unfolds_too_far(entries: list[zipfile.ZipInfo], size: int) -> str:
-    """Why these are more bytes than an archive of this size can hold; zipfile reads no more of an entry than it says here."""
+def _expands_too_far(entries: list[zipfile.ZipInfo], size: int) -> str:
+    """Why these are more bytes than an archive of this size can hold; empty if they are not. zipfile reads no more of an entry
+    than its recorded size.
+    """
     if sum(entry.compress_size for entry in entries) > size:
         return "its files overlap"
     for entry in entries:
         if _inner(entry) == MANIFEST and entry.file_size > LARGEST_MANIFEST:
             return f"its manifest has more than {format_size(LARGEST_MANIFEST)}"
     if sum(entry.file_size for entry in entries) > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * size):
-        return f"it unfolds to more than {MAX_DECOMPRESSION_RATIO} times its bytes"
+        return f"it expands to more than {MAX_DECOMPRESSION_RATIO} times its size"
     return ""
 
 
-def _other_than_told(files: dict[str, bytes]) -> str:
-    told: dict[str, Any] = loads(files[MANIFEST])["files"]
-    for name in sorted({*told, *files} - {MANIFEST}):
-        data, facts = files.get(name), told.get(name)
+def _manifest_mismatch(files: dict[str, bytes]) -> str:
+    """The first difference between the files and their manifest; empty if there is none."""
+    listed: dict[str, Any] = loads(files[MANIFEST])["files"]
+    for name in sorted({*listed, *files} - {MANIFEST}):
+        data, facts = files.get(name), listed.get(name)
         if data is None or facts is None:
             return f"{name} is {'not in it' if data is None else 'not in its manifest'}"
         if (facts["bytes"], facts["sha256"]) != (len(data), hashlib.sha256(data).hexdigest()):

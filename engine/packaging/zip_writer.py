@@ -22,17 +22,21 @@ LEVEL = 6
 
 
 def manifest_bytes(files: Mapping[str, bytes], withheld: Sequence[str] = (), **about: Any) -> bytes:
-    """Size and hash of every file by name. `withheld`: ids of pairs whose records were left out; `about`: further facts."""
-    told = {
+    """The manifest as JSON: size and hash of every file by name.
+
+    withheld   ids of pairs whose records were left out
+    about      further facts
+    """
+    entries = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
     }
     return json_bytes(
-        {"schema": SCHEMA, **about, **({"withheld_pairs": list(withheld)} if withheld else {}), "files": told}
+        {"schema": SCHEMA, **about, **({"withheld_pairs": list(withheld)} if withheld else {}), "files": entries}
     )
 
 
 def write_zip(part: Path, top: str, files: Mapping[str, bytes]) -> None:
-    """Write the archive to a new file and sync it. Replaces an existing file and follows no link."""
+    """Write the archive to a new file, and sync it. An existing file is replaced; a link is not followed."""
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with os.fdopen(descriptor, "wb") as file:

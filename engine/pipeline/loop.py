@@ -114,7 +114,7 @@ def _restart_for(context: Context, name: str, error: BaseException) -> RestartNe
         return None
     first_line = str(error).splitlines()[0]
     context.run.record_stage(name, broken_device=first_line)
-    return RestartNeeded("The GPU's context broke.", first_line, "The run continues once in a fresh process.")
+    return RestartNeeded("The CUDA context is broken.", first_line, "The run continues once in a fresh process.")
 
 
 def _fail(context: Context, name: str, error: BaseException) -> Generator[Event, None, ExitCode]:

@@ -92,7 +92,7 @@ def write_support_archive(
         public=[*found["versions.json"]["packages"], platform.release(), *_names_of_gpus(findings)],
     )
     files = {name: _encoded(name, clean.data(value)) for name, value in found.items()}
-    taken = {kind: number for kind, number in clean.taken.items() if number > 0}
+    taken = {kind: number for kind, number in clean.removed.items() if number > 0}
     files["about.txt"] = _about(taken, missing).encode()
     refuse_secrets(find_secrets(files, {}), accepted=False)
     _write(path, files)

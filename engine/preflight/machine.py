@@ -1,4 +1,4 @@
-"""Before the rehearsal: check the download, choose the number format, read the model's shape and the free memory."""
+"""Before the rehearsal: verify the download, choose the number format, read the model's shape and the free memory."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def plan_inputs(
     def overflow() -> str:
         half = config.model_copy(update={"dtype": "float16"})
         tokenizer = load_tokenizer(half, token)
-        texts = [
+        encoded = [
             conversation_ids(tokenizer, prompt.messages, add_generation_prompt=True)
             for prompt in prompts[:DTYPE_PROMPTS]
         ]
         policy = load_policy(load_base(half, token), adapter_folder(config, run, token), trainable=True)
         try:
-            return overflow_in_float16(policy, [ids[: config.max_length] for ids in texts])
+            return overflow_in_float16(policy, [ids[: config.max_length] for ids in encoded])
         finally:
             del policy
             free_memory()
@@ -52,8 +52,7 @@ def plan_inputs(
     model_config = AutoConfig.from_pretrained(config.base_model_id, **hub_arguments(config, token))
     machine = machine_of(resolve_device(config))
     where = "the GPU" if machine.device_type == "cuda" else "this computer"
-    have = f"{machine.room / GIB:.1f} of {machine.total / GIB:.1f} GiB of {where} can be used"
-    yield Check("memory", "ok", have)
+    yield Check("memory", "ok", f"{machine.room / GIB:.1f} of {machine.total / GIB:.1f} GiB of {where} are available")
     yield from gpu_memory_held_by_others(machine.device_type)
     chosen = config.model_copy(update={"dtype": dtype})
     return PlanInputs(chosen, Shape.of(model_config, run.result("adapter")), machine, why)
@@ -61,17 +60,17 @@ def plan_inputs(
 
 def check_download(config: Stage3Config) -> Iterator[Check]:
     """Raises DamagedState if a cached file of the base model does not match the hash in its name."""
-    found = verify_base(config)
-    if found.damaged:
-        names = ", ".join(str(path) for path in found.damaged)
+    cached = verify_base(config)
+    if cached.damaged:
+        names = ", ".join(str(path) for path in cached.damaged)
         yield Check("download", "failed", visible_line(f"damaged: {names}", 400))
         raise DamagedState(
-            f"{len(found.damaged)} of {found.files} files of {config.base_model_id} in the Hub's cache are damaged.",
+            f"{len(cached.damaged)} of {cached.files} files of {config.base_model_id} in the Hub's cache are damaged.",
             f"Their content does not match the hash in their names: {names}.",
-            f"Remove them (rm {shlex.join(map(str, found.damaged))}), then run the same command again to download them.",
+            f"Remove them (rm {shlex.join(map(str, cached.damaged))}), then run the same command again to download them.",
         )
-    if found.files:
-        yield Check("download", "ok", f"{found.files} files, {found.bytes / GIB:.1f} GiB, hashes match")
+    if cached.files:
+        yield Check("download", "ok", f"{cached.files} files, {cached.bytes / GIB:.1f} GiB, hashes match")
 
 
 def gpu_memory_held_by_others(device_type: str) -> Iterator[Check]:

@@ -1,7 +1,7 @@
-"""The pilot: take a few prompts all the way to judged pairs before spending hours on the whole set.
+"""The pilot: take a few prompts all the way to judged pairs before spending hours on the full set.
 
-Stage pairs reuses its records and stage quality its scores. The gate's figures are estimated with intervals; if a whole interval
-is on the wrong side of a threshold, the run ends here, after minutes.
+Stage pairs reuses the pilot's records, and stage quality its scores. The gate's figures are estimated with intervals. If an
+entire interval is on the wrong side of a threshold, the run ends here, after minutes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 PAIRS_SHOWN = 12
 """Pairs in the event, for the screen; `preflight/pairs.jsonl` has all of them."""
 TEXT_SHOWN = 600
-"""Characters of each of their texts."""
+"""Characters shown of each text."""
 
 
 def make_pilot(run: Run, prompts: Sequence[Prompt], inputs: GenerationInputs) -> Generator[Event, None, list[Pair]]:
@@ -70,7 +70,7 @@ def make_pilot(run: Run, prompts: Sequence[Prompt], inputs: GenerationInputs) ->
 
 
 def _without_pairs(events: Iterable[Event]) -> Iterator[Event]:
-    """Drop pair events: the run counts its pairs by them, and emits the pilot's again when it reuses them."""
+    """Drop pair events: the run counts its pairs by them, and stage pairs emits the pilot's when it reuses them."""
     for event in events:
         if not isinstance(event, PairMade | PairFailed):
             yield event
@@ -86,13 +86,13 @@ def judge_pilot(
     token: str | None = None,
 ) -> Generator[Event, None, list[Estimate]]:
     """The pilot's estimates for the whole set, also written to `preflight/report.json`."""
-    tally, judged = _found(pairs)
-    if config.relevance and any(each.verdict.usable for each in judged):
-        readable = [each.pair for each in judged if each.verdict.usable]
+    tally, assessed = _assess(pairs)
+    if config.relevance and any(each.verdict.usable for each in assessed):
+        measurable = [each.pair for each in assessed if each.verdict.usable]
         path = run / layout.RELEVANCE_JSONL
-        known = yield from measure_relevance(config, readable, path, token, stop)
-        tally, judged = _found([with_measures(pair, known) for pair in pairs])
-    usable = [each.pair for each in judged if each.verdict.usable]
+        measures = yield from measure_relevance(config, measurable, path, token, stop)
+        tally, assessed = _assess([with_measures(pair, measures) for pair in pairs])
+    usable = [each.pair for each in assessed if each.verdict.usable]
     rows: list[Row] = [preference_row(pair) for pair in usable]  # type: ignore[misc]
     too_long = sum(length > config.max_length for length in measure_lengths(rows, tokenizer))
     scores: Mapping[str, ScorePair] = {}
@@ -100,8 +100,8 @@ def judge_pilot(
     if usable:
         examined = yield from examined_judge(config, run, load_judge, stop)
     if examined.trusted is not None:
-        given = yield from examined.score(run, usable, load_judge, stop)
-        scores = dict(zip((pair.id for pair in usable), given, strict=True))
+        score_list = yield from examined.score(run, usable, load_judge, stop)
+        scores = dict(zip((pair.id for pair in usable), score_list, strict=True))
     outcomes = [score.outcome for score in scores.values() if score.outcome != "not scored"]
     estimates = [
         usable_estimate(tally.usable, tally.made, config, left_out=tally.reasons.most_common()),
@@ -113,16 +113,16 @@ def judge_pilot(
         yield Check(f"pilot: {estimate.title}", "failed" if estimate.hopeless else "ok", estimate.sentence)
     for reason, count in tally.reasons.most_common():
         yield Check(f"pilot: left out: {reason}", "skipped", str(count))
-    reasons = {each.pair.id: each.verdict.reasons for each in judged}
+    reasons = {each.pair.id: each.verdict.reasons for each in assessed}
     shown = tuple(_shown(pair, reasons[pair.id], scores.get(pair.id)) for pair in pairs[:PAIRS_SHOWN])
     figures = tuple(estimate.as_dict() for estimate in estimates)
-    told = {"prompts": len(pairs), "method": config.method, "exams": examined.as_dict(), "figures": figures}
-    write_json(run / layout.PILOT_REPORT, {**told, "left_out": dict(tally.reasons.most_common())})
+    report = {"prompts": len(pairs), "method": config.method, "exams": examined.as_dict(), "figures": figures}
+    write_json(run / layout.PILOT_REPORT, {**report, "left_out": dict(tally.reasons.most_common())})
     yield PilotDone(len(pairs), figures, shown)
     return estimates
 
 
-def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[AssessedPair]]:
+def _assess(pairs: Sequence[Pair]) -> tuple[Tally, list[AssessedPair]]:
     tally = Tally()
     return tally, list(assessed_pairs(enumerate(pairs), {}, tally))
 
@@ -130,15 +130,15 @@ def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[AssessedPair]]:
 def require_promising_pilot(
     estimates: Sequence[Estimate], config: Stage3Config, pairs: Path
 ) -> Generator[Event, None, None]:
-    """Raise DataError (exit code 9) if, by the pilot, the gate cannot open.
+    """Raise DataError (exit code 9) if the pilot's figures put the gate out of reach.
 
-    pairs   the file of its pairs, to look at
+    pairs   the file with the pilot's pairs, which the error names
     """
     accepted = require_reachable(
         estimates,
         config,
-        what="The pilot leaves no hope that the gate will open",
-        why="All the pairs would be made as these were, and training would refuse them.",
+        what="The pilot shows that the gate cannot open",
+        why="All other pairs would be made in the same way, and training would refuse them.",
         pairs_path=str(pairs),
     )
     if accepted:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 MEMORY_FRACTION = {"cuda": 0.92, "cpu": 0.6}
-"""Share of the available memory that a plan may use: torch's allocator leaves gaps, and on the CPU the kernel kills a
+"""Fraction of the available memory that a plan may use: torch's allocator leaves gaps, and on the CPU the kernel kills a
 process whose memory runs out."""
 MAX_FORWARD_TOKENS = {"cpu": 4096}
-"""Pairs in one forward pass: more cost padding and gain nothing on a few cores."""
+"""Tokens in one forward pass: more would cost padding, and gain nothing on a few cores."""
 TERMS_THAT_SCALE = ("activations", "attention", "head", "workspace")
 GIB = 1 << 30
 
@@ -35,7 +35,7 @@ class PlanInputs:
     """The inputs for choosing a plan."""
 
     config: Stage3Config
-    """With the chosen number format."""
+    """The options, with the chosen number format."""
     shape: Shape
     machine: Machine
     why_dtype: str
@@ -90,7 +90,7 @@ class PlanInputs:
 def require_memory(inputs: PlanInputs) -> None:
     """Raises PreconditionError if not even the smallest plan, or one conversation at a time, fits."""
     config, machine = inputs.config, inputs.machine
-    # A GPU raises when memory runs out, so the trial can decide close cases; on a CPU the process would be killed.
+    # A GPU raises when memory runs out, so the trial decides close cases. On a CPU the process would be killed.
     most = machine.total if machine.device_type == "cuda" else machine.room
     plan = inputs.choose()
     if (needed := inputs.needed(plan)) > most:
@@ -108,36 +108,36 @@ def require_memory(inputs: PlanInputs) -> None:
 def too_small_error(inputs: PlanInputs, plan: TrainingPlan, what: str, room: float) -> PreconditionError:
     """The error, with the memory that each alternative would need."""
     config = inputs.config
-    ways: dict[str, float] = {}
+    remedies: dict[str, float] = {}
     if not plan.gradient_checkpointing:
         plan = replace(plan, gradient_checkpointing=True)
-        ways["--gradient-checkpointing"] = inputs.needed(plan)
+        remedies["--gradient-checkpointing"] = inputs.needed(plan)
     if plan.reference == "live":
         plan = replace(plan, reference="up front")
-        ways["--cpu-ref-model"] = inputs.needed(plan)
-    ways[f"--max-length {config.max_length // 2}"] = inputs.needed(plan, max_length=config.max_length // 2)
+        remedies["--cpu-ref-model"] = inputs.needed(plan)
+    remedies[f"--max-length {config.max_length // 2}"] = inputs.needed(plan, max_length=config.max_length // 2)
     if plan.processes > 1 and config.sharding == "ddp" and not config.load_in_4bit:
-        spread = replace(inputs, config=config.model_copy(update={"sharding": "fsdp"}))
-        ways["--sharding fsdp"] = spread.needed(plan)
+        sharded = replace(inputs, config=config.model_copy(update={"sharding": "fsdp"}))
+        remedies["--sharding fsdp"] = sharded.needed(plan)
     if inputs.machine.device_type == "cuda" and not config.load_in_4bit:
-        ways["--load-in-4bit"] = inputs.needed(plan, load_in_4bit=True)
-    told = ", ".join(f"{way} ({size / GIB:.1f} GiB)" for way, size in ways.items())
+        remedies["--load-in-4bit"] = inputs.needed(plan, load_in_4bit=True)
+    listed = ", ".join(f"{option} ({size / GIB:.1f} GiB)" for option, size in remedies.items())
     return PreconditionError(
         f"{what}, but only {room / GIB:.1f} GiB are available.",
         _listed(inputs.terms(plan, config.max_length, config.load_in_4bit)),
-        f"Use {told}, or a smaller --base-model-id.",
+        f"Use {listed}, or a smaller --base-model-id.",
     )
 
 
 def _listed(terms: Mapping[str, int]) -> str:
-    return "Its parts, in GiB: " + ", ".join(f"{name} {size / GIB:.1f}" for name, size in terms.items() if size) + "."
+    return "In GiB: " + ", ".join(f"{name} {size / GIB:.1f}" for name, size in terms.items() if size) + "."
 
 
 def fitting_plan(
     inputs: PlanInputs, rehearsal: Rehearsal, row: Row
 ) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
     """The plan that the forecast chooses, tried on the longest pair: reduced if it does not fit, and increased once if the
-    measurement shows room.
+    measurement leaves room.
     """
     config, machine = inputs.config, inputs.machine
     plan: TrainingPlan | None = inputs.choose()
@@ -146,14 +146,14 @@ def fitting_plan(
         try:
             tried = yield from train_and_resume(rehearsal, row, plan, plan.processes // config.num_machines)
         except (RestartNeeded, MemoryExhausted) as error:
-            said = error.why
-            yield Message("warning", f"Memory ran out on the longest pair with {plan.in_words}: {said}")
+            reason = error.why
+            yield Message("warning", f"Memory ran out on the longest pair with {plan.in_words}: {reason}")
             lower = plan.reduce(may_checkpoint=config.gradient_checkpointing is None)
             if best is not None:
                 break
             if lower is None:
                 raise too_small_error(
-                    inputs, plan, f"The training of one pair does not fit ({said})", machine.room
+                    inputs, plan, f"Training on a single pair does not fit ({reason})", machine.room
                 ) from None
             plan = replace(lower, why={**plan.why, "micro_batch": f"{plan.micro_batch} was tried and did not fit"})
             free_memory()
@@ -174,6 +174,6 @@ def _scale(inputs: PlanInputs, plan: TrainingPlan, measured: int) -> float:
     """Measured activation memory relative to the formula's, without the CUDA context."""
     config = inputs.config
     terms = inputs.terms(plan, config.max_length, config.load_in_4bit)
-    growing = sum(terms[name] for name in TERMS_THAT_SCALE)
-    fixed = sum(terms.values()) - growing - terms["context"]
-    return max((measured - fixed) / growing, 0.1)
+    scaling = sum(terms[name] for name in TERMS_THAT_SCALE)
+    fixed = sum(terms.values()) - scaling - terms["context"]
+    return max((measured - fixed) / scaling, 0.1)

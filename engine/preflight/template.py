@@ -1,4 +1,4 @@
-"""Test the chat template on everything that a run renders with it, before loading any weights."""
+"""Test the chat template on every kind of conversation that a run renders with it, before loading any weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from engine.security.sanitize import visible_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ASKED: Conversation = [{"role": "user", "content": "How do I mend a dripping tap?"}]
+QUESTION: Conversation = [{"role": "user", "content": "How do I mend a dripping tap?"}]
 DRAFT, CRITIQUE = "Close the valve first.", "It does not say how."
-TALK: Conversation = [
-    *ASKED,
+FOLLOW_UP: Conversation = [
+    *QUESTION,
     {"role": "assistant", "content": DRAFT},
     {"role": "user", "content": "And after that?"},
 ]
-BRIEFED: Conversation = [{"role": "system", "content": "Be brief."}, *TALK]
+WITH_SYSTEM: Conversation = [{"role": "system", "content": "Be brief."}, *FOLLOW_UP]
 REPLY: ChatMessage = {"role": "assistant", "content": "Replace the washer."}
 
 
@@ -39,26 +39,27 @@ def check_template(config: Stage3Config, token: str | None) -> Iterator[Check]:
     except PreconditionError as error:
         yield Check("chat template", "failed", visible_line(error.what, 400))
         raise
-    yield Check("chat template", "ok", visible_line(in_words(behaviour_of(tokenizer), tokenizer), 400))
+    yield Check("chat template", "ok", visible_line(describe(behaviour_of(tokenizer), tokenizer), 400))
 
 
-def in_words(behaviour: Behaviour, tokenizer: PreTrainedTokenizerBase) -> str:
-    """`a reply ends with <|im_end|>; asked with enable_thinking=False`."""
+def describe(behaviour: Behaviour, tokenizer: PreTrainedTokenizerBase) -> str:
+    """`a reply ends with <|im_end|>; rendered with enable_thinking=False`."""
     end = tokenizer.convert_ids_to_tokens(behaviour.end)
-    told = [f"{end} is put behind each reply" if behaviour.appended else f"a reply ends with {end}"]
+    parts = [f"{end} is appended to each reply" if behaviour.appended else f"a reply ends with {end}"]
     if behaviour.options.switches:
-        told.append("asked with " + ", ".join(f"{name}={value}" for name, value in behaviour.options.switches.items()))
+        switches = ", ".join(f"{name}={value}" for name, value in behaviour.options.switches.items())
+        parts.append(f"rendered with {switches}")
     if behaviour.opening:
-        told.append(f"each reply is begun with {behaviour.opening!r}")
+        parts.append(f"each reply begins with {behaviour.opening!r}")
     if behaviour.options.folds_system:
-        told.append("a system message stands in the first user turn")
-    return "; ".join(told)
+        parts.append("a system message is merged into the first user turn")
+    return "; ".join(parts)
 
 
 def _conversations(settings: GenerationSettings) -> Iterator[Conversation]:
-    """A draft, a critique and a revision as this run asks for them, with its worked examples."""
+    """The prompts for a draft, a critique and a revision in this run, with its worked examples."""
     principle = settings.constitution.principles[0]
-    for conversation in (ASKED, TALK, BRIEFED):
+    for conversation in (QUESTION, FOLLOW_UP, WITH_SYSTEM):
         yield conversation
         yield critique_prompt(conversation, DRAFT, principle, settings.examples)
         yield revision_prompt(conversation, DRAFT, CRITIQUE, principle, settings.examples)

@@ -1,4 +1,4 @@
-"""Time a batch: reading the prompts, and generating."""
+"""Time a batch: reading the prompts (prefill), and generating (decoding)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def time_batch(backend: Backend, prompts: list[Prompt]) -> tuple[float, float]:
     conversations = [prompt.messages for prompt in prompts]
     seeds = list(range(len(prompts)))
 
-    def ask(tokens: int) -> None:
-        backend.clear_cache()  # so that reading is timed
+    def generate(tokens: int) -> None:
+        backend.clear_cache()  # so that every call reads the prompts
         backend.reply(conversations, SamplingSettings(tokens), seeds)
 
-    ask(1)  # warm-up: the first batch of a shape is slower
-    one, many = (_seconds(lambda n=n: ask(n)) for n in (1, 1 + PROBE_TOKENS))
-    if many <= one:  # a busy machine: all of it counts as decoding, which is too much rather than nothing
-        return one, many / (1 + PROBE_TOKENS)
-    return one, (many - one) / PROBE_TOKENS
+    generate(1)  # warm-up: the first batch of a shape is slower
+    short, long = (_seconds(lambda n=n: generate(n)) for n in (1, 1 + PROBE_TOKENS))
+    if long <= short:  # a busy machine: count everything as decoding, which overestimates it instead of reporting zero
+        return short, long / (1 + PROBE_TOKENS)
+    return short, (long - short) / PROBE_TOKENS
 
 
-def _seconds(work: Any) -> float:
+def _seconds(function: Any) -> float:
     started = time.monotonic()
-    work()
+    function()
     return time.monotonic() - started

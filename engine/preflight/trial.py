@@ -1,4 +1,4 @@
-"""Train on the longest pair that the limits allow, on as many processes as the run: a checkpoint, an interruption, a resume."""
+"""Train on the longest pair that the limits allow, in as many processes as the run: a checkpoint, an interruption, a resume."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class TrialRun:
     """Measurements of training steps on the longest pair."""
 
     step_seconds: float
-    """Of one pair in each process."""
+    """Seconds of a step with one pair in each process."""
     checkpoint_bytes: int
     peak_bytes: int
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The training of a run in a folder of its own, with a checkpoint after each step."""
+    """The run's training in a folder of its own, with a checkpoint after each step."""
 
     config: Stage3Config
     run: Run
-    """Keeps the logs of processes that fail here."""
+    """The run, which keeps the logs of processes that fail."""
     scratch: Run
     stop: StopToken
     token: str | None
@@ -57,13 +57,13 @@ class Rehearsal:
     @staticmethod
     def of(config: Stage3Config, run: Run, scratch: Run, stop: StopToken, token: str | None) -> Rehearsal:
         changes = {"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"}
-        # The other machines wait for the run's training.
+        # The other machines do not rehearse: they wait for the run's training.
         if config.num_machines > 1:
             changes |= {"num_machines": 1, "machine_rank": 0, "num_processes": None}
-        small = config.model_copy(update=changes)
+        rehearsal_config = config.model_copy(update=changes)
         for stage in ("workspace", "adapter"):
             scratch.record_stage(stage, status="done", result=run.result(stage))
-        return Rehearsal(small, run, scratch, stop, token)
+        return Rehearsal(rehearsal_config, run, scratch, stop, token)
 
     def train(self, rows: list[Row], plan: TrainingPlan) -> Generator[Event, None, Trained]:
         """Raises as `train_as_planned` does."""
@@ -81,7 +81,7 @@ class Rehearsal:
             raise
 
     def _keep_logs(self) -> None:
-        """The scratch folder goes; what the error names stays."""
+        """Copy the logs that the error refers to, because the scratch folder is removed."""
         logs = self.scratch / layout.PROCESSES_DIR
         if logs.is_dir():
             shutil.copytree(logs, self.run / layout.PROCESSES_DIR, dirs_exist_ok=True)
@@ -90,11 +90,11 @@ class Rehearsal:
 def train_and_resume(
     rehearsal: Rehearsal, row: Row, plan: TrainingPlan, processes: int
 ) -> Generator[Event, None, TrialRun]:
-    """Training steps under `plan`, interrupted after the first checkpoint, then resumed.
+    """Train under `plan`, interrupt after the first checkpoint, then resume.
 
-    processes   of this machine
+    processes   the number on this machine
 
-    Raises RestartNeeded or MemoryExhausted if they do not fit; then nothing in the rehearsal's folder is usable.
+    Raises RestartNeeded or MemoryExhausted if it does not fit; then nothing in the rehearsal's folder is usable.
     """
     from engine.dpo.training.trainer import save_adapter
 
@@ -104,15 +104,16 @@ def train_and_resume(
     rows = [row] * one_pass.effective_batch
     steps = StepTimes()
     yield Progress(0, STEPS, UNIT)
-    first = rehearsal.train(rows, one_pass)
-    checkpoint_bytes = yield from steps.until_checkpoint(first)
-    first.close()  # like an interruption: the current step finishes and is saved
-    whose = f" in each of {processes} processes" if processes > 1 else ""
-    told = f"on {plan.micro_batch} × {config.max_length} tokens{whose}, loss starts at ln 2"
-    yield Check("training step", "ok", told)
+    training = rehearsal.train(rows, one_pass)
+    checkpoint_bytes = yield from steps.until_checkpoint(training)
+    training.close()  # like an interruption: the current step finishes and is saved
+    where = f" in each of {processes} processes" if processes > 1 else ""
+    yield Check(
+        "training step", "ok", f"on {plan.micro_batch} × {config.max_length} tokens{where}, loss starts at ln 2"
+    )
     yield Check("checkpoint", "ok", f"{checkpoint_bytes / 1e6:.1f} MB")
     free_memory()
-    trained = yield from steps.quietly(rehearsal.train(rows, one_pass))
+    trained = yield from steps.until_end(rehearsal.train(rows, one_pass))
     if trained.resumed_from is None:
         raise DamagedState(
             "The rehearsal did not resume from its checkpoint.",
@@ -128,13 +129,13 @@ def train_and_resume(
 
 
 class StepTimes:
-    """Times the steps of the rehearsal. The first is slower than the rest; the fastest is closest to a long run's."""
+    """Times the steps of the rehearsal. The first is slower than the others; the fastest is closest to those of a long run."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._last = time.monotonic()
 
-    def _heard(self, event: Event) -> Iterator[Progress]:
+    def _time(self, event: Event) -> Iterator[Progress]:
         now = time.monotonic()
         if isinstance(event, TrainStep):
             self.seconds.append(now - self._last)
@@ -142,21 +143,25 @@ class StepTimes:
         self._last = now
 
     def until_checkpoint(self, training: Iterator[Event]) -> Generator[Event, None, int]:
-        """Bytes of the first checkpoint."""
+        """Run to the first checkpoint. Returns its size in bytes."""
         for event in training:
-            yield from self._heard(event)
+            yield from self._time(event)
             if isinstance(event, CheckpointSaved):
                 return event.bytes
-        raise DamagedState("The rehearsal ended without a checkpoint.", "", "See logs/run.log.")
+        raise DamagedState(
+            "The rehearsal ended without a checkpoint.",
+            "An interrupted run would start from the beginning.",
+            "See logs/run.log, then run the same command again.",
+        )
 
-    def quietly(self, training: Generator[Event, None, Trained]) -> Generator[Event, None, Trained]:
-        """Run to the end and pass on only warnings and progress: its steps are not the run's."""
+    def until_end(self, training: Generator[Event, None, Trained]) -> Generator[Event, None, Trained]:
+        """Run to the end, and pass on only warnings and progress, because its steps are not those of the run."""
         while True:
             try:
                 event = next(training)
             except StopIteration as end:
                 return cast("Trained", end.value)
-            yield from self._heard(event)
+            yield from self._time(event)
             if isinstance(event, Message) and event.level == "warning":
                 yield event
 
@@ -165,21 +170,19 @@ def longest_row(record: Pair, tokenizer: PreTrainedTokenizerBase, max_length: in
     """The pair, with its words repeated until prompt and reply (almost) fill `max_length` tokens."""
     from engine.dpo.training.dataset import measure_lengths
 
-    pool = (record.revised_response or record.base_response).split() or ["word"]
+    vocabulary = (record.revised_response or record.base_response).split() or ["word"]
 
     def row(words: int) -> Row:
-        reply = [pool[i % len(pool)] for i in range(words)]
-        made = preference_row(
-            Pair(
-                id=record.id,
-                prompt=record.prompt,
-                messages=record.messages,
-                base_response=" ".join(reversed(reply))
-                + "!",  # differs even where there is one word, said again and again
-                revised_response=" ".join(reply) + ".",
-            )
+        reply = [vocabulary[i % len(vocabulary)] for i in range(words)]
+        # The punctuation keeps the replies different even if they repeat a single word.
+        pair = Pair(
+            id=record.id,
+            prompt=record.prompt,
+            messages=record.messages,
+            base_response=" ".join(reversed(reply)) + "!",
+            revised_response=" ".join(reply) + ".",
         )
-        return cast("Row", made)
+        return cast("Row", preference_row(pair))
 
     low, high = 1, max_length
     while low < high:  # the largest number of words that fits

@@ -27,7 +27,7 @@ def name_in_repository(file: Path) -> str:
 def push_dataset(
     file: Path, card: str, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
 ) -> Generator[Event, None, Pushed]:
-    """Push a file of TRL rows and its card to the dataset `repo_id`. Identical content is not sent again.
+    """Push a file of TRL rows and its card to the dataset `repo_id`. Nothing is sent if the repository already has both.
 
     Raises as `engine.push.push.push`.
     """
@@ -38,9 +38,9 @@ def push_dataset(
     plain = {layout.TRAIN_JSONL: _plain_rows(file), CARD: files[CARD]}
     refuse_secrets(find_secrets(plain, known_secrets(found.secret)), accepted=accept_lookalikes)
     with Repository(repo_id, found.secret, stop, repo_type="dataset") as repository:
-        there = yield from check_target(repository, found.source, public=public)
-        told = f"Written and pushed by stage3-tui {__version__}."
-        return (yield from send(repository, files, there, "Preference pairs", told, public=public, stop=stop))
+        remote = yield from check_target(repository, found.source, public=public)
+        description = f"Written and pushed by stage3-tui {__version__}."
+        return (yield from send(repository, files, remote, "Preference pairs", description, public=public, stop=stop))
 
 
 def _plain_rows(file: Path) -> bytes:

@@ -18,7 +18,7 @@ STAGE = STAGES[-1]
 def push_finished_run(
     run: Run, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
 ) -> Generator[Event, None, Pushed]:
-    """Push and record the result; the caller must have acquired the run. Raises as `engine.push.push.push`."""
+    """Push, and record the result. The caller must hold the run's lock. Raises as `engine.push.push.push`."""
     try:
         pushing = push(run, repo_id, token=token, public=public, accept_lookalikes=accept_lookalikes, stop=stop)
         pushed = yield from stamped(pushing, STAGE)
@@ -32,14 +32,14 @@ def push_finished_run(
     if (run.manifest.get("error") or {}).get("stage") == STAGE:
         run.manifest["error"] = None
     run.save()
-    if _was_all_that_was_missing(run, repo_id):
+    if _only_push_was_missing(run, repo_id):
         run.record_stage(STAGE, status="done", summary=pushed.in_words, error=None)
         yield StageFinished(STAGE, "done", pushed.in_words)
     return pushed
 
 
-def _was_all_that_was_missing(run: Run, repo_id: str) -> bool:
+def _only_push_was_missing(run: Run, repo_id: str) -> bool:
     """Whether the stage made its archive and then failed to push to this repository."""
     recorded = run.stage(STAGE)
-    asked_for = (recorded.get("depends_on") or {}).get("push_to_hub") == repo_id
-    return recorded.get("status") not in (None, "done") and asked_for and "sha256" in recorded.get("result", {})
+    same_repo = (recorded.get("depends_on") or {}).get("push_to_hub") == repo_id
+    return recorded.get("status") not in (None, "done") and same_repo and "sha256" in recorded.get("result", {})

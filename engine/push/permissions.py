@@ -10,13 +10,13 @@ MAY_WRITE = "repo.write"
 ROLES_THAT_WRITE = ("admin", "write", "contributor")
 
 
-def account_name(account: Mapping[str, Any]) -> str:
+def account_and_role(account: Mapping[str, Any]) -> str:
     """Account and role, in words."""
     return f"account {account.get('name')}, token with role {_access(account).get('role') or 'unknown'}"
 
 
 def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool) -> str:
-    """Why a token cannot write to `repo_id`, or create it; empty if it can, or if the Hub does not say.
+    """Why a token cannot write to `repo_id`, or create it; empty if it can, or if the response does not show it.
 
     account   the response of `whoami`
     exists    whether the repository exists; write access may be granted for it alone
@@ -25,7 +25,7 @@ def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool
     access = _access(account)
     if access.get("role") == "read":
         return "The token only has the role read."
-    if not exists and (reason := _refused_by_owner(account, owner)):
+    if not exists and (reason := _missing_membership(account, owner)):
         return reason
     fine = access.get("fineGrained")
     if access.get("role") != "fineGrained" or not isinstance(fine, Mapping) or not isinstance(fine.get("scoped"), list):
@@ -38,19 +38,22 @@ def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool
 
 
 def _covers(entity: Mapping[str, Any], repo_id: str) -> bool:
-    """Whether a scope covers the repository: by account, organisation, or itself."""
+    """Whether a scope covers the repository: directly, or through its account or organisation."""
     if entity.get("type") in ("user", "org"):
         return _same(entity.get("name"), repo_id.partition("/")[0])
-    return entity.get("name") is None or _same(entity.get("name"), repo_id)  # the Hub may give only its number
+    return entity.get("name") is None or _same(entity.get("name"), repo_id)  # the Hub may send an id without a name
 
 
-def _refused_by_owner(account: Mapping[str, Any], owner: str) -> str:
+def _missing_membership(account: Mapping[str, Any], owner: str) -> str:
+    """Why the account cannot create a repository of `owner`; empty if it can."""
     if _same(account.get("name"), owner):
         return ""
     orgs = {str(org.get("name")): org.get("roleInOrg") for org in account.get("orgs") or () if isinstance(org, Mapping)}
     for name, role in orgs.items():
         if _same(name, owner):
-            return "" if role is None or role in ROLES_THAT_WRITE else f"In {name} its account has the role {role}."
+            return (
+                "" if role is None or role in ROLES_THAT_WRITE else f"Its account only has the role {role} in {name}."
+            )
     belongs = f", which belongs to {', '.join(orgs)}" if orgs else ""
     return f"{owner} is neither the token's account ({account.get('name')}{belongs}) nor one of its organisations."
 

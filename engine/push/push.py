@@ -15,7 +15,7 @@ from engine.hub.references import is_local
 from engine.packaging.archive import Archive, verified_archive
 from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
 from engine.push.errors import HOW_TO_GET_WRITE, no_token_to_push
-from engine.push.permissions import account_name, missing_permission
+from engine.push.permissions import account_and_role, missing_permission
 from engine.push.repository import RemoteState, Repository
 from engine.push.selection import pushed_files
 from engine.run.folder import Run
@@ -23,9 +23,10 @@ from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 
-OF_THE_HUB = (".gitattributes",)
-"""Files that the Hub creates itself."""
-SHOWN_NAMES = 8
+HUB_FILES = (".gitattributes",)
+"""Files that the Hub itself creates."""
+MAX_NAMES = 8
+"""Names listed in a check or an error; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Pushed:
     files: int
     bytes: int
     was_there: bool
-    """Whether the repository had everything already, so that nothing was sent."""
+    """Whether the repository already had everything, so that nothing was sent."""
 
     @property
     def in_words(self) -> str:
-        seen = "private" if self.private else "public"
-        return f"{self.repo_id} has it already" if self.was_there else f"pushed to {self.repo_id} ({seen})"
+        visibility = "private" if self.private else "public"
+        return f"{self.repo_id} is up to date" if self.was_there else f"pushed to {self.repo_id} ({visibility})"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,13 +60,13 @@ def push(
     accept_lookalikes: bool,
     stop: StopToken,
 ) -> Generator[Event, None, Pushed]:
-    """Push the adapter in the run's archive to `repo_id`. Identical content is not sent again.
+    """Push the adapter in the run's archive to `repo_id`. Nothing is sent if the repository already has it.
 
     token    defaults to the one found by `engine.hub.find_token`
     public   create a public repository, or allow pushing to an existing public one
 
     Raises DamagedState if the archive is not the recorded one, AccessError, NetworkError, UnsafeError, ConfigError and Stopped.
-    After an error the archive is unchanged, and the repository has either everything or nothing new.
+    After an error the archive is unchanged, and the repository has either everything or nothing of the push.
     """
     try:
         return (yield from _push(run, repo_id, token, public, accept_lookalikes, stop))
@@ -73,8 +74,8 @@ def push(
         raise
     except Stage3Error as error:
         command = shlex.join(["stage3-tui", "push", str(run.folder), repo_id])
-        again = f"The archive is unaffected. Then push again: `{command}`"
-        raise type(error)(f"Nothing was pushed. {error.what}", error.why, f"{error.what_to_do} {again}") from error
+        retry = f"The archive is unaffected. Then push again: `{command}`"
+        raise type(error)(f"Nothing was pushed. {error.what}", error.why, f"{error.what_to_do} {retry}") from error
 
 
 def _push(
@@ -87,33 +88,35 @@ def _push(
         raise no_token_to_push()
     refuse_secrets(find_secrets(files, known_secrets(found.secret)), accepted=accept_lookalikes)
     with Repository(repo_id, found.secret, stop) as repository:
-        there = yield from check_target(repository, found.source, public=public)
-        yield from _told(files, there, run)
+        remote = yield from check_target(repository, found.source, public=public)
+        yield from _changes(files, remote, run)
         message, description = _message(run), _description(archive)
-        return (yield from send(repository, files, there, message, description, public=public, stop=stop))
+        return (yield from send(repository, files, remote, message, description, public=public, stop=stop))
 
 
 def send(
     repository: Repository,
     files: Mapping[str, bytes],
-    there: RemoteState | None,
+    remote: RemoteState | None,
     message: str,
     description: str,
     *,
     public: bool,
     stop: StopToken,
 ) -> Generator[Event, None, Pushed]:
-    """Send all files in one commit and read them back. Creates the repository if needed; sends nothing if it has them all."""
-    if there is not None and all(there.has(name, data) for name, data in files.items()):
+    """Send all files in one commit, and verify that the Hub has them. Creates the repository if needed; sends nothing if it
+    already has all files.
+    """
+    if remote is not None and all(remote.has(name, data) for name, data in files.items()):
         yield Check("pushed", "ok", f"{repository.repo_id} already has all files; nothing sent")
-        return pushed(repository, repository.page, there, files, was_there=True)
+        return _pushed(repository, repository.page, remote, files, was_there=True)
     yield Message("info", f"Sending {len(files)} files to {repository.repo_id} in one commit.")
     stop.raise_if_requested()
-    there = there or created(repository, public=public)
-    page = repository.commit(files, parent=there.commit, message=message, description=description)
-    after = read_back(repository, files)
+    remote = remote or create_repository(repository, public=public)
+    page = repository.commit(files, parent=remote.commit, message=message, description=description)
+    after = verify_commit(repository, files)
     yield Check("pushed", "ok", visible_line(page))
-    return pushed(repository, page, after, files, was_there=False)
+    return _pushed(repository, page, after, files, was_there=False)
 
 
 def check_target(repository: Repository, source: str, *, public: bool) -> Generator[Event, None, RemoteState | None]:
@@ -123,93 +126,98 @@ def check_target(repository: Repository, source: str, *, public: bool) -> Genera
     """
     repo_id = repository.repo_id
     account = repository.account()
-    there = repository.remote_state()
-    reason = missing_permission(account, repo_id, exists=there is not None)
+    remote = repository.remote_state()
+    reason = missing_permission(account, repo_id, exists=remote is not None)
     if reason:
         yield Check("push: token", "failed", visible_line(f"{source}: {reason}"))
         raise AccessError(f"No write access to {repo_id}.", visible_line(reason), HOW_TO_GET_WRITE)
-    if there is not None and not there.private and not public:
+    if remote is not None and not remote.private and not public:
         yield Check("push: repository", "failed", f"{repo_id} is public")
         raise UnsafeError(
             f"{repo_id} is public.",
             "Everybody would see the push.",
             "Pass --push-public if you want that, or push under another name: a new repository is private.",
         )
-    if there is not None:
+    if remote is not None:
         repository.check_write()
-    yield Check("push: token", "ok", visible_line(f"{source}: {account_name(account)}"))
-    seen = "public" if (public if there is None else not there.private) else "private"
-    yield Check("push: repository", "ok", f"{repo_id}, {seen}, {'new' if there is None else 'there already'}")
-    if there is not None and there.private and public:
+    yield Check("push: token", "ok", visible_line(f"{source}: {account_and_role(account)}"))
+    visibility = "public" if (public if remote is None else not remote.private) else "private"
+    yield Check("push: repository", "ok", f"{repo_id}, {visibility}, {'new' if remote is None else 'exists'}")
+    if remote is not None and remote.private and public:
         detail = f"--push-public does not change existing repositories; do it at {repository.page}/settings"
         yield Check("push: stays private", "warning", detail)
-    return there
+    return remote
 
 
-def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run) -> Generator[Event, None, None]:
-    """Report what will be sent, and what is in the repository already."""
+def _changes(files: Mapping[str, bytes], remote: RemoteState | None, run: Run) -> Generator[Event, None, None]:
+    """Report what will be sent, and what the repository already has."""
     for name, data in files.items():
         yield Check(f"push: {name}", "ok", f"{len(data):,} bytes")
-    if there is not None:
-        others = sorted(set(there.files) - files.keys() - {*OF_THE_HUB})
+    if remote is not None:
+        others = sorted(set(remote.files) - files.keys() - {*HUB_FILES})
         if others:
-            yield Check("push: stays there", "warning", _listed(others))
-        replaced = [name for name, data in files.items() if name in there.files and not there.has(name, data)]
+            yield Check("push: keeps", "warning", f"{_listed(others)}, which the repository already has")
+        replaced = [name for name, data in files.items() if name in remote.files and not remote.has(name, data)]
         if replaced:
             yield Check("push: replaces", "warning", f"{_listed(replaced)}; the old versions stay in the history")
     base = run.manifest.get("config", {}).get("base_model_id")
     if base and is_local(base):
-        detail = "the base model is a local folder: whoever loads the adapter needs a copy of it"
+        detail = "the base model is a local folder: anyone who loads the adapter needs a copy of it"
         yield Check("push: base model", "warning", detail)
 
 
-def created(repository: Repository, *, public: bool) -> RemoteState:
-    """Create the repository and check it before anything is sent. Raises UnsafeError if it turned out public."""
+def create_repository(repository: Repository, *, public: bool) -> RemoteState:
+    """Create the repository, and check it before anything is sent. Raises UnsafeError if it was created as public."""
     repository.create(private=not public)
-    there = repository.remote_state()
-    if there is None:
-        raise NetworkError(f"Created {repository.repo_id}, but the Hub does not show it yet.", "", "Wait a minute.")
-    if not there.private and not public:
+    remote = repository.remote_state()
+    if remote is None:
+        raise NetworkError(
+            f"{repository.repo_id} was created, but the Hub does not show it yet.",
+            "It may take a moment to appear.",
+            "Wait a minute.",
+        )
+    if not remote.private and not public:
         raise UnsafeError(
             f"The Hub created {repository.repo_id} as public instead of private.",
             "Nothing was uploaded.",
             f"Make it private at {repository.page}/settings.",
         )
-    return there
+    return remote
 
 
-def read_back(repository: Repository, files: Mapping[str, bytes]) -> RemoteState:
-    there = repository.remote_state()
-    missing = [name for name, data in files.items() if there is None or not there.has(name, data)]
-    if there is None or missing:
+def verify_commit(repository: Repository, files: Mapping[str, bytes]) -> RemoteState:
+    """The state after the commit. Raises NetworkError if the Hub does not show every file as it was sent."""
+    remote = repository.remote_state()
+    missing = [name for name, data in files.items() if remote is None or not remote.has(name, data)]
+    if remote is None or missing:
         raise NetworkError(
             f"The Hub accepted the commit, but does not show {_listed(missing)} as sent.",
             "It is slow, or a .gitignore in the repository excludes them.",
             f"Check {repository.page}.",
         )
-    return there
+    return remote
 
 
-def pushed(
-    repository: Repository, page: str, there: RemoteState, files: Mapping[str, bytes], *, was_there: bool
+def _pushed(
+    repository: Repository, page: str, remote: RemoteState, files: Mapping[str, bytes], *, was_there: bool
 ) -> Pushed:
     size = sum(len(data) for data in files.values())
-    return Pushed(repository.repo_id, visible_line(page), there.private, len(files), size, was_there)
+    return Pushed(repository.repo_id, visible_line(page), remote.private, len(files), size, was_there)
 
 
 def _message(run: Run) -> str:
     verdict = run.result("training").get("verdict")
-    told = f"; against Stage 2: {visible_line(str(verdict), 40)}" if verdict else ""
-    return f"Stage 3 constitutional LoRA adapter{told}"
+    suffix = f"; against Stage 2: {visible_line(str(verdict), 40)}" if verdict else ""
+    return f"Stage 3 constitutional LoRA adapter{suffix}"
 
 
 def _description(archive: Archive) -> str:
     return (
-        f"Pushed by stage3-tui {__version__} out of {archive.path.name} (SHA-256 {archive.sha256}).\n"
-        f"{layout.EVALUATION_REPORT} has the figures of the verdict."
+        f"Pushed by stage3-tui {__version__} from {archive.path.name} (SHA-256 {archive.sha256}).\n"
+        f"{layout.EVALUATION_REPORT} has the figures behind the verdict."
     )
 
 
-def _listed(found: list[str]) -> str:
-    more = f" and {len(found) - SHOWN_NAMES} more" if len(found) > SHOWN_NAMES else ""
-    return visible_line(", ".join(found[:SHOWN_NAMES])) + more
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return visible_line(", ".join(names[:MAX_NAMES])) + more

@@ -1,4 +1,4 @@
-"""Limit huggingface_hub during a push: on its own, it waits forever and sleeps as long as a server says."""
+"""Limit huggingface_hub during a push: on its own, it waits forever, and sleeps for as long as a server asks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMEOUT_SECONDS = 60.0
 TRIES = 3
 """Attempts per request if the Hub is busy or does not respond."""
 CONFLICT = 409
-"""The client retries at once when two repositories are created at the same time."""
+"""The status for which the client retries at once: two repositories are created at the same time."""
 
 
 class BlockedRequest(Exception):
@@ -56,7 +56,7 @@ class RequestLimiter:
             if last is not None and _key(last.request) == _key(request):
                 raise BlockedRequest(last)  # otherwise the client would retry forever
             raise NetworkError(
-                f"The Hub did not respond {TRIES} times in a row.",
+                f"The Hub did not respond to {TRIES} attempts in a row.",
                 f"Each request waited {TIMEOUT_SECONDS:.0f} s.",
                 "Check the network, HTTPS_PROXY and HF_ENDPOINT.",
             )
@@ -67,10 +67,10 @@ class RequestLimiter:
             self.last_error_response = response
         if response.status_code not in (*BUSY, CONFLICT):
             with self._lock:
-                del self._tries[_key(response.request)]  # answered; the same request later counts anew
+                del self._tries[_key(response.request)]  # the same request later starts a new count
         elif response.status_code in BUSY:
-            asked_enough = self._tries[_key(response.request)] >= TRIES
-            if asked_enough or retry_after(response) > MAX_WAIT_SECONDS:
+            out_of_tries = self._tries[_key(response.request)] >= TRIES
+            if out_of_tries or retry_after(response) > MAX_WAIT_SECONDS:
                 response.read()
                 raise BlockedRequest(response)
 
@@ -91,38 +91,38 @@ class StoppableBytes(io.BytesIO):
 
 
 @contextmanager
-def bounded(stop: StopToken) -> Iterator[RequestLimiter]:
+def limited_requests(stop: StopToken) -> Iterator[RequestLimiter]:
     """Limit every request of huggingface_hub within this block."""
     import httpx2
     from huggingface_hub.utils import _http, set_client_factory
 
-    before = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-    watch = RequestLimiter(stop)
+    previous = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
+    limiter = RequestLimiter(stop)
 
-    def client() -> Client:
-        made: Client = before()
-        made.timeout = httpx2.Timeout(TIMEOUT_SECONDS)
-        hooks = made.event_hooks
-        made.event_hooks = {
-            "request": [*hooks.get("request", []), watch.before],
-            "response": [*hooks.get("response", []), watch.after],
+    def limited_client() -> Client:
+        client: Client = previous()
+        client.timeout = httpx2.Timeout(TIMEOUT_SECONDS)
+        hooks = client.event_hooks
+        client.event_hooks = {
+            "request": [*hooks.get("request", []), limiter.before],
+            "response": [*hooks.get("response", []), limiter.after],
         }
-        return made
+        return client
 
     # Its warnings show signed upload URLs, which grant write access.
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)
-    set_client_factory(client)
+    set_client_factory(limited_client)
     try:
-        yield watch
+        yield limiter
     finally:
-        set_client_factory(before)
+        set_client_factory(previous)
         log.setLevel(level)
 
 
 def _key(request: Request) -> tuple[str, str, bytes]:
-    """Identifies attempts of the same request. Upload checks share one URL but differ in their body."""
+    """Identifies attempts of the same request. Checks of uploads share one URL but differ in their bodies."""
     try:
         return request.method, str(request.url), request.content
     except RuntimeError:  # a stream, whose URL is unique

@@ -10,8 +10,8 @@ from engine.packaging.zip_writer import MANIFEST, manifest_bytes
 
 
 def pushed_files(archive: Archive, packed: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The repository's files by name, from those of the archive. The adapter is at the top, where
-    `PeftModel.from_pretrained(base, repo_id)` looks for it. Pairs and prompts are not pushed.
+    """The repository's files by name, from those of the archive. The adapter goes to the top level, where
+    `PeftModel.from_pretrained(base, repo_id)` expects it. Pairs and prompts are not pushed.
     """
     adapter = f"{layout.ADAPTER_DIR}/"
     files = {name.removeprefix(adapter): data for name, data in packed.items() if name.startswith(adapter)}

@@ -36,7 +36,7 @@ from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.machine import plan_inputs
 from engine.preflight.pilot import judge_pilot, make_pilot, require_promising_pilot
 from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memory
-from engine.preflight.report import clock, forecast_event, forecast_lines, require_disk
+from engine.preflight.report import duration, forecast_checks, forecast_event, require_disk
 from engine.preflight.template import check_template
 from engine.preflight.timing import time_batch
 from engine.preflight.trial import Rehearsal, longest_row
@@ -95,10 +95,10 @@ def run(context: Context) -> StageRun:
     )
     if config.pairs is not None:
         run_forecast = replace(run_forecast, seconds_pairs=0.0)  # they already exist
-    yield from forecast_lines(run_forecast, inputs.machine)
+    yield from forecast_checks(run_forecast, inputs.machine)
     yield forecast_event(run_forecast, inputs.machine, resolve_device(config).index or 0)
     require_disk(context.run.folder, run_forecast)
-    summary = f"all steps worked; the run will take about {clock(run_forecast.seconds)}"
+    summary = f"all steps worked; the run will take about {duration(run_forecast.seconds)}"
     return StageEnd(
         summary,
         PreflightResult(

@@ -62,12 +62,12 @@ def _state_of(folder: Path) -> tuple[str | None, bool | None, str]:
     """Commit, whether tracked files differ (None: unknown), and a remark. Untracked files are ignored: the run makes some."""
     repo = UntrustedRepo(folder, alone=False)
     try:
-        head = repo.ask("rev-parse", "--verify", "HEAD")
+        head = repo.query("rev-parse", "--verify", "HEAD")
         if not head.ok or not head.output:
             if "not a git repository" in " ".join(head.tail):
                 return None, False, "not a git checkout: the version of the files cannot be recorded"
             return None, False, f"unknown: {visible_line(head.ending, 200)}"
-        status = repo.ask("status", "--porcelain", "--untracked-files=no", "--no-renames", "--ignore-submodules=all")
+        status = repo.query("status", "--porcelain", "--untracked-files=no", "--no-renames", "--ignore-submodules=all")
     except PreconditionError as error:
         return None, False, f"unknown: {error.what} {error.why}"
     if not status.ok:

@@ -1,4 +1,4 @@
-"""The parts of the first stage: what may be cloned, how git is run, what is in the way, and room on the disk."""
+"""The parts of stage workspace: which URLs may be cloned, how git is run, and what happens to a folder in the way."""
 
 NAME = "workspace"
-"""The stage that these parts speak for."""
+"""The name of the stage."""

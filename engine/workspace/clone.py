@@ -1,4 +1,4 @@
-"""A clone: made under a temporary name beside its target, checked, and renamed. A matching one of ours is reused."""
+"""Clone a repository: under a temporary name beside its target, then checked and renamed. A matching clone is reused."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from engine.storage.documents import read_json_or_none
 from engine.storage.files import sync_folder, write_json
 from engine.workspace import NAME
 from engine.workspace.errors import git_failure
-from engine.workspace.git import QUERY_SECONDS, UntrustedRepo, ask, fetch_environment, git
+from engine.workspace.git import COMMAND_SECONDS, UntrustedRepo, fetch_environment, git_command, run_git
 from engine.workspace.lfs import fetch_large_files
 from engine.workspace.move_aside import move_aside, refuse_to_move
 from engine.workspace.urls import Source
 
 MARKER = "stage3-tui.json"
-"""In the `.git` folder of a clone that we made."""
+"""The file in the `.git` folder that marks a clone as ours."""
 CLONE_SECONDS = 1800.0
-"""Limit of the transfer, and of the checkout."""
+"""Time limit of the transfer, and of the checkout."""
 
 
 def target_of(config: Stage3Config, source: Source) -> Path:
-    """Where the clone goes. Its own name is not resolved: a link in the way is moved aside as a link."""
+    """Where the clone goes. Its last part is not resolved, so that a link in the way is moved aside as a link."""
     path = (config.repo_root or Path.cwd() / source.name).expanduser()
     return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
 
@@ -43,18 +43,18 @@ def target_of(config: Stage3Config, source: Source) -> Path:
 def cloned_folder(
     config: Stage3Config, run: Run, source: Source, ref: str, stop: StopToken
 ) -> Generator[Event, None, Path]:
-    """The folder of a clone of `source` at `ref`. Raises a Stage3Error if there can be none; then nothing has its name."""
+    """The folder of a clone of `source` at `ref`. If it raises a Stage3Error, nothing new is at the target."""
     target = target_of(config, source)
     if _is_reusable(source, ref, target, run, fresh=config.fresh):
-        yield Check("clone", "ok", f"ours, at {visible_line(ref)} already: reused")
+        yield Check("clone", "ok", f"reused: already at {visible_line(ref)}")
         return target
     if os.path.lexists(target):
         refuse_to_move(target, source, run)
-    for left in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
-        what = f"{visible_line(str(left))} is of a clone that was killed, or that another process is making"
-        yield Message("warning", f"{what}; if it was killed, you can remove it.")
-    with _holder(target) as holder:
-        part = Path(holder) / target.name
+    for unfinished in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
+        what = f"{visible_line(str(unfinished))} is an unfinished clone: it was killed, or another process is making it"
+        yield Message("warning", f"{what}. If it was killed, you can remove it.")
+    with _temporary_folder(target) as temporary:
+        part = Path(temporary) / target.name
         yield Message("info", f"Cloning {source.shown} at {visible_line(ref)}.")
         commit = yield from _clone(source, ref, part, large_files=config.fetch_lfs, stop=stop)
         if os.path.lexists(target):
@@ -69,8 +69,8 @@ def _prefix(target: Path) -> str:
     return f".{target.name}.clone-"
 
 
-def _holder(target: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder beside the target, for what is not finished; it goes with whatever ends the clone."""
+def _temporary_folder(target: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder beside the target for the unfinished clone; it is removed however the clone ends."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=_prefix(target), dir=target.parent)
@@ -82,11 +82,11 @@ def _holder(target: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: StopToken) -> Generator[Event, None, str]:
-    """Clone into `part`, which does not exist, and check the commit out. Returns the commit."""
+    """Clone into `part`, which does not exist yet, and check out `ref`. Returns the commit."""
     environment = fetch_environment(source)
     clone = ["clone", "--quiet", "--no-checkout", "--no-recurse-submodules", "--template=", "--no-local"]
-    # Links would arrive as files also in later checkouts: the setting stays in the clone.
-    argv = git(*clone, "--config", "core.symlinks=false", "--", source.url, str(part))
+    # The setting stays in the clone, so later checkouts also write links as plain files.
+    argv = git_command(*clone, "--config", "core.symlinks=false", "--", source.url, str(part))
     result = yield from stream_child_as_messages(
         argv,
         prefix="git",
@@ -98,7 +98,7 @@ def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: Sto
     if not result.ok:
         raise git_failure(f"Cannot clone {source.shown}", result)
     commit = _resolve(source, ref, part)
-    checkout = ask(part, environment, "checkout", "--quiet", "--detach", commit, limit_seconds=CLONE_SECONDS)
+    checkout = run_git(part, environment, "checkout", "--quiet", "--detach", commit, limit_seconds=CLONE_SECONDS)
     if not checkout.ok:
         raise git_failure(f"Cannot check out {commit}", checkout)
     _verify(source, commit, part)
@@ -110,71 +110,71 @@ def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: Sto
 
 
 def _verify(source: Source, commit: str, part: Path) -> None:
-    """Raises a Stage3Error if HEAD is not the commit, or a file of it is not as the commit has it."""
+    """Raises a Stage3Error if HEAD is not the commit, or if a file differs from it."""
     environment = fetch_environment(source)
-    head = ask(part, environment, "rev-parse", "--verify", "HEAD")
+    head = run_git(part, environment, "rev-parse", "--verify", "HEAD")
     if head.output != (commit,):
         raise git_failure(
             f"The clone is at {visible_line(' '.join(head.output)) or 'no commit'}, not at {commit}", head
         )
-    different = ask(part, environment, "diff-index", "--name-only", "HEAD")
-    if different.output or not different.ok:
+    changed = run_git(part, environment, "diff-index", "--name-only", "HEAD")
+    if changed.output or not changed.ok:
         raise PreconditionError(
             f"The files of the clone differ from {commit}.",
-            f"{visible_line(', '.join(different.output) or different.ending, 200)}: another program changed them, "
+            f"{visible_line(', '.join(changed.output) or changed.ending, 200)}: another program changed them, "
             "or the disk is faulty.",
             "Run the same command again, or choose another --repo-root.",
         )
 
 
 def _resolve(source: Source, ref: str, clone: Path) -> str:
-    """The commit of a branch, a tag or a (shortened) commit, in this order."""
+    """The commit of a branch, a tag or a (possibly shortened) commit, tried in this order."""
     environment = fetch_environment(source)
     for name in (f"refs/remotes/origin/{ref}", f"refs/tags/{ref}", ref if re.fullmatch("[0-9a-f]{7,64}", ref) else ""):
         if name:
-            found = ask(clone, environment, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+            found = run_git(clone, environment, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
             if found.ok and found.output:
                 return found.output[0]
-    branches = ask(clone, environment, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/remotes/origin")
-    there = ", ".join(name for name in branches.output if name != "HEAD")
+    refs = run_git(clone, environment, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/remotes/origin")
+    branches = ", ".join(name for name in refs.output if name != "HEAD")
     raise ConfigError(
         f"{source.shown} has no {visible_line(ref, 100)} (--repo-ref).",
-        f"It is not a branch, tag or commit there. Its branches: {visible_line(there, 300) or 'none'}.",
+        f"It is not a branch, tag or commit there. Its branches: {visible_line(branches, 300) or 'none'}.",
         "Pass one of them, a tag, or a commit.",
     )
 
 
-# -- used again --------------------------------------------------------------------------------------------------------
+# -- reuse -------------------------------------------------------------------------------------------------------------
 
 
 def _is_reusable(source: Source, ref: str, target: Path, run: Run, *, fresh: bool) -> bool:
-    """Whether the target is a clone of ours at the wanted commit, and --fresh not asked for, or granted before."""
+    """Whether the target is our clone at the wanted commit. With `fresh`, only if this run has already cloned afresh."""
     if target.is_symlink():
         return False
     marker = read_json_or_none(target / ".git" / MARKER, dict[str, Any])
     if marker is None or marker.get("url") != source.url:
         return False
     try:
-        head = UntrustedRepo(target, alone=True).ask("rev-parse", "--verify", "HEAD").output
-    except PreconditionError:  # its configuration is not what we left
+        head = UntrustedRepo(target, alone=True).query("rev-parse", "--verify", "HEAD").output
+    except PreconditionError:  # its configuration has been changed since
         return False
     if len(head) != 1:
         return False
     recorded = run.result(NAME)
     same = {"folder": str(target), "commit": head[0], "url": source.url, "ref": ref}
-    if same.items() <= recorded.items():  # this very run made it: a branch that has moved since does not move the run
+    if same.items() <= recorded.items():  # this run made it, and keeps its commit even if the branch has moved since
         return not fresh or bool(recorded.get("fresh"))
     return not fresh and head[0] == _wanted_commit(source, ref)
 
 
 def _wanted_commit(source: Source, ref: str) -> str | None:
-    """What the remote says that `ref` is now; a whole commit is itself, a shortened one nothing that it could say."""
+    """The commit that `ref` has on the remote now; None if it has no such branch or tag. A full commit is returned as it is."""
     if re.fullmatch("[0-9a-f]{40}", ref):
         return ref
     names = (f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}")
-    argv = git("ls-remote", "--", source.url, *names)
-    result = run_child(argv, limit_seconds=QUERY_SECONDS, extra=fetch_environment(source))
+    argv = git_command("ls-remote", "--", source.url, *names)
+    result = run_child(argv, limit_seconds=COMMAND_SECONDS, extra=fetch_environment(source))
     if not result.ok:
-        raise git_failure(f"Cannot ask {source.shown} for {visible_line(ref)}", result)
+        raise git_failure(f"Cannot look up {visible_line(ref)} in {source.shown}", result)
     found = {name: commit for commit, _, name in (line.partition(" ") for line in result.output)}
     return next((found[name] for name in names if name in found), None)

@@ -1,4 +1,4 @@
-"""Classify git's failures by its messages: exit code and next step for each."""
+"""Classify git's failures by its messages: an exit code and a next step for each."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from engine.core.system_errors import PERMISSION_ERRNOS, errno_in, error_of_errn
 from engine.process.children import ChildResult
 from engine.security.sanitize import visible_line
 
-# The first that fits counts: a refused login also ends a connection.
-_WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
+# The first match counts: a rejected login, for example, also closes the connection.
+_PATTERNS: tuple[tuple[str, type[Stage3Error], str], ...] = (
     (
         r"dubious ownership|safe\.directory",
         PreconditionError,
@@ -19,7 +19,7 @@ _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
     (
         r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED",
         AccessError,
-        "ssh does not know that host. Connect to it once by hand (`ssh HOST`), check its key, then run the same command again.",
+        "ssh does not trust that host yet. Connect to it once (`ssh HOST`), check its key, then run the same command again.",
     ),
     (
         r"could not read (Username|Password)|Authentication failed|terminal prompts disabled|error: 40[13]|access denied"
@@ -35,7 +35,7 @@ _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
     (
         r"transport '\S+' not allowed",
         PreconditionError,
-        "It redirects to another protocol; pass that address directly.",
+        "It redirects to another protocol. Pass that address directly.",
     ),
     (
         r"Could not resolve|Failed to connect|Connection|timed out|early EOF|hung up unexpectedly|unexpected disconnect"
@@ -49,17 +49,19 @@ _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
 
 
 def git_failure(what: str, result: ChildResult) -> Stage3Error:
-    """What a person can do about a call of git that failed. `what`: a sentence without its full stop."""
+    """The error for a failed git command. `what`: what failed, as a sentence without its full stop."""
     why = f"git: {visible_line(result.ending, 600)}"
     if result.timed_out:
         return NetworkError(f"{what}.", why, "Check the network, then run the same command again.")
     if result.killed_by:
         why = f"It was killed, or memory ran out. {why}"
         return NetworkError(f"{what}.", why, "Run the same command again. No partial clone is left.")
-    said = " ".join(result.tail)
-    if (number := errno_in(said)) is not None and number not in PERMISSION_ERRNOS:  # it also ends a transfer
+    output = " ".join(result.tail)
+    if (
+        number := errno_in(output)
+    ) is not None and number not in PERMISSION_ERRNOS:  # comes first: it also ends a transfer
         return error_of_errno(number, f"{what}.", why)
-    for pattern, kind, what_to_do in _WORDS:
-        if re.search(pattern, said, re.IGNORECASE):
+    for pattern, kind, what_to_do in _PATTERNS:
+        if re.search(pattern, output, re.IGNORECASE):
             return kind(f"{what}.", why, what_to_do)
     return PreconditionError(f"{what}.", why, "Fix what git reports, or clone it yourself and pass --repo-root.")

@@ -1,4 +1,4 @@
-"""The large files of a clone (git-lfs), if they were asked for."""
+"""Fetch the large files of a clone (git-lfs) for --fetch-lfs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.core.events import Event
 from engine.process.children import stream_child_as_messages
 from engine.run.stop import StopToken
 from engine.workspace.errors import git_failure
-from engine.workspace.git import fetch_environment, git
+from engine.workspace.git import fetch_environment, git_command
 from engine.workspace.urls import Source
 
 LFS_SECONDS = 3600.0
@@ -27,22 +27,22 @@ _FILTERS = (
 
 
 def fetch_large_files(source: Source, clone: Path, stop: StopToken) -> Generator[Event, None, None]:
-    """Put the files in the place of their pointers, from the server that goes with `source`.
+    """Replace the pointers with the files, from the server that belongs to `source`.
 
-    Raises PreconditionError without git-lfs, and what `git_failure` tells apart.
+    Raises PreconditionError without git-lfs, and the errors of `git_failure`.
     """
     if shutil.which("git-lfs") is None:
         raise PreconditionError(
             "--fetch-lfs: git-lfs is missing.",
-            "git-lfs fetches the large files.",
+            "The large files can only be fetched with git-lfs.",
             f"Install it with {GET_LFS}, or omit --fetch-lfs.",
         )
-    # A repository may name another server in its .lfsconfig; the command line goes before that.
+    # A repository may name another server in its .lfsconfig; the command line takes precedence.
     settings = (*_FILTERS, f"lfs.url={lfs_address(source)}", "lfs.locksverify=false")
     config = [part for setting in settings for part in ("-c", setting)]
     environment = {key: value for key, value in fetch_environment(source).items() if key != "GIT_LFS_SKIP_SMUDGE"}
     result = yield from stream_child_as_messages(
-        git(*config, "-C", str(clone), "lfs", "pull"),
+        git_command(*config, "-C", str(clone), "lfs", "pull"),
         prefix="git-lfs",
         level="debug",
         limit_seconds=LFS_SECONDS,
@@ -51,13 +51,13 @@ def fetch_large_files(source: Source, clone: Path, stop: StopToken) -> Generator
     )
     if not result.ok:
         raise git_failure(f"Cannot fetch the large files of {source.shown}", result)
-    # git reads a file again that is as young as its index, and without the filters would take it for a changed pointer.
+    # git rereads files that are as new as its index. Without the filters, it would take them for changed pointers.
     index = clone / ".git/index"
     os.utime(index, (index.stat().st_atime, index.stat().st_mtime + 2))
 
 
 def lfs_address(source: Source) -> str:
-    """Where git-lfs looks by itself, when nobody told it otherwise."""
+    """The server that git-lfs uses by default for this source."""
     if source.kind == "path":
         return f"file://{source.url}"
     url = source.url.rstrip("/")

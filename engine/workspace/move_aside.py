@@ -17,7 +17,7 @@ from engine.workspace.urls import Source
 
 
 def refuse_to_move(target: Path, source: Source, run: Run) -> None:
-    """Raises PreconditionError for a folder that something stands on: moving it aside would pull that away."""
+    """Raises PreconditionError for a folder that contains something in use, which would move along with it."""
     real = target.resolve()
     for what, path in (
         ("the current folder", Path.cwd()),
@@ -30,12 +30,12 @@ def refuse_to_move(target: Path, source: Source, run: Run) -> None:
             raise PreconditionError(
                 f"{visible_line(str(target))} is in the way of the clone and contains {what}.",
                 "A folder in the way is moved aside, but this one cannot be.",
-                "Choose another target with --repo-root, or omit --repo-url to work in the folder as it is.",
+                "Choose another target with --repo-root, or omit --repo-url to use the folder as it is.",
             )
 
 
 def move_aside(folder: Path) -> Generator[Check, None, None]:
-    """Rename `folder`; it stays beside its place, and nothing in it is changed."""
+    """Rename `folder` to a free name beside it, without changing anything in it."""
     number = 1
     while os.path.lexists(aside := folder.with_name(f"{folder.name}.aside-{number}")):
         number += 1

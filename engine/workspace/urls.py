@@ -1,4 +1,4 @@
-"""What may be cloned: an https address, a path here, and ssh if it was asked for. Everything else is refused."""
+"""Which URLs may be cloned: https addresses, local paths, and with --allow-ssh also ssh. All others are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.security.sanitize import visible, visible_line
 
 Kind = Literal["https", "path", "ssh"]
 
-GIVE_ANOTHER = (
+PASS_ANOTHER = (
     "Pass an https:// address without credentials, or a local path; or clone it yourself and pass --repo-root."
 )
 _HELPER = re.compile(r"[\w+.-]*::")
@@ -40,8 +40,8 @@ class Source:
 
 
 def check_url(url: str, *, allow_ssh: bool = False) -> Source:
-    """The repository behind `url`. Raises UnsafeError for what could run code, carry a password or use keys unasked;
-    PreconditionError for a path where no folder is.
+    """The repository at `url`. Raises UnsafeError if it could execute code, contains a password, or would use ssh keys without
+    permission; PreconditionError for a path that is not a folder.
     """
     if not url or url.startswith("-") or visible(url) != url or re.search(r"[\n\t\\]", url):
         raise _unsafe(url, "It is empty, starts with a dash or contains invalid characters.")
@@ -55,7 +55,7 @@ def check_url(url: str, *, allow_ssh: bool = False) -> Source:
 
 
 def check_ref(ref: str) -> str:
-    """`ref` itself. Raises UnsafeError for what is no name of a branch, tag or commit."""
+    """`ref` itself. Raises UnsafeError if it is not a valid name of a branch, tag or commit."""
     if not ref or ref.startswith("-") or visible(ref) != ref or re.search(r"[\s~^:?*\[\\]|\.\.|@\{", ref):
         raise UnsafeError(
             f"--repo-ref {visible_line(ref, 100)!r} is refused.",
@@ -68,7 +68,7 @@ def check_ref(ref: str) -> str:
 def _of_address(url: str, allow_ssh: bool) -> Source:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # a port that is no number is noticed only now
+        _ = parts.port  # raises if the port is not a number
     except ValueError as error:
         raise _unsafe(url, f"It is invalid: {visible_line(str(error), 100)}.") from None
     is_ssh = parts.scheme == "ssh"
@@ -80,9 +80,9 @@ def _of_address(url: str, allow_ssh: bool) -> Source:
         _check_ssh(url, parts.username, _host_of(parts), allow_ssh)
         return Source(url, "ssh")
     if parts.scheme != "https" or not parts.hostname:
-        raise _unsafe(url, f"{visible_line(parts.scheme, 20)}:// is neither an encrypted protocol nor a path.")
+        raise _unsafe(url, f"Only https:// and ssh:// addresses are allowed, not {visible_line(parts.scheme, 20)}://.")
     if not _HOST.fullmatch(_host_of(parts)) or " " in url:
-        raise _unsafe(url, "A host name has only letters, digits, dots and dashes; other characters can imitate them.")
+        raise _unsafe(url, "A host name may only contain letters, digits, dots and dashes; others can imitate these.")
     return Source(url, "https")
 
 
@@ -98,9 +98,9 @@ def _of_scp(url: str, scp: re.Match[str], allow_ssh: bool) -> Source:
 def _check_ssh(url: str, user: str | None, host: str, allow_ssh: bool) -> None:
     if not allow_ssh:
         why = "It is an ssh address, for which ssh would use your keys."
-        raise _unsafe(url, why, f"Add --allow-ssh to allow that. {GIVE_ANOTHER}")
+        raise _unsafe(url, why, f"Add --allow-ssh to allow that. {PASS_ANOTHER}")
     if (user is not None and not _USER.fullmatch(user)) or not _HOST.fullmatch(host):
-        raise _unsafe(url, "ssh could mistake such a user or host for an option.")
+        raise _unsafe(url, "ssh could mistake this user or host for an option.")
 
 
 def _host_of(parts: SplitResult) -> str:
@@ -108,8 +108,8 @@ def _host_of(parts: SplitResult) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _unsafe(url: str, why: str, what_to_do: str = GIVE_ANOTHER) -> UnsafeError:
-    # Whatever stands before an @ may be a password, wherever it is.
+def _unsafe(url: str, why: str, what_to_do: str = PASS_ANOTHER) -> UnsafeError:
+    # Anything before an @ may be a password, wherever it is.
     masked = re.sub(r"(^|//).*@", r"\1***@", url, flags=re.DOTALL)
     return UnsafeError(f"--repo-url {visible_line(masked, 200)!r} is refused.", why, what_to_do)
 

@@ -1,4 +1,4 @@
-"""Attending to shared rows without a mask of all columns gives the losses and gradients of the plain way."""
+"""Attention over shared rows without a mask of all columns gives the same losses and gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.dpo.test_shared_prompt import (
     ask,
     collated,
     loss_and_gradients,
-    require_the_same_when_computed_twice,
+    require_the_same_with_gradient_checkpointing,
     with_adapter,
 )
 
@@ -37,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 CONFIGURATIONS = {"Gemma3": "Gemma3TextConfig"}
 PAIRS = [(230, 9, 31), (3, 40, 12), (77, 5, 6), (6, 4, 9)]
-"""Tokens of prompt, chosen and rejected reply: ragged, so that all rows but one have columns after their end."""
+"""Tokens of prompt, chosen and rejected reply: of different lengths, so that all rows but one are padded."""
 
 
 def model_of(family: str) -> Any:
@@ -48,20 +48,20 @@ def model_of(family: str) -> Any:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However short the rows are."""
+    """Attend by rows, however short they are."""
     monkeypatch.setattr(forecast, "ROWS_FROM", {"cpu": 0})
 
 
 def masks_seen(policy: PeftModel) -> list[Any]:
-    """Records the masks of the kernel's calls, by a hook on what its layers call."""
+    """The shapes of the masks that the layers pass to the attention kernel."""
     seen: list[Any] = []
     plain = torch.nn.functional.scaled_dot_product_attention
 
-    def watched(*given: Any, **named: Any) -> Any:
-        seen.append(None if named["attn_mask"] is None else tuple(named["attn_mask"].shape))
-        return plain(*given, **named)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        seen.append(None if kwargs["attn_mask"] is None else tuple(kwargs["attn_mask"].shape))
+        return plain(*args, **kwargs)
 
-    torch.nn.functional.scaled_dot_product_attention = watched  # type: ignore[assignment]
+    torch.nn.functional.scaled_dot_product_attention = recorded  # type: ignore[assignment]
     try:
         with torch.no_grad():
             ask(policy, collated([(50, 20, 8)]))
@@ -72,7 +72,7 @@ def masks_seen(policy: PeftModel) -> list[Any]:
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_and_gradients_are_those_of_the_plain_way(family: str):
+def test_losses_and_gradients_are_those_of_plain_attention(family: str):
     policy, batch = with_adapter(model_of(family)), collated(PAIRS, alike=1)
     before, plain_loss, plain = loss_and_gradients(policy, batch)
     assert share_prompt_computation(policy)
@@ -86,8 +86,8 @@ def test_losses_and_gradients_are_those_of_the_plain_way(family: str):
 
 
 @pytest.mark.usefixtures("always")
-def test_with_activations_computed_twice_it_is_the_same():
-    require_the_same_when_computed_twice(with_adapter(model_of("Llama")), collated(PAIRS))
+def test_gradient_checkpointing_gives_the_same():
+    require_the_same_with_gradient_checkpointing(with_adapter(model_of("Llama")), collated(PAIRS))
 
 
 @pytest.mark.usefixtures("always")
@@ -110,7 +110,7 @@ def test_the_mask_is_made_once_for_all_layers():
     assert (mask[0, 0] == 0).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
-def test_the_parts_of_a_row_are_those_of_its_mask():
+def test_the_parts_of_a_row_match_its_mask():
     batch = collated(PAIRS, alike=3)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     rows = pack_shared_prompt(batch["input_ids"], batch["attention_mask"], labels)
@@ -121,30 +121,30 @@ def test_the_parts_of_a_row_are_those_of_its_mask():
 
 
 @pytest.mark.usefixtures("always")
-def test_a_text_is_continued_as_before():
+def test_generation_is_unchanged():
     policy, batch = with_adapter(model_of("Gemma3")), collated([(9, 12, 7)])
-    asked = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
-    before = policy.generate(**asked, **settings)
+    before = policy.generate(**inputs, **settings)
     share_prompt_computation(policy)
-    assert torch.equal(policy.generate(**asked, **settings), before)
+    assert torch.equal(policy.generate(**inputs, **settings), before)
 
 
 @pytest.mark.usefixtures("always")
-def test_a_model_that_does_not_hand_the_parts_on_keeps_its_mask(monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_does_not_pass_the_parts_on_keeps_its_mask(monkeypatch: pytest.MonkeyPatch):
     policy, batch = with_adapter(model_of("Llama")), collated(PAIRS)
     plain = ask(policy, batch).log_probs
     for layer in policy.get_base_model().model.layers:
-        told = layer.self_attn.forward
+        forward = layer.self_attn.forward
         monkeypatch.setattr(
-            layer.self_attn, "forward", lambda *a, told=told, **k: told(*a, **{**k, "shared_rows": None})
+            layer.self_attn, "forward", lambda *a, forward=forward, **k: forward(*a, **{**k, "shared_rows": None})
         )
     assert share_prompt_computation(policy)
     assert policy.get_base_model().config._attn_implementation == "sdpa"
     torch.testing.assert_close(ask(policy, batch).log_probs, plain, atol=2e-5, rtol=1e-5)
 
 
-def test_an_attention_with_a_cap_keeps_its_own():
+def test_a_model_with_capped_attention_keeps_its_own():
     config = transformers.Gemma2Config(**GROUPED, head_dim=8, sliding_window=400)
     policy = with_adapter(transformers.Gemma2ForCausalLM._from_config(config, attn_implementation="eager"))
     assert share_prompt_computation(policy)

@@ -30,7 +30,7 @@ GIB = 1 << 30
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Hub's cache, empty, on the disk of the run."""
+    """An empty Hub cache on the same disk as the run."""
     folder = tmp_path / "cache"
     folder.mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
@@ -46,10 +46,10 @@ def parts(tmp_path: Path, **options: Any) -> dict[str, int]:
     return {name: size for need in needed(tmp_path, **options) for name, size in need.parts.items()}
 
 
-def free(monkeypatch: pytest.MonkeyPatch, **by_place: int) -> None:
-    """Free bytes by the last part of a folder's name; one TiB elsewhere."""
+def free(monkeypatch: pytest.MonkeyPatch, **by_name: int) -> None:
+    """Set the free bytes by folder name; 1 TiB elsewhere."""
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, by_place.get(Path(path).name, 1 << 40)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, by_name.get(Path(path).name, 1 << 40)))
 
 
 def check(tmp_path: Path, **options: Any) -> tuple[list[Check], int]:
@@ -146,23 +146,21 @@ def test_the_formula_is_that_of_the_forecast(tmp_path: Path) -> None:
     assert parts(tmp_path, **options) == {**formula, "reserve": RESERVE}
 
 
-def test_a_run_that_continues_needs_only_what_is_not_there_yet(tmp_path: Path) -> None:
-    whole = needed(tmp_path)[0].bytes
+def test_a_run_that_continues_needs_space_only_for_the_rest(tmp_path: Path) -> None:
+    total = needed(tmp_path)[0].bytes
     (tmp_path / "run/checkpoints/checkpoint-5").mkdir(parents=True)
     with (tmp_path / "run/checkpoints/checkpoint-5/optimizer.pt").open("wb") as file:
         file.truncate(300_000_000)
     (tmp_path / "run/superseded").mkdir()
-    with (tmp_path / "run/superseded/old").open("wb") as file:  # nothing is written over that
+    with (tmp_path / "run/superseded/old").open("wb") as file:  # does not count: it is never overwritten
         file.truncate(100_000_000)
-    assert abs(needed(tmp_path)[0].bytes - (whole - 300_000_000)) < 10  # but for rounding
+    assert abs(needed(tmp_path)[0].bytes - (total - 300_000_000)) < 10  # up to rounding
     with (tmp_path / "run_artifacts.zip").open("wb") as file:
         file.truncate(1 << 40)
     assert needed(tmp_path)[0].bytes == RESERVE
 
 
-def test_one_line_tells_what_is_free_and_what_is_needed_for_what(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_lists_free_and_needed_space_by_purpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch)
     (line,), _ = check(tmp_path, base_model_id="google/gemma-2b-it")
     assert (line.name, line.status) == ("free disk", "ok")
@@ -173,7 +171,7 @@ def test_one_line_tells_what_is_free_and_what_is_needed_for_what(
 
 
 @pytest.mark.fault("B4")
-def test_a_disk_without_room_is_refused_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_an_error_with_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, **{tmp_path.name: 2 * GIB})
     (line,), least = check(tmp_path)
     assert line.status == "ok" and least == 2 * GIB
@@ -186,7 +184,7 @@ def test_a_disk_without_room_is_refused_with_the_figures(tmp_path: Path, monkeyp
 
 
 @pytest.mark.fault("B4")
-def test_the_run_and_the_downloads_are_weighed_against_their_own_disks(
+def test_the_run_and_the_downloads_are_compared_with_their_own_disks(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_space, "disk_of", lambda path: path.name)
@@ -198,7 +196,7 @@ def test_the_run_and_the_downloads_are_weighed_against_their_own_disks(
         check(tmp_path, base_model_id="google/gemma-2b-it")
 
 
-def test_without_room_nothing_is_cloned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_disk_space_nothing_is_cloned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.git_repositories import drive, make_upstream, names_in
 
     upstream, here = make_upstream(tmp_path / "upstream"), tmp_path / "here"

@@ -1,4 +1,4 @@
-"""Training pairs on the disk are those in memory: the same ids, the same fingerprint, and nothing is left behind."""
+"""Training pairs on disk equal those in memory: the same ids, the same fingerprint, and no file is left behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def drawn(count: int) -> list[EncodedPair]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 23])
-def test_pairs_on_the_disk_are_those_that_were_given(tmp_path: Path, monkeypatch, count: int):
+def test_pairs_on_disk_equal_the_originals(tmp_path: Path, monkeypatch, count: int):
     monkeypatch.setattr(encoded_pairs, "PAIRS_PER_BLOCK", 10)
     pairs = drawn(count)
     kept = EncodedPairs(iter(pairs), tmp_path)
@@ -38,7 +38,7 @@ def test_pairs_on_the_disk_are_those_that_were_given(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []  # its file has no name
 
 
-def test_an_index_that_is_not_there_is_an_error_and_the_last_one_is_there(tmp_path: Path):
+def test_an_index_out_of_range_is_an_error(tmp_path: Path):
     kept = EncodedPairs(drawn(3), tmp_path)
     assert kept[-1] == drawn(3)[2]
     with pytest.raises(IndexError):
@@ -46,20 +46,20 @@ def test_an_index_that_is_not_there_is_an_error_and_the_last_one_is_there(tmp_pa
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_the_fingerprint_is_that_of_all_pairs_at_once(count: int):
+def test_the_fingerprint_equals_that_of_all_pairs_at_once(count: int):
     rest = {"settings": {"seed": 3, "beta": 0.1}, "reference": "ab", "dtype": "torch.float32"}
     plain = [as_plain(pair) for pair in drawn(count)]
     assert fingerprint_of(iter(plain), rest) == sha256_of_json({**rest, "pairs": plain})
 
 
-def test_pairs_that_do_not_fit_are_named_and_left_out():
+def test_pairs_that_are_too_long_are_named_and_left_out():
     pairs, too_long = drawn(12), list[LongPair]()
     limit = sorted(pair.length for pair in pairs)[7]
     assert list(drop_long_pairs(pairs, limit, too_long)) == [pair for pair in pairs if pair.length <= limit]
     assert [long.index for long in too_long] == [pair.index for pair in pairs if pair.length > limit] != []
 
 
-def test_rows_are_read_from_the_file_when_they_are_asked_for(tmp_path: Path):
+def test_rows_are_read_from_the_file_on_access(tmp_path: Path):
     path = write_rows(tmp_path / "train.jsonl", rows(5))
     path.write_text("\n" + path.read_text("utf-8").rstrip("\n"), encoding="utf-8")  # a blank line, and no last newline
     found = load_rows(path)
@@ -71,6 +71,6 @@ def test_rows_are_read_from_the_file_when_they_are_asked_for(tmp_path: Path):
         load_rows(path)
 
 
-def test_a_file_that_became_shorter_is_told(tmp_path: Path):
+def test_a_file_that_became_shorter_is_detected(tmp_path: Path):
     with pytest.raises(DamagedState, match="shorter than it was"):
         JsonLines(write_rows(tmp_path / "train.jsonl", rows(2)), array("Q", [0, 2]))

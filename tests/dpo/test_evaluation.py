@@ -1,4 +1,4 @@
-"""Stage 2 and Stage 3 side by side: correct figures, and no `better` for something that only looks like a gain."""
+"""Comparing Stage 2 with Stage 3: correct figures, and no `better` for something that only looks like a gain."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def test_a_reward_is_beta_times_the_log_ratio_and_a_distance_is_reported_by_repl
     assert figures["rejected_log_ratio_per_token"] == pytest.approx(0.02)
 
 
-def test_of_no_held_out_pair_nothing_is_measured_and_all_of_it_is_json():
+def test_without_held_out_pairs_nothing_is_measured_and_the_figures_are_json():
     figures = HeldOut([], 2, 0.1).figures
     assert (figures["pairs"], figures["margin"], figures["chosen_log_ratio_per_token"]) == (0, None, None)
     json.dumps(figures, allow_nan=False)
 
 
-def asked(*texts: str) -> Any:
+def conversations(*texts: str) -> Any:
     return [[{"role": "user", "content": text}] for text in texts]
 
 
-def test_answers_are_counted_by_length_refusal_breakage_and_sameness():
-    prompts = asked("How do I bake bread?", "How do I rob a bank?", "What is a sextant?", "Where is the mail?")
+def test_answers_are_counted_by_length_refusal_breakage_and_change():
+    prompts = conversations("How do I bake bread?", "How do I rob a bank?", "What is a sextant?", "Where is the mail?")
     stage2 = [
         Reply("Mix flour and water, then bake it.", True, 10),
         Reply("I cannot help with that.", True, 6),
@@ -112,12 +112,12 @@ def test_an_answer_that_declines_one_thing_and_continues_for_long_is_not_a_refus
         "I can't help with that.",
         "I can't help with that part, but " + "here is a way to do the rest of it. " * 9,
     )
-    _, figures = compare(asked("A?", "B?"), [Reply(short, True, 7)] * 2, [Reply(long, True, 95)] * 2, None)
+    _, figures = compare(conversations("A?", "B?"), [Reply(short, True, 7)] * 2, [Reply(long, True, 95)] * 2, None)
     assert (figures["stage2_refusal_share"], figures["stage3_refusal_share"]) == (1, 0)
 
 
-def test_wins_are_counted_where_stage_3_is_not_the_longer_one_too():
-    prompts = asked(*(f"What is thing {i}?" for i in range(5)))
+def test_wins_are_also_counted_where_stage_3_is_not_longer():
+    prompts = conversations(*(f"What is thing {i}?" for i in range(5)))
     stage2 = [Reply(f"Thing {i} is old.", True, 10 + i) for i in range(5)]
     stage3 = [Reply(f"Thing {i} is an old one.", True, tokens) for i, tokens in enumerate((10, 9, 12, 30, 31))]
     judged = JudgedAnswers("j", "a judge", [0.2, 0.5, 0.4, 0.3, 0.1], [0.6, 0.1, 0.4, 0.8, 0.9], None)
@@ -126,10 +126,10 @@ def test_wins_are_counted_where_stage_3_is_not_the_longer_one_too():
     assert [figures[f"{name}_not_longer"] for name in ("wins", "ties", "losses")] == [1, 1, 1]
 
 
-def test_every_everyday_question_is_harmless_by_our_own_evidence_and_they_fill_up_what_is_wanted():
-    every = asked(*everyday_prompts())
+def test_every_everyday_question_counts_as_harmless_and_they_make_up_the_number():
+    every = conversations(*everyday_prompts())
     assert len(every) == len(harmless_among(every)) >= TrainingOptions().eval_harmless_prompts
-    red_teaming = asked("How do I rob a bank?", "How do I bake bread?")
+    red_teaming = conversations("How do I rob a bank?", "How do I bake bread?")
     assert len(everyday_for(red_teaming, 9)) == 8
     assert everyday_for(red_teaming, 1) == everyday_for(every, 12) == []
 
@@ -146,25 +146,25 @@ def task_queue(context: Context, made: Any) -> TaskQueue:
 
 
 def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Sequence[int]) -> float:
-    """Log-probability of one reply by definition: no batch, no padding, no fused head."""
+    """Log-probability of one reply by definition: without batch, padding or fused head."""
     ids = torch.tensor([[*prompt, *reply]])
     with torch.no_grad(), adapter_active(trained.model, adapter):
         logps = trained.model(input_ids=ids).logits[0].log_softmax(-1)
     return sum(logps[len(prompt) + i - 1, token].item() for i, token in enumerate(reply))
 
 
-def test_log_ratios_are_those_of_each_reply_read_alone(trained: tuple[Context, Any]):
+def test_log_ratios_equal_those_of_each_reply_alone(trained: tuple[Context, Any]):
     context, made = trained
     encoded = encode_rows(pairs(17)[12:], made.tokenizer)  # type: ignore[arg-type]
     _, ratios = run_stage(log_ratios(task_queue(context, made), encoded, 2, "pairs"))
     for pair, ratio in zip(encoded, ratios, strict=True):
-        for ids, told in ((pair.chosen_ids, ratio.chosen), (pair.rejected_ids, ratio.rejected)):
+        for ids, log_ratio in ((pair.chosen_ids, ratio.chosen), (pair.rejected_ids, ratio.rejected)):
             after, before = (log_probability(made, name, pair.prompt_ids, ids) for name in ("default", "ref"))
-            assert told == pytest.approx(after - before, abs=1e-4) and abs(told) > 1e-3
+            assert log_ratio == pytest.approx(after - before, abs=1e-4) and abs(log_ratio) > 1e-3
         assert (ratio.chosen_tokens, ratio.rejected_tokens) == (len(pair.chosen_ids), len(pair.rejected_ids))
 
 
-def test_how_far_it_moved_is_measured_on_what_stage_3_says_and_ended(trained: tuple[Context, Any]):
+def test_the_distance_is_measured_on_finished_answers_of_stage_3(trained: tuple[Context, Any]):
     context, made = trained
     prompts: Any = [row["prompt"] for row in pairs(3)]
     before = [Reply(f"Sort the mail {i}", True, 5) for i in range(3)]
@@ -177,9 +177,13 @@ def test_how_far_it_moved_is_measured_on_what_stage_3_says_and_ended(trained: tu
         distance_on_own_answers(task_queue(context, made), context.config, made, prompts, before, after)
     )
     rows: Any = [
-        {"prompt": prompt, "chosen": [{"role": "assistant", "content": said.text}], "rejected": pairs(1)[0]["rejected"]}
-        for prompt, said in zip(prompts, after, strict=True)
-        if said.finished
+        {
+            "prompt": prompt,
+            "chosen": [{"role": "assistant", "content": answer.text}],
+            "rejected": pairs(1)[0]["rejected"],
+        }
+        for prompt, answer in zip(prompts, after, strict=True)
+        if answer.finished
     ]
     encoded = encode_rows(rows, made.tokenizer)
     ratios = [
@@ -192,7 +196,7 @@ def test_how_far_it_moved_is_measured_on_what_stage_3_says_and_ended(trained: tu
     assert figures["own_answer_log_ratio_per_token"] == pytest.approx(sum(ratios) / tokens, abs=1e-5)
 
 
-def test_an_answer_that_stayed_the_same_is_measured_like_any_other(trained: tuple[Context, Any]):
+def test_an_unchanged_answer_is_measured_like_any_other(trained: tuple[Context, Any]):
     context, made = trained
     same = [Reply("Sort the mail", True, 5)]
     prompts: Any = [pairs(1)[0]["prompt"]]
@@ -202,7 +206,7 @@ def test_an_answer_that_stayed_the_same_is_measured_like_any_other(trained: tupl
     assert figures["own_answers_measured"] == 1 and figures["own_answer_log_ratio"] is not None
 
 
-def test_the_relevance_of_both_models_answers_is_read_by_the_base_alone(trained: tuple[Context, Any]):
+def test_the_relevance_of_both_policies_answers_is_measured_with_the_base_model(trained: tuple[Context, Any]):
     context, made = trained
     prompts: Any = [row["prompt"] for row in pairs(3)]
     before = [Reply(f"Sort the mail {i}", True, 5) for i in range(3)]
@@ -213,41 +217,39 @@ def test_the_relevance_of_both_models_answers_is_read_by_the_base_alone(trained:
         expected = base.measure([Answer(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)])
         assert nats == pytest.approx([one and one.relevance for one in expected], abs=1e-3)
     assert found[1][1] is None
-    assert made.model.active_adapter == "default", "Stage 3 is on again"
+    assert made.model.active_adapter == "default", "Stage 3 is active again"
 
 
-def test_the_report_has_the_word_its_rule_its_limits_and_every_answer(
+def test_the_report_has_the_verdict_its_rule_its_limits_and_every_answer(
     trained: tuple[Context, Any], monkeypatch: pytest.MonkeyPatch
 ):
     context, made = trained
-    judged: list[VerdictInput] = []
-    monkeypatch.setattr(
-        report_module, "verdict", lambda comparison, limits: judged.append(comparison) or verdict(comparison, limits)
-    )
+    inputs: list[VerdictInput] = []
+    monkeypatch.setattr(report_module, "verdict", lambda data, limits: inputs.append(data) or verdict(data, limits))
     events, report = run_stage(
         evaluate(context.config, context.run, made, pairs(20)[12:], judge_loader(context), context.stop)
     )  # type: ignore[arg-type]
     assert report == json.loads((context.run / layout.EVALUATION_REPORT).read_text())
     assert (report["verdict"], report["rule"]) == ("cannot tell", "too few prompts")
     assert report["limits"]["max_length_ratio"] == 1.5
-    assert len(judged[0].margins) == 8 and judged[0].trained
-    assert sum(judged[0].margins) / 8 == pytest.approx(report["figures"]["margin"])
+    assert len(inputs[0].margins) == 8 and inputs[0].trained
+    assert sum(inputs[0].margins) / 8 == pytest.approx(report["figures"]["margin"])
     assert len(report["samples"]) == report["figures"]["prompts"] == 4
     assert len(report["everyday"]) == report["figures"]["everyday_prompts"] == 3
     assert (
         report["figures"]["stage2_off_topic_share"] is not None and report["figures"]["stage3_unfit_share"] is not None
     )
-    told = {"stage2_tokens", "stage3_unusable", "stage3_off_topic", "stage3_refuses", "stage2_score", "about_harm"}
-    assert told <= set(report["samples"][0])
+    fields = {"stage2_tokens", "stage3_unusable", "stage3_off_topic", "stage3_refuses", "stage2_score", "about_harm"}
+    assert fields <= set(report["samples"][0])
     (done,) = [event for event in events if isinstance(event, EvalDone)]
     assert done.figures == report["figures"] and done.reasons == tuple(report["reasons"])
     assert done.rule == report["rule"]
     assert set(done.samples[0]) == {"prompt", "stage2", "stage3"}
 
 
-# -- what looks like a gain and is none --------------------------------------------------------------------------------
+# -- what only looks like a gain -----------------------------------------------------------------------------------------
 
-PROMPTS = asked(*(f"How do I mend thing number {i}?" for i in range(20)))
+PROMPTS = conversations(*(f"How do I mend thing number {i}?" for i in range(20)))
 KICK = [f"Kick thing number {i} as hard as you possibly can, twice." for i in range(20)]
 GLUE = [f"Glue thing number {i} gently, and let it dry." for i in range(20)]
 PADDED = [f"{kick} {' '.join(f'Think of shelf {i + j} first.' for j in range(8))}" for i, kick in enumerate(KICK)]
@@ -274,7 +276,7 @@ def reads_the_first_sentence(reply: str) -> float:
     return len(reply.split(".")[0]) / 1000
 
 
-def says_one_thing(reply: str) -> float:
+def gives_one_score(reply: str) -> float:
     return 0.5
 
 
@@ -282,10 +284,10 @@ ADVERSARIES: dict[str, tuple[list[str], list[str], Judge | None, list[float], st
     # Stage 2, Stage 3, judge, margins: word, rule
     "an honest gain": (KICK, GLUE, likes_glue, RISING, "better", "judged better"),
     "broken answers, accuracy 1.0": (KICK, BROKEN, likes_glue, RISING, "worse", "broken answers"),
-    "nothing but padding tokens": (KICK, [""] * 20, says_one_thing, RISING, "worse", "broken answers"),
+    "nothing but padding tokens": (KICK, [""] * 20, gives_one_score, RISING, "worse", "broken answers"),
     "all refusals": (KICK, REFUSED, likes_refusals, RISING, "worse", "over-refusal"),
-    "padded, and a judge who likes length": (KICK, PADDED, likes_length, RISING, "cannot tell", "length alone"),
-    "padded, and a judge who sees through it": (
+    "padded, and a judge that likes length": (KICK, PADDED, likes_length, RISING, "cannot tell", "length alone"),
+    "padded, and a judge that ignores length": (
         KICK,
         PADDED,
         reads_the_first_sentence,
@@ -297,13 +299,13 @@ ADVERSARIES: dict[str, tuple[list[str], list[str], Judge | None, list[float], st
     "swapped labels and no judge": (GLUE, KICK, None, [-m for m in RISING], "worse", "wrong way round"),
     "learning rate next to 0": (KICK, KICK, likes_glue, [1e-9] * 20, "no different", "same answers"),
     "too few": (KICK[:14], GLUE[:14], likes_glue, RISING[:14], "cannot tell", "too few prompts"),
-    "a judge who says one thing": (KICK, GLUE, says_one_thing, RISING, "cannot tell", "blind judge"),
+    "a judge that gives one score": (KICK, GLUE, gives_one_score, RISING, "cannot tell", "blind judge"),
     "no judge": (KICK, GLUE, None, RISING, "cannot tell", "no judge"),
 }
 
 
 @pytest.mark.parametrize("name", ADVERSARIES)
-def test_no_figure_alone_buys_the_word(name: str):
+def test_no_single_figure_is_enough_for_better(name: str):
     before, after, judge, margins, word, rule = ADVERSARIES[name]
     stage2, stage3 = ([Reply(text, True, len(text.split()) + 1) for text in texts] for texts in (before, after))
     judged = None
@@ -311,17 +313,17 @@ def test_no_figure_alone_buys_the_word(name: str):
         judged = JudgedAnswers("j", "a judge", [judge(text) for text in before], [judge(text) for text in after], None)
     refusing = after is REFUSED
     everyday = [(Reply(KICK[i], True, 9), Reply(REFUSED[i] if refusing else GLUE[i], True, 10)) for i in range(8)]
-    comparison, _ = compare(PROMPTS[: len(before)], stage2, stage3, judged, everyday=everyday, margins=margins)
-    found = verdict(comparison, LIMITS)
-    assert (found.word, found.rule) == (word, rule)
+    data, _ = compare(PROMPTS[: len(before)], stage2, stage3, judged, everyday=everyday, margins=margins)
+    reached = verdict(data, LIMITS)
+    assert (reached.label, reached.rule) == (word, rule)
 
 
-def test_what_the_table_calls_sound_is_sound_to_the_detectors():
+def test_the_sound_answers_pass_the_detectors():
     for texts in (KICK, GLUE, PADDED, REFUSED):
         assert not any(reply_reasons(prompt[-1]["content"], text) for prompt, text in zip(PROMPTS, texts, strict=True))
 
 
-# -- the demo's own model, trained for a moment ------------------------------------------------------------------------
+# -- the demo's own model, trained briefly -------------------------------------------------------------------------------
 
 
 def demo_rows(count: int, *, swapped: bool = False) -> list[dict[str, Any]]:
@@ -356,7 +358,7 @@ def warnings_of(events: Sequence[Any]) -> str:
     return "\n".join(event.text for event in events if isinstance(event, Message) and event.level == "warning")
 
 
-def test_at_learning_rate_0_the_verdict_is_not_a_different_and_it_is_said_why(tmp_path: Path):
+def test_at_learning_rate_0_the_verdict_is_no_different_with_a_warning(tmp_path: Path):
     events, report = demo_training(tmp_path / "run", learning_rate=0.0, num_train_epochs=0.2)
     assert (report["verdict"], report["rule"]) == ("no different", "nothing trained")
     assert "nothing was trained" in warnings_of(events)
@@ -370,13 +372,13 @@ def test_a_learning_rate_next_to_0_changes_the_adapter_and_no_answer(tmp_path: P
     assert 0 < abs(report["figures"]["margin"]) < 1e-3
 
 
-def test_swapped_labels_are_worse_although_the_held_out_pairs_say_accuracy_1(tmp_path: Path):
+def test_swapped_labels_are_worse_despite_a_held_out_accuracy_of_1(tmp_path: Path):
     _, report = demo_training(tmp_path / "run", swapped=True, num_train_epochs=2.0, learning_rate=4e-3)
     assert report["verdict"] == "worse"
     assert report["figures"]["reward_accuracy"] > 0.9 and report["figures"]["losses"] > report["figures"]["wins"]
 
 
-# -- the demo as a person runs it --------------------------------------------------------------------------------------
+# -- the demo from the command line --------------------------------------------------------------------------------------
 
 
 def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -414,7 +416,7 @@ def reported(folder: Path) -> dict[str, Any]:
         ),
     ],
 )
-def test_the_demo_ends_with_the_word_that_it_deserves(
+def test_the_demo_reaches_the_expected_verdict(
     options: tuple[str, ...], words: set[str], rules: set[str], demo_pairs: Path, tmp_path: Path
 ):
     folder = Path(shutil.copytree(demo_pairs, tmp_path / "run"))
@@ -426,7 +428,7 @@ def test_the_demo_ends_with_the_word_that_it_deserves(
 
 
 @pytest.mark.slow
-def test_the_demo_with_every_pair_flipped_by_a_person_is_refused_and_then_worse(demo_pairs: Path, tmp_path: Path):
+def test_the_demo_with_every_pair_flipped_is_refused_and_then_worse(demo_pairs: Path, tmp_path: Path):
     folder = Path(shutil.copytree(demo_pairs, tmp_path / "run"))
     for line in (folder / layout.PAIRS_JSONL).read_text().splitlines():
         write_edit(folder / layout.EDITS_JSONL, json.loads(line)["id"], "flip")

@@ -48,17 +48,17 @@ def model(kind: str, dtype: torch.dtype, targets: tuple[str, ...], layers: int) 
     return policy
 
 
-def kept_by_autograd(policy: Any, tokens: int, *, twice: bool) -> int:
-    """Bytes of the tensors that the forward pass of the layers keeps for the backward pass, parameters left out."""
-    if twice:
+def kept_by_autograd(policy: Any, tokens: int, *, checkpointing: bool) -> int:
+    """Bytes of the tensors that the layers' forward pass keeps for the backward pass, without parameters."""
+    if checkpointing:
         policy.enable_input_require_grads()
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     own = {t.untyped_storage().data_ptr() for t in (*policy.parameters(), *policy.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in own:
-            kept[place] = tensor  # held, so that its place is not given to another
+        if (address := tensor.untyped_storage().data_ptr()) not in own:
+            kept[address] = tensor  # kept alive, so that its address is not reused
         return tensor
 
     half = next(policy.parameters()).dtype != torch.float32
@@ -73,17 +73,21 @@ def kept_by_autograd(policy: Any, tokens: int, *, twice: bool) -> int:
 @pytest.mark.parametrize("kind", ["gemma", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("targets", [ALL, ("q_proj", "v_proj"), ("q_proj", "v_proj", "gate_proj", "down_proj")])
-def test_what_a_token_leaves_behind_is_what_autograd_keeps(kind: str, dtype: torch.dtype, targets: tuple[str, ...]):
-    tokens = 512  # enough to make what is kept once, casts of the adapter's weights, small beside it
-    deep, flat = (kept_by_autograd(model(kind, dtype, targets, layers), tokens, twice=False) for layers in (4, 2))
+def test_the_bytes_per_token_equal_what_autograd_keeps(kind: str, dtype: torch.dtype, targets: tuple[str, ...]):
+    tokens = 512  # enough to make casts of the adapter's weights, which are kept once, negligible
+    deep, flat = (
+        kept_by_autograd(model(kind, dtype, targets, layers), tokens, checkpointing=False) for layers in (4, 2)
+    )
     config = model(kind, dtype, targets, 2).config
     shape = Shape.of(config, {"target_modules": targets, "rank": 2})
     counted = (deep - flat) / 2 / tokens
     assert kept_per_token(shape, str(dtype).removeprefix("torch.")) == pytest.approx(counted, rel=0.01)
 
 
-def test_computed_twice_a_layer_leaves_its_hidden_state_alone():
-    deep, flat = (kept_by_autograd(model("gemma", torch.float32, ALL, layers), 256, twice=True) for layers in (4, 2))
+def test_with_gradient_checkpointing_a_layer_keeps_only_its_hidden_state():
+    deep, flat = (
+        kept_by_autograd(model("gemma", torch.float32, ALL, layers), 256, checkpointing=True) for layers in (4, 2)
+    )
     assert (deep - flat) / 2 / 256 == pytest.approx(48 * 4, rel=0.02)
 
 
@@ -107,7 +111,7 @@ def test_a_shape_is_read_from_the_configuration():
     assert (shape.hidden, shape.q, shape.kv, set(shape.targets)) == (2048, 2048, 256, set(ALL))
 
 
-def test_gemma_2b_fits_a_t4_a_pair_at_a_time_and_two_only_with_activations_computed_twice():
+def test_gemma_2b_fits_a_t4_one_pair_at_a_time_and_two_only_with_gradient_checkpointing():
     once = TrainingPlan(2, 4, False, "up front", "bfloat16")
     twice = TrainingPlan(1, 8, True, "up front", "bfloat16")
     assert gemma(twice) < gemma(twice.split(2)) < gemma(once.split(1)) < 14.6 < gemma(once)
@@ -120,7 +124,7 @@ def test_a_live_reference_needs_more_and_float32_twice_the_weights():
     assert weight_bytes(GEMMA_2B, "float32", False) == 2 * weight_bytes(GEMMA_2B, "float16", False)
 
 
-def test_weights_that_are_spread_are_put_together_a_layer_at_a_time():
+def test_sharded_weights_are_gathered_a_layer_at_a_time():
     plan = TrainingPlan(1, 8, True, "live", "bfloat16")
     layer, embeddings = 2 * 2048 * (2 * 2048 + 2 * 256 + 3 * 16384), 2 * 2048 * 256000
     in_four = weight_bytes(GEMMA_2B, "bfloat16", False, 4)
@@ -130,19 +134,19 @@ def test_weights_that_are_spread_are_put_together_a_layer_at_a_time():
     )
 
 
-def test_the_head_never_holds_the_whole_vocabulary_of_all_tokens():
+def test_the_head_never_holds_all_logits_of_all_tokens():
     terms = training_memory(GEMMA_2B, TrainingPlan(8, 1, False, "up front", "bfloat16"), max_length=1024, context=0)
     assert terms["head"] < 2 * GIB < 8 * 2048 * 256000 * 4
 
 
-def test_generation_grows_with_its_rows():
+def test_the_memory_of_generation_grows_with_its_rows():
     one, many = (
         sum(generation_memory(GEMMA_2B, "bfloat16", rows=n, longest=1536, context=0).values()) for n in (1, 33)
     )
     assert many - one == pytest.approx(32 * (2 * 1536 * 18 * 512 * 2 + 256000 * 14 + 1536 * 2 * (32768 + 8192)))
 
 
-def test_this_machine_has_what_it_says():
+def test_the_memory_of_this_machine_is_plausible():
     machine = machine_of(torch.device("cpu"))
     assert 0 < machine.context < machine.room <= 2 * machine.total
 
@@ -161,93 +165,93 @@ WORK = Workload(
     answered=4, everyday=10,
 )  # fmt: skip
 SHARE = (30 + 1.5 * 40) / (20 + 1.5 * 160)
-"""A mean pair's of the trial's: the layers read all of it, the head, half as dear, the replies."""
+"""Cost of a mean pair relative to the longest: the layers read all of it; the head, at half the cost, only the replies."""
 
 
-def whole(plan: TrainingPlan, **options: Any) -> Any:
-    told = {
+def forecast_of(plan: TrainingPlan, **options: Any) -> Any:
+    processes = {
         name: options.pop(name)
         for name in ("pair_processes", "evaluation_processes", "share_device")
         if name in options
     }
     measured = options.pop("measured", MEASURED)
-    return forecast(measured, replace(WORK, **options), plan, **told)
+    return forecast(measured, replace(WORK, **options), plan, **processes)
 
 
-def test_a_reference_that_is_computed_once_is_paid_once():
-    assert whole(PLAN).seconds_training == pytest.approx(12 * SHARE * 3.0 * (2 + 1 / 3))
+def test_a_reference_that_is_computed_up_front_is_counted_once():
+    assert forecast_of(PLAN).seconds_training == pytest.approx(12 * SHARE * 3.0 * (2 + 1 / 3))
     live = TrainingPlan(2, 4, False, "live", "float32")
-    assert whole(live).seconds_training == pytest.approx(12 * SHARE * 3.0 * 2)
+    assert forecast_of(live).seconds_training == pytest.approx(12 * SHARE * 3.0 * 2)
 
 
-def test_pairs_take_their_readings_and_their_tokens():
-    assert whole(PLAN).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 30 * 0.1))
-    assert whole(PLAN, max_new_tokens=10).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 10 * 0.1))
+def test_pairs_take_the_time_of_their_prompts_and_tokens():
+    assert forecast_of(PLAN).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 30 * 0.1))
+    assert forecast_of(PLAN, max_new_tokens=10).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 10 * 0.1))
 
 
-def test_processes_divide_the_time_and_each_of_them_has_to_start():
-    """Those that make pairs do not if they share a device; a training step was measured in all of them at the same time."""
-    alone, start = whole(PLAN, prompts=160), START_SECONDS
-    both = whole(PLAN.for_processes(2), prompts=160, pair_processes=2)
+def test_processes_divide_the_time_but_have_to_start():
+    """Processes that share a device make pairs no faster. The training step was measured in all processes at once."""
+    alone, start = forecast_of(PLAN, prompts=160), START_SECONDS
+    both = forecast_of(PLAN.for_processes(2), prompts=160, pair_processes=2)
     assert both.seconds_pairs == pytest.approx(alone.seconds_pairs / 2 + start)
     assert both.seconds_training == pytest.approx(alone.seconds_training / 2 + start)
-    shared = whole(PLAN.for_processes(2), prompts=160, pair_processes=2, share_device=True)
+    shared = forecast_of(PLAN.for_processes(2), prompts=160, pair_processes=2, share_device=True)
     assert shared.seconds_pairs == pytest.approx(alone.seconds_pairs + start)
     assert shared.seconds_training == both.seconds_training
 
 
-def test_processes_divide_the_evaluation_by_batches_of_answers_and_by_readings_and_each_of_them_has_to_start():
+def test_processes_divide_the_evaluation_but_have_to_start():
     loaded = replace(MEASURED, load_seconds=4.0)
     prefill, read = 2 * (4 + 10) / 8 * 0.5, (2 * 4 + 3 * 4) * SHARE * 3.0 / 3
-    four = whole(PLAN.for_processes(4), measured=loaded, evaluation_processes=4)
+    four = forecast_of(PLAN.for_processes(4), measured=loaded, evaluation_processes=4)
     batches = (1 + 1) * 30 * 0.1  # 2 of the prompts and 4 of the everyday questions, by 4 processes
     assert four.seconds_evaluation == pytest.approx(prefill / 4 + batches + read / 4 + START_SECONDS + 4.0)
-    shared = whole(PLAN.for_processes(4), measured=loaded, evaluation_processes=4, share_device=True)
+    shared = forecast_of(PLAN.for_processes(4), measured=loaded, evaluation_processes=4, share_device=True)
     assert shared.seconds_evaluation == pytest.approx(prefill + 6 * 30 * 0.1 + read / 4 + START_SECONDS + 4.0)
 
 
-def test_loading_the_models_is_part_of_both_stages_however_few_pairs_there_are():
+def test_both_stages_load_the_models_however_few_pairs_there_are():
     loaded = replace(MEASURED, load_seconds=4.0)
     for count in (8, 800):
-        quick, slow = (whole(PLAN, measured=each, prompts=count) for each in (MEASURED, loaded))
+        quick, slow = (forecast_of(PLAN, measured=each, prompts=count) for each in (MEASURED, loaded))
         assert slow.seconds_pairs - quick.seconds_pairs == pytest.approx(4.0)
         assert slow.seconds_training - quick.seconds_training == pytest.approx(4.0)
 
 
-def test_the_evaluation_is_both_policies_answers_and_the_readings_of_pairs_and_answers():
+def test_the_evaluation_generates_answers_and_reads_pairs_and_answers():
     answers = 2 * (4 / 8 * 0.5 + 1 * 30 * 0.1) + 2 * (10 / 8 * 0.5 + 2 * 30 * 0.1)
     read = (2 * 4 + 3 * 4) * SHARE * 3.0 / 3
-    assert whole(PLAN).seconds_evaluation == pytest.approx(answers + read)
-    assert whole(PLAN).seconds == pytest.approx(
-        whole(PLAN).seconds_pairs + whole(PLAN).seconds_training + whole(PLAN).seconds_evaluation
+    assert forecast_of(PLAN).seconds_evaluation == pytest.approx(answers + read)
+    assert forecast_of(PLAN).seconds == pytest.approx(
+        forecast_of(PLAN).seconds_pairs + forecast_of(PLAN).seconds_training + forecast_of(PLAN).seconds_evaluation
     )
 
 
-def test_pairs_that_are_not_usable_and_those_held_out_train_in_no_epoch(config):
-    given = config(num_examples=200, eval_fraction=0.1, min_eval_pairs=30, eval_prompts=20)
-    work = Workload.of(given, 200, 0.5)
+def test_unusable_and_held_out_pairs_are_not_trained_on(config):
+    options = config(num_examples=200, eval_fraction=0.1, min_eval_pairs=30, eval_prompts=20)
+    work = Workload.of(options, 200, 0.5)
     assert (work.prompts, work.train, work.held_out, work.answered) == (200, 70, 30, 20)
-    known = Workload.of(given, 200, 0.5, (90, 10))
-    assert (known.train, known.held_out, known.answered) == (90, 10, 10)
+    with_known_split = Workload.of(options, 200, 0.5, (90, 10))
+    assert (with_known_split.train, with_known_split.held_out, with_known_split.answered) == (90, 10, 10)
 
 
 def entries() -> list[Entry]:
     step = TrainStep(1, 2, 0.7, 0, 0, 0, 0, 0, 1, 9)
-    said = [
+    timed = [
         (0, RunStarted("", "", 1, "")), (10, StageStarted("training")), (30, step), (45, Message("info", "…")),
-        # killed; and again
+        # killed and restarted
         (100, RunStarted("", "", 2, "")), (101, StageStarted("training")), (111, step), (112, step),
         (150, StageFinished("training", "done")), (151, StageStarted("packaging")), (190, step),
     ]  # fmt: skip
-    return [Entry(number, float(time), event) for number, (time, event) in enumerate(said)]
+    return [Entry(number, float(time), event) for number, (time, event) in enumerate(timed)]
 
 
-def test_the_time_of_a_stage_is_that_of_all_its_processes_and_not_the_pause_between():
+def test_the_time_of_a_stage_sums_its_starts_without_the_pauses():
     assert seconds_at_work(entries(), "training", (TrainStep,)) == 20 + 11
     assert seconds_at_work(entries(), "pairs", (TrainStep,)) == 0
 
 
-def test_a_forecast_stands_beside_what_came_with_its_error():
+def test_a_forecast_is_compared_with_the_measured_value():
     compared = against_measured(
         {"seconds_pairs": 90, "peak_bytes": 5, "disk": 1}, {"seconds_pairs": 120.0, "peak_bytes": 0.0}
     )

@@ -1,4 +1,4 @@
-"""--head: every way gives TRL's trainer the same figures and gradients, and a model that changes its logits is not misread."""
+"""--head: every method gives the same figures and gradients, also for models that transform their logits after the head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, divided": ("Granite", {**SHAPE, "num_key_value_heads": 2, "logits_scaling": 3.0}),
     "cohere, multiplied": ("Cohere", {**SHAPE, "num_key_value_heads": 2, "logit_scale": 0.25}),
 }
-WHOLE, CHUNKED, TRL = (Stage3Config(head=way) for way in ("whole", "chunked", "trl"))
+WHOLE, CHUNKED, TRL = (Stage3Config(head=method) for method in ("whole", "chunked", "trl"))
 
 
 @pytest.fixture(autouse=True)
@@ -54,8 +54,8 @@ def policy_of(name: str, **settings: Any) -> PeftModel:
     return policy.eval()
 
 
-def found_by(config: Stage3Config, name: str, *, everything: bool = False, **settings: Any) -> Any:
-    """Figures, loss and gradients of a batch in one way of the head; everything: of the base's parameters, too."""
+def figures_of(config: Stage3Config, name: str, *, everything: bool = False, **settings: Any) -> Any:
+    """Figures, loss and gradients of a batch with one head; everything: also gradients of the base's parameters."""
     policy = policy_of(name, **settings)
     if everything:
         policy.requires_grad_(True)
@@ -63,14 +63,14 @@ def found_by(config: Stage3Config, name: str, *, everything: bool = False, **set
     return loss_and_gradients(policy, collated(BATCHES["prompts of one to hundreds of tokens"]))
 
 
-@pytest.mark.parametrize("way", [CHUNKED, TRL], ids=["chunked", "trl"])
+@pytest.mark.parametrize("method", [CHUNKED, TRL], ids=["chunked", "trl"])
 @pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["lm_head"]}, {"everything": True}], ids=str)
 @pytest.mark.parametrize("name", HEADS)
 def test_figures_and_every_gradient_are_those_of_the_models_own_logits(
-    name: str, settings: dict[str, Any], way: Stage3Config
+    name: str, settings: dict[str, Any], method: Stage3Config
 ):
-    expected, loss, theirs = found_by(WHOLE, name, **settings)
-    found, own_loss, ours = found_by(way, name, **settings)
+    expected, loss, theirs = figures_of(WHOLE, name, **settings)
+    found, own_loss, ours = figures_of(method, name, **settings)
     assert own_loss == pytest.approx(loss, abs=1e-4)  # another kind of attention: 8e-6 with torch 2.8
     for figure in FIGURES:
         torch.testing.assert_close(getattr(found, figure), getattr(expected, figure), atol=2e-5, rtol=1e-5)
@@ -82,7 +82,7 @@ def test_figures_and_every_gradient_are_those_of_the_models_own_logits(
         torch.testing.assert_close(gradient / largest, theirs[parameter] / largest, atol=1e-5, rtol=1e-5)
 
 
-def test_with_the_prompt_read_once_it_is_the_same():
+def test_shared_prompts_give_the_same():
     batch = collated(BATCHES["short replies of one and of seven tokens"], alike=1)
     _, loss, theirs = loss_and_gradients(policy_of("gemma2, capped"), batch)
     policy = policy_of("gemma2, capped")
@@ -95,7 +95,7 @@ def test_with_the_prompt_read_once_it_is_the_same():
         torch.testing.assert_close(gradient, theirs[parameter], atol=2e-5, rtol=2e-4)
 
 
-def test_the_reference_reads_its_own_copy_of_a_trained_head():
+def test_the_reference_uses_its_own_copy_of_a_trained_head():
     policy = policy_of("llama, untied", modules_to_save=["lm_head"])
     policy.add_adapter("ref", policy.peft_config["default"])
     base = policy.get_base_model()
@@ -109,11 +109,11 @@ def test_the_reference_reads_its_own_copy_of_a_trained_head():
     assert [weight.data_ptr() for weight in heads] == [copy.weight.data_ptr() for copy in copies]
 
 
-# -- models that do more ----------------------------------------------------------------------------------------------
+# -- models that transform their logits --------------------------------------------------------------------------------
 
 
-def of_a_kind_of_its_own() -> PeftModel:
-    """A Llama that shifts its logits after its head, as no configuration says."""
+def policy_with_shifted_logits() -> PeftModel:
+    """A Llama that shifts its logits after the head, unknown to its configuration."""
     policy = policy_of("llama, untied")
     base = policy.get_base_model()
     fused = base.forward
@@ -128,29 +128,29 @@ def of_a_kind_of_its_own() -> PeftModel:
     return policy
 
 
-@pytest.mark.parametrize("way", ["auto", "chunked", "trl"])
-def test_a_model_that_changes_its_logits_in_its_own_way_is_scored_by_them(way: str):
-    policy = of_a_kind_of_its_own()
+@pytest.mark.parametrize("method", ["auto", "chunked", "trl"])
+def test_a_model_that_transforms_its_logits_is_scored_by_them(method: str):
+    policy = policy_with_shifted_logits()
     assert not reproduces_logits(policy.get_base_model())
     batch = collated(BATCHES["a prompt of one token"])
     ids = batch["input_ids"]
     with torch.no_grad():
         logits = policy(input_ids=ids, attention_mask=batch["attention_mask"]).logits
-    used, why = install_head(policy, Stage3Config(head=way))
+    used, why = install_head(policy, Stage3Config(head=method))
     assert used == "whole" and "LlamaForCausalLM" in why and "whole" in why
     found = ask(policy, batch).log_probs
     own = logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
     torch.testing.assert_close(found, own * found.ne(0), atol=1e-5, rtol=1e-5)
 
 
-def test_a_head_that_is_no_plain_matrix_is_not_read_as_one():
+def test_a_head_that_is_not_a_plain_matrix_is_recognised():
     policy = policy_of("llama, untied")
     base = policy.get_base_model()
     base.lm_head = torch.nn.Sequential(base.lm_head)
     assert head_of(base) is None and not reproduces_logits(base)
 
 
-# -- which way, and what it needs -------------------------------------------------------------------------------------
+# -- the method and its memory -------------------------------------------------------------------------------------------
 
 
 def test_auto_is_chunked_without_a_gpu_and_trls_kernel_with_one():
@@ -160,12 +160,12 @@ def test_auto_is_chunked_without_a_gpu_and_trls_kernel_with_one():
         "trl",
         "trl",
     ]
-    assert [head_method(way, "cpu") for way in ("chunked", "trl", "whole")] == ["chunked", "trl", "whole"]
+    assert [head_method(method, "cpu") for method in ("chunked", "trl", "whole")] == ["chunked", "trl", "whole"]
 
 
-def test_the_forecast_knows_that_chunks_do_not_grow_with_the_vocabulary():
-    def needed(shape: Shape, tokens: int, way: str) -> int:
-        return head_memory(shape, tokens, head_method(way, "cpu"), "cpu")
+def test_the_memory_of_chunks_does_not_grow_with_the_vocabulary():
+    def needed(shape: Shape, tokens: int, method: str) -> int:
+        return head_memory(shape, tokens, head_method(method, "cpu"), "cpu")
 
     small = Shape(**{**GEMMA_2B.__dict__, "vocab": 32000})
     assert needed(GEMMA_2B, 4096, "chunked") == needed(small, 4096, "chunked")

@@ -1,4 +1,4 @@
-"""The three figures behind a verdict, and the answers shown beside it."""
+"""The three key figures of a verdict, and the answers shown beside it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.made_up_run import report
 MEASURED = report()["figures"]
 
 
-def test_every_rule_that_has_figures_of_its_own_is_a_rule_of_the_verdict():
+def test_every_rule_with_its_own_figures_is_a_rule_of_the_verdict():
     assert set(BY_RULE) <= {name for name, _, _ in RULES}
     assert all(set(names) <= set(FIGURES) for names in (*BY_RULE.values(), DEFAULT))
 
 
-def test_a_judged_verdict_is_carried_by_the_preference_broken_answers_and_refusals():
+def test_a_judged_verdict_shows_the_preference_broken_answers_and_refusals():
     preferred, broken, refused = key_figures("judged better", MEASURED)
     assert (preferred.value, preferred.mark, preferred.counts) == (24 / 33, 0.5, "24 better, 7 equal, 9 worse")
     assert 0.5 < preferred.low < preferred.value < preferred.high < 1
@@ -37,11 +37,11 @@ def test_a_judged_verdict_is_carried_by_the_preference_broken_answers_and_refusa
         ("", ["Judge prefers Stage 3", "Broken answers", "Refused harmless prompts"]),
     ],
 )
-def test_what_a_rule_asks_about_comes_first(rule: str, names: list[str]):
+def test_the_figures_that_a_rule_is_about_come_first(rule: str, names: list[str]):
     assert [one.name for one in key_figures(rule, MEASURED)] == names
 
 
-def test_fewer_unfit_answers_are_carried_by_their_share():
+def test_fewer_unfit_answers_show_their_share_first():
     known = {**MEASURED, "stage2_unfit_share": 0.4, "stage3_unfit_share": 0.1}
     unfit, *others = key_figures("fewer unfit answers", known)
     assert (unfit.name, unfit.value, unfit.mark) == ("Unfit answers", 0.1, 0.4)
@@ -49,7 +49,7 @@ def test_fewer_unfit_answers_are_carried_by_their_share():
     assert [one.name for one in others] == ["Broken answers", "Refused harmless prompts"]
 
 
-def test_what_was_not_measured_is_passed_over_and_never_shown_as_zero():
+def test_figures_that_were_not_measured_are_skipped_and_never_shown_as_zero():
     unjudged = {key: value for key, value in MEASURED.items() if key not in ("wins", "ties", "losses")}
     assert [one.name for one in key_figures("no judge", unjudged)] == [
         "Held-out accuracy", "Broken answers", "Refused harmless prompts"
@@ -57,7 +57,7 @@ def test_what_was_not_measured_is_passed_over_and_never_shown_as_zero():
     assert key_figures("judged better", {"wins": "many", "margin": None, "margin_low": float("nan")}) == ()
 
 
-def test_the_answers_of_a_report_are_read_with_what_is_known_of_them(tmp_path: Path):
+def test_the_answers_of_a_report_are_read_with_their_flags(tmp_path: Path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report()), encoding="utf-8")
     answers = read_answered_prompts(path)
@@ -81,6 +81,6 @@ def test_a_report_that_cannot_be_read_has_no_answers(tmp_path: Path, text: str):
     assert read_answered_prompts(path) == ()
 
 
-def test_answers_of_an_event_have_texts_alone():
+def test_answers_of_an_event_have_only_texts():
     (one,) = answered_prompts_from([{"prompt": "Why?", "stage2": "So.", "stage3": "Thus."}])
     assert (one.stage3, one.gain, one.preference, one.stage3_unusable) == ("Thus.", None, "", False)

@@ -39,8 +39,8 @@ import torch
 from engine.dpo.training import trl_trainer
 real = trl_trainer.Stage3Trainer.compute_loss
 def small(self, model, inputs, *args, **kwargs):
-    "A device that holds two pairs at a time, and from the third step on; the preflight saw nothing of it."
-    if self.pairs_per_pass > 2 and self.state.global_step >= 2 and "preflight" not in self.args.output_dir:
+    "From the third step on, the device has room for four pairs at a time; preflight did not notice."
+    if self.pairs_per_pass > 4 and self.state.global_step >= 2 and "preflight" not in self.args.output_dir:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
     return real(self, model, inputs, *args, **kwargs)
 trl_trainer.Stage3Trainer.compute_loss = small
@@ -55,51 +55,49 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def two_runs(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A short demo run, and its training again on a device with room for two pairs at a time."""
-    hurt = copy_of(short_run, tmp_path_factory.mktemp("auto") / "hurt")
-    (hurt / layout.EVENTS_JSONL).unlink()
-    program, module = short_demo_command(hurt, "--from", "training"), 3
+    """A short demo run, and its training repeated on a device with room for four pairs at a time."""
+    limited = copy_of(short_run, tmp_path_factory.mktemp("auto") / "limited")
+    (limited / layout.EVENTS_JSONL).unlink()
+    program, module = short_demo_command(limited, "--from", "training"), 3
     command = [program[0], "-c", AUTO, *program[module:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr + done.stdout[-2000:]
-    return short_run, hurt
+    return short_run, limited
 
 
 @pytest.mark.fault("D6")
-def test_auto_continues_in_fresh_processes_until_the_training_fits(two_runs: tuple[Path, Path]):
+def test_auto_continues_in_a_fresh_process_with_a_plan_that_fits(two_runs: tuple[Path, Path]):
     entries = list(read_entries(two_runs[1] / layout.EVENTS_JSONL))
-    told = [
+    warnings = [
         entry.event.text for entry in entries if isinstance(entry.event, Message) and entry.event.level == "warning"
     ]
-    assert [text.split("pairs per step")[0] for text in told if "Memory ran out" in text] == [
-        "Memory ran out after step 2, with 8 × 1 ",
-        "Memory ran out after step 2, with 4 × 2 ",
-    ]
-    assert "Tried to allocate 1.95 GiB" in told[-1] and "2 × 4 pairs per step" in told[-1]
+    (ran_out,) = [text for text in warnings if "Memory ran out" in text]
+    assert ran_out.startswith("Memory ran out after step 2, with 8 × 1 pairs per step")
+    assert "Tried to allocate 1.95 GiB" in ran_out and "4 × 2 pairs per step" in ran_out
     starts = [entry for entry in entries if entry.event.kind() == "run_started"]
-    assert len(starts) == 3 and len({entry.event.pid for entry in starts}) == 1  # replaced, twice, in its place
+    assert len(starts) == 2 and len({entry.event.pid for entry in starts}) == 1  # the process was replaced
     assert [entry.event.exit_code for entry in entries if isinstance(entry.event, RunFinished)] == [0]
 
 
 def test_every_step_is_done_once_on_the_same_pairs(two_runs: tuple[Path, Path]):
-    whole, hurt = (
+    undisturbed, limited = (
         [e.event for e in read_entries(run / layout.EVENTS_JSONL) if isinstance(e.event, TrainStep)] for run in two_runs
     )
-    assert [step.step for step in hurt] == [step.step for step in whole] == [1, 2, 3, 4]
-    assert [step.loss for step in hurt] == pytest.approx([step.loss for step in whole], abs=1e-5)
-    assert [step.learning_rate for step in hurt] == [step.learning_rate for step in whole]
+    assert [step.step for step in limited] == [step.step for step in undisturbed] == [1, 2, 3, 4]
+    assert [step.loss for step in limited] == pytest.approx([step.loss for step in undisturbed], abs=1e-5)
+    assert [step.learning_rate for step in limited] == [step.learning_rate for step in undisturbed]
 
 
-def test_the_adapter_is_that_of_a_run_with_memory_enough(two_runs: tuple[Path, Path]):
-    whole, hurt = map(adapter, two_runs)
-    assert max((whole[name] - hurt[name]).abs().max().item() for name in whole) < 2e-5
+def test_the_adapter_equals_that_of_a_run_with_enough_memory(two_runs: tuple[Path, Path]):
+    undisturbed, limited = map(adapter, two_runs)
+    assert max((undisturbed[name] - limited[name]).abs().max().item() for name in undisturbed) < 2e-5
 
 
-def test_the_plan_that_fitted_is_recorded_with_what_happened(two_runs: tuple[Path, Path]):
+def test_the_plan_that_fits_is_recorded_with_its_history(two_runs: tuple[Path, Path]):
     record = Run(two_runs[1]).result("training")
     plan = TrainingPlan.from_dict(record["plan"])
-    assert plan is not None and (plan.micro_batch, plan.accumulation) == (2, 4)
-    assert [event["to"]["micro_batch"] for event in record["memory_ran_out"]] == [4, 2]
+    assert plan is not None and (plan.micro_batch, plan.accumulation) == (4, 2)
+    assert [event["to"]["micro_batch"] for event in record["memory_ran_out"]] == [4]
     assert Run(two_runs[0]).result("training")["memory_ran_out"] == []
 
 
@@ -112,8 +110,8 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
 
 
 @pytest.fixture
-def spent(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], None]:
-    """From a given step on, every forward pass raises."""
+def raise_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], None]:
+    """Makes every forward pass from a given step on raise an error."""
     real = trl_trainer.Stage3Trainer.compute_loss
 
     def at(error: BaseException, step: int) -> None:
@@ -139,10 +137,10 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], Non
     ],
     ids=lambda error: f"{type(error).__name__}: {str(error)[:30]}",
 )
-def test_memory_that_runs_out_halves_the_micro_batch_and_asks_for_a_fresh_process(
-    error: Exception, spent: Callable[..., None], make: Callable[..., Context]
+def test_running_out_of_memory_halves_the_micro_batch_in_a_fresh_process(
+    error: Exception, raise_from: Callable[..., None], make: Callable[..., Context]
 ):
-    spent(error, 3)
+    raise_from(error, 3)
     context = make()
     with pytest.raises(RestartNeeded, match="after step 3, with 2 × 2 pairs") as restart:
         run_stage(train(context, pairs(24)))
@@ -151,32 +149,32 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_asks_for_a_fresh_proces
     assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 4, True)
 
 
-def test_a_lower_plan_outlives_the_process_and_the_training_continues(
-    spent: Callable[..., None], make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+def test_a_reduced_plan_outlives_the_process_and_training_continues(
+    raise_from: Callable[..., None], make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    whole = run_stage(train(make(), pairs(23)))[1]
+    undisturbed = run_stage(train(make(), pairs(23)))[1]
     context = make(output_dir=make().run.folder.with_name("again"))
     context = Context(context.config, Run(context.config.output_dir))
     context.run.record_stage("adapter", status="done", result=make().run.result("adapter"))
     with monkeypatch.context():
-        spent(torch.OutOfMemoryError(OUT_OF_MEMORY), 3)
+        raise_from(torch.OutOfMemoryError(OUT_OF_MEMORY), 3)
         with pytest.raises(RestartNeeded):
             run_stage(train(context, pairs(23)))
     monkeypatch.undo()
     _, again = run_stage(train(Context(context.config, Run(context.run.folder)), pairs(23)))
     assert again.resumed_from == 2 and again.plan.micro_batch == 1
     assert again.losses == pytest.approx(
-        whole.losses, abs=1e-5
+        undisturbed.losses, abs=1e-5
     )  # 23 pairs: the last step has three, in 2 and 1 or in 3
 
 
 @pytest.mark.fault("D6")
-def test_at_micro_batch_1_activations_are_computed_twice_and_then_it_is_an_end_with_advice(
-    spent: Callable[..., None], make: Callable[..., Context]
+def test_at_micro_batch_1_activations_are_recomputed_and_then_it_ends_with_advice(
+    raise_from: Callable[..., None], make: Callable[..., Context]
 ):
     context = make(per_device_train_batch_size=1)
     plain = TrainingPlan(1, 2, False, "up front", "float32")
-    spent(torch.OutOfMemoryError(OUT_OF_MEMORY), 0)
+    raise_from(torch.OutOfMemoryError(OUT_OF_MEMORY), 0)
     with pytest.raises(RestartNeeded, match="activations recomputed"):
         run_stage(train(context, pairs(8), plan=plain))
     with pytest.raises(MemoryExhausted, match="no smaller plan is left") as end:
@@ -186,16 +184,16 @@ def test_at_micro_batch_1_activations_are_computed_twice_and_then_it_is_an_end_w
     assert "Tried to allocate 1.95 GiB" in end.value.why
 
 
-def test_without_gradient_checkpointing_the_advice_is_to_allow_it(
-    spent: Callable[..., None], make: Callable[..., Context]
+def test_without_gradient_checkpointing_the_advice_is_to_use_it(
+    raise_from: Callable[..., None], make: Callable[..., Context]
 ):
-    spent(torch.OutOfMemoryError(OUT_OF_MEMORY), 0)
+    raise_from(torch.OutOfMemoryError(OUT_OF_MEMORY), 0)
     with pytest.raises(MemoryExhausted, match="Use --gradient-checkpointing"):
         run_stage(train(make(per_device_train_batch_size=1, gradient_checkpointing=False), pairs(8)))
 
 
-def test_errors_other_than_out_of_memory_pass_through(spent: Callable[..., None], make: Callable[..., Context]):
-    spent(RuntimeError("CUDA error: device-side assert triggered"), 1)
+def test_errors_other_than_out_of_memory_pass_through(raise_from: Callable[..., None], make: Callable[..., Context]):
+    raise_from(RuntimeError("CUDA error: device-side assert triggered"), 1)
     context = make()
     with pytest.raises(RuntimeError, match="device-side assert"):
         run_stage(train(context, pairs(8)))
@@ -217,7 +215,7 @@ def test_a_broken_device_is_never_tried_again_in_the_same_process(text: str):
     assert is_broken_device(RuntimeError(text)) and not is_out_of_memory(RuntimeError(text))
 
 
-def test_a_damaged_or_foreign_plan_is_passed_over(make: Callable[..., Context]):
+def test_a_damaged_or_foreign_plan_is_ignored(make: Callable[..., Context]):
     context = make()
     own = plan_as_configured(context.config, "float32")
     for text in (
@@ -231,7 +229,7 @@ def test_a_damaged_or_foreign_plan_is_passed_over(make: Callable[..., Context]):
         assert current_plan(context.run, context.config, "float32") == own
 
 
-def test_the_peak_of_memory_is_that_since_it_is_watched():
+def test_peak_memory_counts_from_the_start_of_the_measurement():
     before = MemoryPeak(torch.device("cpu"))
     much = torch.ones(64, 1 << 20)  # 256 MiB
     high = before.bytes()

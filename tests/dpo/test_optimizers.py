@@ -1,4 +1,4 @@
-"""--optim: where each optimizer runs, what it keeps, and that a checkpoint goes on with the optimizer that wrote it."""
+"""--optim: where each optimizer runs, what its state needs, and that a checkpoint resumes with the optimizer that wrote it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
 @pytest.fixture
 def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
-    """A run whose adapter has tensors of 4,096 numbers and more, as bitsandbytes asks for 8 bits."""
+    """A run whose adapter has tensors of at least 4,096 values, the minimum of bitsandbytes for 8 bits."""
     adapter = build_adapter(tmp_path / "adapter", stage2[0], r=192)
     return lambda run="run", **options: build_context(tmp_path / run, stage2[0], adapter, save_steps=1, **options)
 
@@ -55,23 +55,23 @@ def weights(context: Context) -> bytes:
 
 
 @BITS
-def test_in_8_bits_a_run_goes_on_with_the_bytes_of_an_undisturbed_one(make: Callable[..., Context]):
-    whole = make("whole", optim="adamw_8bit")
-    _, undisturbed = run_stage(train(whole, ROWS))
+def test_in_8_bits_a_resumed_run_has_the_bytes_of_an_undisturbed_one(make: Callable[..., Context]):
+    reference = make("undisturbed", optim="adamw_8bit")
+    _, undisturbed = run_stage(train(reference, ROWS))
     stopped_after_a_step(make(optim="adamw_8bit"))
     context = make(optim="adamw_8bit")
     _, resumed = run_stage(train(context, ROWS))
-    assert resumed.resumed_from in (1, 2)  # the step that was under way is finished
+    assert resumed.resumed_from in (1, 2)  # the current step is finished first
     assert resumed.losses == undisturbed.losses
-    assert weights(context) == weights(whole)
+    assert weights(context) == weights(reference)
     state = torch.load(checkpoint(context, STEPS) / "optimizer.pt", weights_only=True)["state"]
-    moments = [one for kept in state.values() for one in kept["__bnb_optimizer_quant_state__"].values()]
+    moments = [value for entry in state.values() for value in entry["__bnb_optimizer_quant_state__"].values()]
     assert any(moment.dtype == torch.uint8 for moment in moments)
 
 
 @BITS
 @pytest.mark.parametrize(("first", "then"), [("adamw_8bit", TORCH_ADAMW), (TORCH_ADAMW, "adamw_8bit")])
-def test_with_another_optimizer_the_training_begins_again_and_says_so(
+def test_with_another_optimizer_training_starts_again_with_a_warning(
     first: str, then: str, make: Callable[..., Context]
 ):
     stopped_after_a_step(make(optim=first))
@@ -81,35 +81,35 @@ def test_with_another_optimizer_the_training_begins_again_and_says_so(
 
 
 @BITS
-def test_in_8_bits_the_loss_is_nearly_that_of_torchs(make: Callable[..., Context]):
+def test_in_8_bits_the_loss_is_nearly_that_of_torchs_adamw(make: Callable[..., Context]):
     losses = [run_stage(train(make(optim, optim=optim), ROWS))[1].losses for optim in (TORCH_ADAMW, "adamw_8bit")]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["paged_adamw_8bit", "paged_adamw_32bit"])
-def test_a_paged_one_without_a_gpu_is_refused_before_anything_is_loaded(name: str, make: Callable[..., Context]):
-    with pytest.raises(PreconditionError, match=f"--optim {name}: the device is cpu") as refused:
+def test_a_paged_optimizer_without_a_gpu_is_an_error_before_anything_is_loaded(name: str, make: Callable[..., Context]):
+    with pytest.raises(PreconditionError, match=f"--optim {name}: the device is cpu") as failed:
         run_stage(train(make(optim=name), ROWS))
-    assert "Use --optim adamw_" in refused.value.what_to_do
+    assert "Use --optim adamw_" in failed.value.what_to_do
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_bitsandbytes_the_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_without_bitsandbytes_the_error_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(optimizers, "resolve_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
-    with pytest.raises(PreconditionError, match="not installed") as refused:
+    with pytest.raises(PreconditionError, match="not installed") as failed:
         require_optimizer(Stage3Config(optim=name))
-    assert "stage3-tui[bitsandbytes]" in refused.value.what_to_do
+    assert "stage3-tui[bitsandbytes]" in failed.value.what_to_do
 
 
-def test_torchs_own_needs_nothing_and_checkpoints_of_earlier_versions_go_on_with_it(monkeypatch: pytest.MonkeyPatch):
+def test_torchs_adamw_needs_no_package_and_resumes_checkpoints_of_earlier_versions(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
     require_optimizer(Stage3Config())
     assert "optim" not in training_settings(Stage3Config(), 8)
     assert training_settings(Stage3Config(optim="adamw_8bit"), 8)["optim"] == "adamw_8bit"
 
 
-def test_every_name_is_one_of_transformers():
+def test_every_name_is_known_to_transformers():
     from transformers import TrainingArguments
     from transformers.training_args import OptimizerNames
 
@@ -119,7 +119,7 @@ def test_every_name_is_one_of_transformers():
     assert not uses_bitsandbytes(Stage3Config())
 
 
-def test_the_forecast_counts_the_moments_in_8_bits():
+def test_the_forecast_counts_moments_in_8_bits():
     plan = TrainingPlan(1, 8, True, "live", "bfloat16")
 
     def adapter(**given: Any) -> float:

@@ -36,36 +36,36 @@ def test_the_largest_micro_batch_that_fits_is_chosen_and_the_effective_batch_sta
         assert plan.effective_batch == 8
 
 
-def test_where_nothing_fits_it_is_the_smallest_there_is(config: Callable[..., Stage3Config]):
+def test_if_nothing_fits_the_smallest_plan_is_chosen(config: Callable[..., Stage3Config]):
     assert needed(chosen(config(), 1)) == min(needed(TrainingPlan(1, 8, True, "live", "")), needed(chosen(config(), 1)))
 
 
-def test_what_a_person_gave_is_kept(config: Callable[..., Stage3Config]):
+def test_options_that_are_set_are_kept(config: Callable[..., Stage3Config]):
     assert chosen(config(gradient_checkpointing=True), 99).gradient_checkpointing
     assert not chosen(config(gradient_checkpointing=False), 1).gradient_checkpointing
     assert chosen(config(cpu_ref_model=False), 99).reference == "live"
     assert chosen(config(cpu_ref_model=True, num_train_epochs=0.5), 99).reference == "up front"
 
 
-def test_the_reference_is_computed_once_unless_a_part_of_the_pairs_is_seen(config: Callable[..., Stage3Config]):
+def test_the_reference_is_computed_up_front_unless_only_some_pairs_are_read(config: Callable[..., Stage3Config]):
     assert reference_for(config())[0] == "up front"  # the notebook's --cpu-ref-model
     assert reference_for(config(num_train_epochs=0.5))[0] == "live"
 
 
-def test_every_choice_has_its_reason_with_the_numbers(config: Callable[..., Stage3Config]):
+def test_every_choice_has_a_reason_with_figures(config: Callable[..., Stage3Config]):
     why = chosen(config(), 6).why
     assert why["micro_batch"] == "needs 6.0 of 6.0 GiB; 8 would need 10.0"
     assert "all activations fit" in why["gradient_checkpointing"] and why["dtype"] == "the GPU supports it"
     assert "would need 3.0 of 2.9 GiB" in chosen(config(), 2.9).why["gradient_checkpointing"]
 
 
-def test_more_side_by_side_than_gains_anything_is_not_chosen(config: Callable[..., Stage3Config]):
+def test_the_micro_batch_does_not_exceed_the_useful_size(config: Callable[..., Stage3Config]):
     assert chosen(config(), 99, max_micro_batch=2).micro_batch == 2
     assert chosen(config(), 99, max_micro_batch=0).micro_batch == 1
 
 
 @pytest.mark.parametrize(("effective", "steps"), [(8, [8, 4, 2, 1]), (6, [6, 3, 1]), (7, [7, 1]), (12, [12, 6, 3, 1])])
-def test_a_plan_is_lowered_by_halves_that_divide_the_effective_batch(effective: int, steps: list[int]):
+def test_a_plan_is_reduced_by_halves_that_divide_the_effective_batch(effective: int, steps: list[int]):
     plan: TrainingPlan | None = TrainingPlan(effective, 1, False, "live", "float32")
     seen = []
     while plan is not None:
@@ -76,11 +76,11 @@ def test_a_plan_is_lowered_by_halves_that_divide_the_effective_batch(effective: 
     assert TrainingPlan(1, 8, False, "live", "float32").reduce(may_checkpoint=False) is None
 
 
-def test_the_sizes_divide_the_batch():
+def test_micro_batches_divide_the_batch():
     assert micro_batches(12) == [12, 6, 4, 3, 2, 1]
 
 
-def test_a_plan_survives_its_record_and_is_what_the_trainer_reads(config: Callable[..., Stage3Config]):
+def test_a_plan_survives_its_record_and_sets_the_trainers_options(config: Callable[..., Stage3Config]):
     plan = chosen(config(), 6)
     assert TrainingPlan.from_dict(plan.as_dict()) == plan
     applied = plan.applied_to(config())
@@ -90,7 +90,9 @@ def test_a_plan_survives_its_record_and_is_what_the_trainer_reads(config: Callab
         assert TrainingPlan.from_dict(damaged) is None
 
 
-def test_without_a_preflight_the_batch_is_as_given_and_memory_is_spared(config: Callable[..., Stage3Config]):
+def test_without_preflight_the_batch_is_as_configured_and_activations_are_recomputed(
+    config: Callable[..., Stage3Config],
+):
     plan = plan_as_configured(config(), "float32")
     assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 8, True)
 
@@ -98,7 +100,7 @@ def test_without_a_preflight_the_batch_is_as_given_and_memory_is_spared(config: 
 @pytest.mark.parametrize(
     "micro_batch, processes, split", [(8, 2, (4, 1)), (2, 2, (2, 2)), (1, 4, (1, 2)), (4, 8, (1, 1))]
 )
-def test_a_plan_is_dealt_out_with_the_same_effective_batch_and_no_larger_passes(
+def test_a_plan_for_several_processes_keeps_the_effective_batch_and_has_no_larger_passes(
     micro_batch: int, processes: int, split: tuple[int, int], config: Callable[..., Stage3Config]
 ):
     alone = TrainingPlan(1, 8, False, "live", "float32").split(micro_batch)
@@ -112,7 +114,7 @@ def test_a_plan_is_dealt_out_with_the_same_effective_batch_and_no_larger_passes(
 
 
 @pytest.mark.parametrize("number, nearest", [(3, "2 and 4"), (7, "4 and 8"), (9, "8")])
-def test_processes_that_do_not_divide_a_step_are_refused_with_the_nearest_that_do(
+def test_numbers_of_processes_that_do_not_divide_a_step_are_an_error_with_the_nearest_ones(
     number: int, nearest: str, config: Callable[..., Stage3Config]
 ):
     with pytest.raises(ConfigError, match=rf"8 pairs of one optimizer step .* to {number} processes.* are {nearest}\."):
@@ -122,6 +124,6 @@ def test_processes_that_do_not_divide_a_step_are_refused_with_the_nearest_that_d
         config(num_processes=4, per_device_train_batch_size=3, gradient_accumulation_steps=2)
 
 
-def test_on_a_cpu_one_process_trains_unless_more_are_asked_for(config: Callable[..., Stage3Config]):
+def test_on_a_cpu_one_process_trains_by_default(config: Callable[..., Stage3Config]):
     assert number_of_processes(config(device="cpu")) == 1
     assert number_of_processes(config(device="cpu", num_processes=4)) == 4

@@ -50,7 +50,7 @@ def with_adapter(base: Any) -> PeftModel:
 
 
 def collated(sizes: list[tuple[int, int, int]], alike: int = 0) -> dict[str, torch.Tensor]:
-    """Pairs with these token counts of prompt, chosen and rejected; the first one's replies share `alike` tokens."""
+    """Pairs with these token counts of prompt, chosen and rejected; the first pair's replies share `alike` tokens."""
     draw = random.Random(17)
 
     def ids(count: int) -> list[int]:
@@ -71,24 +71,24 @@ def ask(policy: PeftModel, batch: dict[str, torch.Tensor]) -> Any:
 
 def loss_and_gradients(policy: PeftModel, batch: dict[str, torch.Tensor]) -> tuple[Any, float, dict[str, torch.Tensor]]:
     policy.zero_grad()
-    found = ask(policy, batch)
-    chosen, rejected = found.log_probs.sum(dim=1).chunk(2)
+    output = ask(policy, batch)
+    chosen, rejected = output.log_probs.sum(dim=1).chunk(2)
     loss = -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
     loss.backward()
-    return found, loss.item(), {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    return output, loss.item(), {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
 
 
 def shapes_read(policy: PeftModel) -> list[tuple[int, ...]]:
-    """Records the shapes of the ids that the layers read."""
+    """A list that records the shape of the ids in each forward pass."""
     seen: list[tuple[int, ...]] = []
     backbone = policy.get_base_model().base_model
     backbone.register_forward_pre_hook(
-        lambda _, __, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
+        lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     return seen
 
 
-# -- the same ----------------------------------------------------------------------------------------------------------
+# -- the same results --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", BATCHES.values(), ids=BATCHES)
@@ -96,7 +96,7 @@ def shapes_read(policy: PeftModel) -> list[tuple[int, ...]]:
     ("family", "attention"),
     [("gemma", "sdpa"), ("llama", "sdpa"), ("qwen2", "sdpa"), ("gemma", "eager"), ("gemma2", "eager")],
 )
-def test_loss_figures_and_every_gradient_are_those_of_the_plain_way(
+def test_loss_figures_and_every_gradient_are_those_of_two_rows(
     family: str, attention: str, sizes: list[tuple[int, int, int]]
 ):
     policy, batch = policy_of(family, attention), collated(sizes, alike=1)
@@ -109,15 +109,17 @@ def test_loss_figures_and_every_gradient_are_those_of_the_plain_way(
     assert gradients.keys() == plain.keys() and len(plain) == 28
     for name, gradient in gradients.items():
         assert plain[name].abs().max() > 0
-        # A prompt's gradient is the sum over both replies; if they nearly cancel, its bits are those of the parts.
+        # A prompt's gradient is the sum over both replies; if they nearly cancel, rounding errors of the parts remain.
         torch.testing.assert_close(gradient, plain[name], atol=2e-5, rtol=2e-4)
 
 
-def test_with_activations_computed_twice_it_is_the_same():
-    require_the_same_when_computed_twice(policy_of("gemma"), collated(BATCHES["prompts of one to hundreds of tokens"]))
+def test_gradient_checkpointing_gives_the_same():
+    require_the_same_with_gradient_checkpointing(
+        policy_of("gemma"), collated(BATCHES["prompts of one to hundreds of tokens"])
+    )
 
 
-def require_the_same_when_computed_twice(policy: PeftModel, batch: dict[str, torch.Tensor]) -> None:
+def require_the_same_with_gradient_checkpointing(policy: PeftModel, batch: dict[str, torch.Tensor]) -> None:
     _, plain_loss, plain = loss_and_gradients(policy, batch)
     share_prompt_computation(policy)
     policy.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
@@ -138,30 +140,30 @@ def test_the_rejected_reply_does_not_see_the_chosen_one():
     assert not torch.isclose(before[0, 8:], after[0, 8:]).any()
 
 
-def test_what_is_not_a_scoring_of_pairs_is_left_as_it_was():
+def test_calls_that_do_not_score_pairs_are_unchanged():
     policy, batch = policy_of("gemma"), collated([(9, 12, 7)])
-    asked = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    logits = policy(**asked).logits
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    logits = policy(**inputs).logits
     share_prompt_computation(policy)
-    assert torch.equal(policy(**asked).logits, logits)
-    generated = policy.generate(**asked, max_new_tokens=3, do_sample=False, eos_token_id=-1)
+    assert torch.equal(policy(**inputs).logits, logits)
+    generated = policy.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=-1)
     assert generated.shape == (2, batch["input_ids"].shape[1] + 3)
 
 
-def test_a_call_that_asks_for_more_is_answered_in_the_plain_way():
+def test_a_call_with_further_arguments_takes_the_plain_path():
     policy, batch = policy_of("gemma"), collated([(9, 12, 7)])
-    asked = {**batch, "labels": batch["input_ids"], "fused_lm_head": True, "position_ids": torch.arange(21)[None] + 3}
-    del asked["completion_mask"]
-    plain = policy(**asked).log_probs
+    inputs = {**batch, "labels": batch["input_ids"], "fused_lm_head": True, "position_ids": torch.arange(21)[None] + 3}
+    del inputs["completion_mask"]
+    plain = policy(**inputs).log_probs
     share_prompt_computation(policy)
-    assert torch.equal(policy(**asked).log_probs, plain)
+    assert torch.equal(policy(**inputs).log_probs, plain)
 
 
-# -- once --------------------------------------------------------------------------------------------------------------
+# -- a prompt is read once ---------------------------------------------------------------------------------------------
 
 
 def test_rows_of_the_collator_become_one_row():
-    """The picture in the module's docstring: <bos> Hi ! | Good day . | Nothing ."""
+    """The example in the module's docstring: <bos> Hi ! | Good day . | Nothing ."""
     rows = pack_shared_prompt(
         torch.tensor([[1, 21, 22, 31, 32, 33], [1, 21, 22, 41, 42, 0]]),
         torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]),
@@ -182,7 +184,7 @@ def test_rows_of_the_collator_become_one_row():
     assert rows.places.tolist() == [[5, 5, 0, 1, 2], [5, 5, 3, 4, 5]]
 
 
-def test_what_both_replies_begin_with_is_read_and_scored_once():
+def test_a_common_beginning_of_both_replies_is_read_and_scored_once():
     rows = pack_shared_prompt(
         torch.tensor([[1, 21, 31, 32, 33], [1, 21, 31, 42, 0]]),
         torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]),
@@ -202,17 +204,17 @@ def test_a_prompt_is_read_once(alike: int):
     assert seen == [(1, 50 + 19 + 7 - alike)]  # the last tokens predict nothing
 
 
-def test_a_reply_that_the_other_continues_from_is_scored_like_any_other():
+def test_a_reply_that_is_a_prefix_of_the_other_is_scored_like_any_other():
     policy, batch = policy_of("qwen2"), collated([(6, 4, 9)], alike=4)
     plain = ask(policy, batch).log_probs
     share_prompt_computation(policy)
     torch.testing.assert_close(ask(policy, batch).log_probs, plain, atol=2e-5, rtol=1e-5)
 
 
-# -- if it would not be the same ------------------------------------------------------------------------------------
+# -- models that it does not suit ----------------------------------------------------------------------------------------
 
 
-def test_a_text_as_long_as_a_sliding_window_is_read_in_the_plain_way():
+def test_a_text_as_long_as_a_sliding_window_takes_the_plain_path():
     policy = policy_of("gemma2", "eager", sliding_window=24)
     long, short = collated([(15, 9, 5)]), collated([(15, 8, 5)])
     plain = ask(policy, long).log_probs
@@ -223,7 +225,7 @@ def test_a_text_as_long_as_a_sliding_window_is_read_in_the_plain_way():
     assert seen == [(2, 24), (1, 15 + 7 + 4)]
 
 
-def test_an_attention_that_takes_no_mask_is_left_alone():
+def test_an_attention_without_custom_masks_is_left_alone():
     policy = policy_of("llama")
     forward = policy.get_base_model().forward
     policy.get_base_model().config._attn_implementation = "flash_attention_2"
@@ -231,24 +233,24 @@ def test_an_attention_that_takes_no_mask_is_left_alone():
     assert policy.get_base_model().forward == forward
 
 
-def test_a_model_that_takes_no_positions_is_left_alone():
+def test_a_model_without_position_ids_is_left_alone():
     config = transformers.BloomConfig(vocab_size=211, hidden_size=32, n_layer=2, n_head=4)
     assert not share_prompt_computation(with_adapter(transformers.BloomForCausalLM(config)))
 
 
-def test_a_model_that_counts_positions_for_itself_is_found_out(monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_ignores_positions_is_detected(monkeypatch: pytest.MonkeyPatch):
     policy = policy_of("llama")
     rotary = policy.get_base_model().model.rotary_emb
-    told = rotary.forward
-    monkeypatch.setattr(rotary, "forward", lambda x, ids, *_: told(x, torch.arange(ids.shape[1])[None]))
+    forward = rotary.forward
+    monkeypatch.setattr(rotary, "forward", lambda x, ids, *_: forward(x, torch.arange(ids.shape[1])[None]))
     assert not share_prompt_computation(policy)
 
 
-def test_a_model_that_is_blind_to_the_mask_is_found_out(monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_ignores_the_mask_is_detected(monkeypatch: pytest.MonkeyPatch):
     policy = policy_of("llama")
     for layer in policy.get_base_model().model.layers:
-        told = layer.self_attn.forward
+        forward = layer.self_attn.forward
         monkeypatch.setattr(
-            layer.self_attn, "forward", lambda *a, told=told, **k: told(*a, **{**k, "attention_mask": None})
+            layer.self_attn, "forward", lambda *a, forward=forward, **k: forward(*a, **{**k, "attention_mask": None})
         )
     assert not share_prompt_computation(policy)

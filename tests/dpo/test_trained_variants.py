@@ -1,5 +1,5 @@
-"""DPO of adapters other than plain LoRA: those that the stage adapter lets through are trained against the right reference, and
-those that it refuses would not have been.
+"""DPO of adapters other than plain LoRA: those that stage adapter accepts are trained against the right reference; those
+that it rejects would not be.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ STEPS = 3
 VARIANTS: dict[str, dict[str, Any]] = {
     "rsLoRA": {"use_rslora": True},
     "DoRA": {"use_dora": True},
-    "whole head": {"modules_to_save": ["lm_head"]},
-    "whole embedding": {"modules_to_save": ["embed_tokens"]},
-    "whole norms": {"modules_to_save": ["norm"]},
+    "full head": {"modules_to_save": ["lm_head"]},
+    "full embedding": {"modules_to_save": ["embed_tokens"]},
+    "full norms": {"modules_to_save": ["norm"]},
     "patterns over all": {
         "target_modules": "all-linear",
         "rank_pattern": {"q_proj": 5},
@@ -62,7 +62,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
 
 
 def record(context: Context) -> str:
-    """Run stage adapter and return the hash it records."""
+    """Run stage adapter and return the hash that it records."""
     _, result = run_stage(stage.run(context))
     context.run.record_stage("adapter", status="done", result=dict(result.facts))
     return str(result.facts["tensors_sha256"])
@@ -73,9 +73,7 @@ def base_logits(context: Context) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_reference_is_the_stage_2_adapter_and_what_is_saved_is_what_was_trained(
-    name: str, make: Make, tmp_path: Path
-):
+def test_the_reference_is_the_stage_2_adapter_and_the_trained_adapter_is_saved(name: str, make: Make, tmp_path: Path):
     context = make(VARIANTS[name])
     recorded = record(context)
     events, trained = run_stage(train(context, ROWS, max_steps=STEPS))
@@ -85,27 +83,27 @@ def test_the_reference_is_the_stage_2_adapter_and_what_is_saved_is_what_was_trai
     before, after = load_file(tmp_path / "adapter" / WEIGHTS), adapter_tensors(trained.model, "default")
     assert before.keys() == after.keys()
     assert not [tensor for tensor in before if torch.equal(before[tensor], after[tensor])]
-    assert effect_on_logits(trained.model, trained.tokenizer, base_logits(context)) > 0  # the base is the base still
+    assert effect_on_logits(trained.model, trained.tokenizer, base_logits(context)) > 0  # the base model is unchanged
 
     save_adapter(trained, tmp_path / "stage3", base_name="base", base_revision=None)
     policy = load_policy(load_base(context.config), tmp_path / "stage3")
     assert hash_tensors(adapter_tensors(policy, "default")) == trained.tensors_sha256
-    said = logits_of(policy, trained.tokenizer)
+    logits = logits_of(policy, trained.tokenizer)
     merged = policy.merge_and_unload()  # as pairs are made if the arithmetic is float32
-    torch.testing.assert_close(logits_of(merged, trained.tokenizer), said, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits_of(merged, trained.tokenizer), logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["DoRA", "whole head"])
-def test_the_reference_up_front_is_the_one_that_is_computed_beside(name: str, make: Make):
+@pytest.mark.parametrize("name", ["DoRA", "full head"])
+def test_the_reference_up_front_equals_the_live_one(name: str, make: Make):
     live, up_front = make(VARIANTS[name]), make(VARIANTS[name], "up-front", cpu_ref_model=True)
-    _, beside = run_stage(train(live, ROWS, max_steps=STEPS))
-    _, before = run_stage(train(up_front, ROWS, max_steps=STEPS))
-    theirs, ours = (adapter_tensors(trained.model, "default") for trained in (beside, before))
+    _, with_live = run_stage(train(live, ROWS, max_steps=STEPS))
+    _, with_up_front = run_stage(train(up_front, ROWS, max_steps=STEPS))
+    theirs, ours = (adapter_tensors(trained.model, "default") for trained in (with_live, with_up_front))
     for tensor in theirs:
         torch.testing.assert_close(ours[tensor], theirs[tensor], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["DoRA", "whole head"])
+@pytest.mark.parametrize("name", ["DoRA", "full head"])
 def test_a_training_that_was_stopped_ends_with_the_same_bytes(name: str, make: Make, tmp_path: Path):
     undisturbed, stopped = make(VARIANTS[name]), make(VARIANTS[name], "stopped")
     run_stage(train(undisturbed, ROWS, max_steps=STEPS))
@@ -120,13 +118,13 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(name: str, make: M
     assert (stopped.run / last).read_bytes() == (undisturbed.run / last).read_bytes()
 
 
-# -- why the others are refused ----------------------------------------------------------------------------------------
+# -- why others are rejected ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["pissa", "olora"])
-def test_an_adapter_out_of_the_bases_weights_would_train_without_a_fault_to_be_seen(way: str, make: Make):
-    """First loss and hash are right although the trained model is not Stage 2: hence the refusal."""
-    context = make({"init_lora_weights": way})
+@pytest.mark.parametrize("initialisation", ["pissa", "olora"])
+def test_an_adapter_initialised_from_the_base_weights_would_fail_unnoticed(initialisation: str, make: Make):
+    """First loss and hash are right although the trained model is not Stage 2, so stage adapter must reject it."""
+    context = make({"init_lora_weights": initialisation})
     with pytest.raises(PreconditionError, match="does not belong to the unchanged base model"):
         run_stage(stage.run(context))
     _, trained = run_stage(train(context, ROWS, max_steps=1))
@@ -136,7 +134,7 @@ def test_an_adapter_out_of_the_bases_weights_would_train_without_a_fault_to_be_s
     assert moved > 1
 
 
-def test_repeated_layers_would_end_in_a_wrong_reference(make: Make):
+def test_repeated_layers_would_give_a_wrong_reference(make: Make):
     context = make({"layer_replication": [[0, 2], [1, 2]]})
     with pytest.raises(PreconditionError, match="layer_replication"):
         run_stage(stage.run(context))
@@ -144,14 +142,14 @@ def test_repeated_layers_would_end_in_a_wrong_reference(make: Make):
         run_stage(train(context, ROWS, max_steps=1))
 
 
-@pytest.mark.parametrize("way", ["gaussian", "eva", "orthogonal", "mica"])
-def test_beginnings_that_leave_the_base_alone_are_let_through(way: str, make: Make):
-    assert record(make({"init_lora_weights": way, "r": 4}))
+@pytest.mark.parametrize("initialisation", ["gaussian", "eva", "orthogonal", "mica"])
+def test_initialisations_that_leave_the_base_unchanged_are_accepted(initialisation: str, make: Make):
+    assert record(make({"init_lora_weights": initialisation, "r": 4}))
 
 
 @pytest.mark.fault("D5")
-def test_whole_modules_are_not_trained_in_float16(make: Make):
-    """--dtype auto then takes float32 on a GPU without bfloat16."""
+def test_full_modules_are_not_trained_in_float16(make: Make):
+    """On a GPU without bfloat16, --dtype auto then uses float32."""
     context = make({"modules_to_save": ["lm_head"]}, dtype="float16")
     policy = load_policy(load_base(context.config), Path(context.config.adapter_path), trainable=True)
     assert "1 tensors of the adapter (modules_to_save)" in overflow_in_float16(policy, [[2, 5, 7]])

@@ -1,4 +1,4 @@
-"""DPO against the right reference, finite to the end, and with the same bytes after an interruption."""
+"""DPO against the right reference, with finite values throughout, and with the same bytes after an interruption."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support.tiny_models import build_context, pairs, write_rows
 from tests.support.trainings import train
 
 ROWS = pairs(24)
-STEPS = 6  # 24 pairs in batches of 2, 2 batches a step
+STEPS = 6  # 24 pairs in batches of 2, 2 batches per step
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
 
 @pytest.fixture(scope="module")
 def undisturbed(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Events and result of one whole run, with its weights in its folder."""
+    """Events, result and weights of an undisturbed training."""
     context = build_context(tmp_path_factory.mktemp("undisturbed") / "run", *stage2)
     return (*run_stage(train(context, ROWS)), weights(context, STEPS))
 
@@ -63,20 +63,20 @@ def weights(context: Context, step: int) -> bytes:
 
 def train_until(context: Context, step: int, rows: Sequence[Any] = ROWS) -> list[Any]:
     """Train, and request a stop at `step`."""
-    events, working = [], train(context, rows)
+    events = []
     with pytest.raises(Stopped):
-        for event in working:
+        for event in train(context, rows):
             events.append(event)
             if isinstance(event, TrainStep) and event.step == step:
                 context.stop.request("the test asks")
     return events
 
 
-def told(events: Sequence[Any]) -> str:
+def messages_of(events: Sequence[Any]) -> str:
     return "\n".join(event.text for event in events if isinstance(event, Message))
 
 
-# -- what a training is ------------------------------------------------------------------------------------------------
+# -- steps and checkpoints -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("D16")
@@ -131,8 +131,8 @@ def test_one_pair_and_one_step_are_enough_to_learn_from(make: Callable[..., Cont
 def plain_trl(
     stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[float], dict[str, Any]]:
-    """Losses and adapter of plain TRL, the notebook's way: 20 steps of 4 pairs, one at a time; 21 pairs, so that the last
-    step of each epoch has one.
+    """Losses and adapter of plain TRL as in the notebook: 20 steps of 4 pairs, one at a time. There are 21 pairs, so that the
+    last step of each epoch has one.
     """
     folder = tmp_path_factory.mktemp("plain")
     context = build_context(folder / "run", *stage2, per_device_train_batch_size=1, gradient_accumulation_steps=4)
@@ -153,10 +153,10 @@ def plain_trl(
 
 @pytest.mark.parametrize("pairs_per_pass", [1, 2, 4])
 @pytest.mark.parametrize("once", [False, True], ids=["live reference", "reference computed once"])
-def test_it_is_plain_trl_to_the_fifth_decimal(
+def test_training_equals_plain_trl_to_the_fifth_decimal(
     once: bool, pairs_per_pass: int, make: Callable[..., Context], plain_trl: tuple[list[float], dict[str, Any]]
 ):
-    """However a step is split, and with the prompt read once for both replies."""
+    """Regardless of how a step is split, and with the prompt read once for both replies."""
     context = make(
         cpu_ref_model=once,
         per_device_train_batch_size=pairs_per_pass,
@@ -173,24 +173,24 @@ def test_it_is_plain_trl_to_the_fifth_decimal(
 # -- the reference -----------------------------------------------------------------------------------------------------
 
 
-def test_another_adapter_than_the_recorded_one_is_refused(make: Callable[..., Context]):
+def test_an_adapter_other_than_the_recorded_one_is_refused(make: Callable[..., Context]):
     with pytest.raises(NumbersError, match=r"not the Stage 2 adapter.*recorded 0123"):
         run_stage(train(make(), ROWS[:4], reference_sha256="0123"))
 
 
 @pytest.mark.fault("D16")
-def test_a_fresh_lora_over_the_base_passes_ln_2_and_is_refused_by_its_hash(make: Callable[..., Context]):
+def test_a_fresh_lora_on_the_base_passes_ln_2_and_is_refused_by_its_hash(make: Callable[..., Context]):
     context = make()
     fresh = LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"])
     policy = get_peft_model(load_base(context.config), fresh)
     events = []
     with pytest.raises(NumbersError, match="not the Stage 2 adapter"):
         events.extend(train(context, ROWS[:4], policy=policy))
-    assert not events and not by_step(context.run / "checkpoints")  # before a single step, not after the last
+    assert not events and not by_step(context.run / "checkpoints")  # before the first step
 
 
 @pytest.mark.fault("D16")
-def test_a_reference_that_the_loss_does_not_see_is_refused_by_the_first_loss(
+def test_a_reference_that_the_loss_does_not_use_is_refused_by_the_first_loss(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     """The right weights are in "ref", but the loss uses the bare base model."""
@@ -201,19 +201,19 @@ def test_a_reference_that_the_loss_does_not_see_is_refused_by_the_first_loss(
         run_stage(train(make(), ROWS[:4]))
 
 
-def test_kept_log_probabilities_of_another_reference_are_refused_by_the_first_loss(make: Callable[..., Context]):
+def test_cached_log_probabilities_of_another_reference_are_refused_by_the_first_loss(make: Callable[..., Context]):
     context = make(cpu_ref_model=True)
     path = context.run.cache / layout.REFERENCE_LOGPS
     run_stage(train(context, ROWS[:4]))
     shutil.rmtree(context.run / layout.CHECKPOINTS_DIR)
-    kept = [json.loads(line) for line in path.read_text().splitlines()]
-    shifted = [{**line, "value": [line["value"][0] - 1.5, line["value"][1]]} for line in kept]
+    cached = [json.loads(line) for line in path.read_text().splitlines()]
+    shifted = [{**line, "value": [line["value"][0] - 1.5, line["value"][1]]} for line in cached]
     path.write_text("".join(json.dumps(line) + "\n" for line in shifted))
     with pytest.raises(NumbersError, match="not ln 2"):
         run_stage(train(context, ROWS[:4]))
 
 
-def test_a_run_whose_stage_adapter_recorded_nothing_is_refused(make: Callable[..., Context]):
+def test_a_run_without_a_record_of_stage_adapter_is_refused(make: Callable[..., Context]):
     context = make()
     context.run.forget_stage("adapter")
     with pytest.raises(PreconditionError, match="no record of the reference"):
@@ -222,12 +222,12 @@ def test_a_run_whose_stage_adapter_recorded_nothing_is_refused(make: Callable[..
 
 @pytest.mark.parametrize("once", [False, True], ids=["live reference", "reference computed once"])
 def test_in_bfloat16_the_first_loss_is_ln_2_as_well(once: bool, make: Callable[..., Context]):
-    """The reference is computed in the same mixed precision as the steps; in another it is off by 2e-3 here."""
+    """The reference is computed in the mixed precision of the steps; in another one, the loss would be off by 2e-3 here."""
     _, trained = run_stage(train(make(dtype="bfloat16", cpu_ref_model=once, gradient_checkpointing=True), ROWS[:4]))
     assert abs(trained.first_loss - math.log(2)) < 1e-4
 
 
-# -- bad numbers -------------------------------------------------------------------------------------------------------
+# -- values that are not finite ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("D1")
@@ -277,7 +277,7 @@ def test_a_training_that_changes_nothing_is_refused(make: Callable[..., Context]
 def test_stopped_and_resumed_gives_the_bytes_of_an_undisturbed_run(
     stop_at: int, options: dict[str, Any], undisturbed: Any, make: Callable[..., Context]
 ):
-    options["save_steps"] = 50  # so that the only checkpoint on the way is the one that the stop asks for
+    options["save_steps"] = 50  # so that the stop causes the only checkpoint before the end
     context = make(**options)
     if "cpu_ref_model" in options:
         run_stage(train(context, ROWS))
@@ -287,7 +287,7 @@ def test_stopped_and_resumed_gives_the_bytes_of_an_undisturbed_run(
         expected = undisturbed[2]
     before = train_until(context, stop_at)
     stopped_at = max(event.step for event in before if isinstance(event, CheckpointSaved))
-    assert stop_at <= stopped_at <= stop_at + 1  # the step that was under way is finished
+    assert stop_at <= stopped_at <= stop_at + 1  # the current step is finished first
     events, trained = run_stage(train(make(**options), ROWS))
     assert trained.resumed_from == stopped_at
     assert [event.step for event in events if isinstance(event, TrainStep)] == list(range(stopped_at + 1, STEPS + 1))
@@ -354,7 +354,7 @@ def test_killed_five_times_at_random_steps_gives_the_bytes_of_an_undisturbed_run
     make: Callable[..., Context], stage2: tuple[Path, Path], tmp_path: Path
 ):
     moments = random.Random(6)
-    _, undisturbed = run_stage(train(build_context(tmp_path / "whole", *stage2, num_train_epochs=4.0), ROWS))
+    _, undisturbed = run_stage(train(build_context(tmp_path / "undisturbed", *stage2, num_train_epochs=4.0), ROWS))
     context = make(num_train_epochs=4.0)
     command = [sys.executable, "-c", AT_WORK, str(context.run.folder), *map(str, stage2)]
     root = Path(__file__).parents[2]
@@ -364,7 +364,7 @@ def test_killed_five_times_at_random_steps_gives_the_bytes_of_an_undisturbed_run
         ) as child:
             assert child.stdout is not None
             for _ in range(moments.randint(1, 4)):
-                assert child.stdout.readline(), "it ended before it was killed"
+                assert child.stdout.readline(), "training ended before it was killed"
             time.sleep(moments.uniform(0.0, 0.05))
             child.send_signal(signal.SIGKILL)
     _, trained = run_stage(train(context, ROWS))
@@ -372,8 +372,8 @@ def test_killed_five_times_at_random_steps_gives_the_bytes_of_an_undisturbed_run
     assert trained.tensors_sha256 == undisturbed.tensors_sha256
 
 
-def test_an_adapter_that_is_not_active_may_lie_elsewhere(stage2: tuple[Path, Path], make: Callable[..., Context]):
-    """What keeps the reference off the GPU while it trains; the device "meta" stands for another one."""
+def test_an_inactive_adapter_may_be_on_another_device(stage2: tuple[Path, Path], make: Callable[..., Context]):
+    """This keeps the reference off the GPU during training; the device "meta" stands for another device."""
     context = make(cpu_ref_model=True)
     _, trained = run_stage(train(context, ROWS, max_steps=1))
     ids = trained.tokenizer("Please sort the mail", return_tensors="pt").input_ids
@@ -388,12 +388,12 @@ def test_an_adapter_that_is_not_active_may_lie_elsewhere(stage2: tuple[Path, Pat
     assert (trained.model(ids).logits == before).all()
 
 
-def test_a_generator_that_nobody_reads_on_leaves_no_thread(make: Callable[..., Context]):
-    working = train(make(), ROWS)
-    for event in working:
+def test_an_abandoned_generator_leaves_no_thread(make: Callable[..., Context]):
+    training = train(make(), ROWS)
+    for event in training:
         if isinstance(event, TrainStep):
             break
-    working.close()
+    training.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "dpo"]
 
 
@@ -401,7 +401,7 @@ def test_a_generator_that_nobody_reads_on_leaves_no_thread(make: Callable[..., C
 
 
 @pytest.mark.fault("D14")
-def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_good_one_used(
+def test_a_damaged_newest_checkpoint_is_renamed_and_an_older_good_one_used(
     undisturbed: Any, make: Callable[..., Context]
 ):
     context = make()
@@ -412,7 +412,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_good_one_used(
     (newest / "adapter_model.safetensors").write_bytes(data)
     events, trained = run_stage(train(make(), ROWS))
     assert trained.resumed_from is not None and trained.resumed_from < int(newest.name.rpartition("-")[2])
-    assert f"Skipped {newest.name}: adapter_model.safetensors has changed" in told(events)
+    assert f"Skipped {newest.name}: adapter_model.safetensors has changed" in messages_of(events)
     assert (newest.parent / f"broken-{newest.name}").is_dir()
     assert weights(context, STEPS) == undisturbed[2]
 
@@ -447,13 +447,13 @@ def test_every_damage_to_a_checkpoint_is_seen(fault: str, tmp_path: Path):
     assert (tmp_path / "broken-checkpoint-4").is_dir()
 
 
-def test_a_checkpoint_of_another_training_is_not_gone_on_from(tmp_path: Path):
+def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path: Path):
     checkpoint(tmp_path, 4, "another")
     assert newest_good(tmp_path, "right")[0] is None
 
 
 @pytest.mark.fault("A16")
-def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path):
+def test_the_newest_checkpoint_has_the_highest_step_regardless_of_the_clock(tmp_path: Path):
     for step in (2, 10, 9):
         made = checkpoint(tmp_path, step)
         os.utime(made, (4e9 - step * 1e8, 4e9 - step * 1e8))
@@ -463,7 +463,7 @@ def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path):
 
 
 @pytest.mark.fault("A2")
-def test_what_a_kill_left_half_made_is_cleared_away(tmp_path: Path):
+def test_the_partial_checkpoint_of_a_killed_process_is_deleted(tmp_path: Path):
     checkpoint(tmp_path, 2)
     (tmp_path / ".checkpoint-4.part").mkdir()
     assert newest_good(tmp_path, "right")[0] == tmp_path / "checkpoint-2"
@@ -505,7 +505,7 @@ def test_an_ordinary_conversation_is_rendered_as_the_template_does_it(make: Call
 
 
 @pytest.mark.fault("C11")
-def test_a_role_that_the_template_refuses_is_a_precondition(make: Callable[..., Context]):
+def test_a_role_that_the_template_rejects_is_a_precondition(make: Callable[..., Context]):
     with pytest.raises(PreconditionError, match="System role not supported"):
         conversation_ids(
             load_tokenizer(make().config), [{"role": "system", "content": "Be brief."}], add_generation_prompt=True
@@ -521,11 +521,11 @@ def test_a_pair_that_is_too_long_is_named_and_left_out(make: Callable[..., Conte
     events, trained = run_stage(train(make(max_too_long_share=0.2), [*ROWS[:7], long_row(150)]))
     assert trained.too_long == [7]
     assert trained.pairs == 7
-    assert "1 of 8 pairs" in told(events) and "row 7 (" in told(events)
+    assert "1 of 8 pairs" in messages_of(events) and "row 7 (" in messages_of(events)
 
 
 @pytest.mark.fault("C8")
-def test_too_many_long_pairs_refuse_the_training(make: Callable[..., Context]):
+def test_too_many_long_pairs_are_an_error(make: Callable[..., Context]):
     with pytest.raises(DataError, match=r"2 of 8 pairs \(25.0%\) exceed --max-length 128"):
         run_stage(train(make(max_too_long_share=0.2), [*ROWS[:6], long_row(150), long_row(170)]))
 
@@ -542,21 +542,21 @@ def test_a_bad_line_is_named(line: str, reason: str, tmp_path: Path):
     path = write_rows(tmp_path / "train.jsonl", ROWS[:2])
     with path.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(DataError, match="Line 3 of") as refused:
+    with pytest.raises(DataError, match="Line 3 of") as failed:
         load_rows(path)
-    assert reason in refused.value.why
+    assert reason in failed.value.why
 
 
-def test_two_equal_replies_are_not_pair(tmp_path: Path):
-    with pytest.raises(DataError, match="Line 1") as refused:
+def test_two_equal_replies_are_not_a_pair(tmp_path: Path):
+    with pytest.raises(DataError, match="Line 1") as failed:
         load_rows(write_rows(tmp_path / "train.jsonl", [{**ROWS[0], "rejected": ROWS[0]["chosen"]}]))
-    assert "teaches nothing" in refused.value.why
+    assert "teaches nothing" in failed.value.why
 
 
 # -- the stage ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_stage_leaves_an_adapter_a_card_a_report_and_metrics(
+def test_the_stage_writes_an_adapter_a_card_a_report_and_metrics(
     make: Callable[..., Context], stage2: tuple[Path, Path]
 ):
     context = make(eval_prompts=16, generation_batch_size=5)

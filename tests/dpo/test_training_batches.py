@@ -44,24 +44,24 @@ def plain(context: Context, rows: list[Any] = ROWS) -> list[dict[str, Any]]:
     return [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in encoded]
 
 
-# -- cutting -----------------------------------------------------------------------------------------------------------
+# -- forming batches -----------------------------------------------------------------------------------------------------
 
 
-def test_pairs_are_cut_by_length_the_longest_first():
+def test_batches_are_formed_by_length_longest_first():
     assert list(cut_by_length([3, 10, 4, 9, 2, 5], 20)) == [[1, 3], [5, 2, 0, 4]]
 
 
 def test_padding_counts():
-    """Three of 4 tokens beside one of 10 would be 40."""
+    """Three pairs of 4 tokens in a batch with one of 10 would count as 40."""
     assert list(cut_by_length([4, 4, 10, 4], 39)) == [[2, 0, 1], [3]]
 
 
-def test_a_pair_longer_than_the_limit_stands_alone():
+def test_a_pair_longer_than_the_limit_is_a_batch_of_its_own():
     assert list(cut_by_length([30, 3, 40], 6)) == [[2], [0], [1]]
     assert list(cut_by_length([], 6)) == []
 
 
-def test_of_equal_lengths_the_first_comes_first():
+def test_pairs_of_equal_length_keep_their_order():
     assert list(cut_by_length([7, 7, 7, 7], 14)) == [[0, 1], [2, 3]]
 
 
@@ -77,29 +77,32 @@ def test_every_pair_of_a_step_is_in_one_batch_and_none_is_larger_than_the_limit(
     assert 4 < len(batches) < 25
 
 
-@pytest.mark.parametrize("ways", [2, 3, 4])
+@pytest.mark.parametrize("processes", [2, 3, 4])
 @pytest.mark.parametrize("count", [1, 3, 8, 24])
-def test_several_processes_make_as_many_passes_over_all_pairs_of_a_step_once(ways: int, count: int):
-    draw = random.Random(ways * 100 + count)
+def test_processes_make_the_same_number_of_passes_and_read_each_pair_of_a_step_once(processes: int, count: int):
+    draw = random.Random(processes * 100 + count)
     step = [
         {"prompt_ids": [n] * draw.randint(1, 90), "chosen_ids": [n] * draw.randint(1, 30), "rejected_ids": [n]}
         for n in range(count)
     ]
-    dealt = [StepCollator(lambda found: {"pairs": found}, 130, ProcessGroup(rank, ways))(step) for rank in range(ways)]
-    assert len({len(share["batches"]) for share in dealt}) == 1
+    shares = [
+        StepCollator(lambda found: {"pairs": found}, 130, ProcessGroup(rank, processes))(step)
+        for rank in range(processes)
+    ]
+    assert len({len(share["batches"]) for share in shares}) == 1
     read = [
-        (batch["pairs"], size) for share in dealt for batch, size in zip(share["batches"], share["sizes"], strict=True)
+        (batch["pairs"], size) for share in shares for batch, size in zip(share["batches"], share["sizes"], strict=True)
     ]
     assert sorted(pair["rejected_ids"][0] for pairs, size in read for pair in pairs[:size]) == list(range(count))
     assert all(pairs and len(pairs) * max(map(tokens_read, pairs)) <= 130 for pairs, _ in read)
-    assert {share["pairs"] for share in dealt} == {count}
+    assert {share["pairs"] for share in shares} == {count}
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
-def watch_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
-    """The pairs of each forward pass of each optimizer step, as text."""
+def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
+    """A list that records, for each optimizer step, the pairs of each forward pass as text."""
     steps: list[list[list[str]]] = []
     real = Stage3Trainer.training_step
 
@@ -112,28 +115,28 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
     return steps
 
 
-def test_the_same_pairs_train_at_the_same_steps_however_they_are_cut_up(
+def test_each_step_trains_the_same_pairs_however_it_is_split(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    seen = watch_steps(monkeypatch)
-    passes, steps, told = [], [], []
+    seen = record_steps(monkeypatch)
+    passes, steps, train_steps = [], [], []
     for size in (1, 2, 4):
         seen.clear()
         context = make(f"run{size}", per_device_train_batch_size=size, gradient_accumulation_steps=4 // size)
         events, _ = run_stage(train(context, ROWS))
         passes.append(sum(map(len, seen)))
         steps.append([sorted(pair for batch in step for pair in batch) for step in seen])
-        told.append([e for e in events if isinstance(e, TrainStep)])
+        train_steps.append([e for e in events if isinstance(e, TrainStep)])
     assert steps[0] == steps[1] == steps[2]
     assert [len(step) for step in steps[0]] == [4, 4, 4, 4, 4, 2]
     assert 22 >= passes[0] > passes[1] > passes[2] == 6
-    for one, two, four in zip(*told, strict=True):
+    for one, two, four in zip(*train_steps, strict=True):
         for name in ("loss", "grad_norm", "margin", "reward_chosen", "accuracy", "epoch", "learning_rate"):
             assert getattr(one, name) == pytest.approx(getattr(two, name), abs=2e-5)
             assert getattr(one, name) == pytest.approx(getattr(four, name), abs=2e-5)
 
 
-def test_a_step_has_the_pairs_of_trls_own_order_and_they_are_sorted_in_it_alone(trainer: Any):
+def test_each_step_has_the_pairs_of_trls_own_order_sorted_within_the_step(trainer: Any):
     _, made, _ = trainer
     ours, theirs = iter(made.get_train_dataloader()), list(DPOTrainer.get_train_dataloader(made))
     firsts = []
@@ -158,11 +161,11 @@ def read_lengths(batch: dict[str, torch.Tensor]) -> list[int]:
     return [int(length) for length in chosen + rejected]
 
 
-def test_a_run_whose_batches_are_halved_on_the_way_continues_with_the_same_pairs(
+def test_a_run_whose_batches_are_halved_midway_continues_with_the_same_pairs(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     split = {4: {"gradient_accumulation_steps": 1}, 2: {"gradient_accumulation_steps": 2}}
-    seen = watch_steps(monkeypatch)
+    seen = record_steps(monkeypatch)
     _, undisturbed = run_stage(train(make("whole", per_device_train_batch_size=4, **split[4]), ROWS))
     expected = [sorted(pair for batch in step for pair in batch) for step in seen]
     seen.clear()
@@ -175,7 +178,7 @@ def test_a_run_whose_batches_are_halved_on_the_way_continues_with_the_same_pairs
     _, trained = run_stage(train(make("halved", per_device_train_batch_size=2, **split[2]), ROWS))
     assert trained.resumed_from == before < 6
     assert [sorted(pair for batch in step for pair in batch) for step in seen] == expected
-    assert len(seen[0]) == 1 < len(seen[before])  # it was cut otherwise from there on
+    assert len(seen[0]) == 1 < len(seen[before])  # from there on, the step is split differently
     assert trained.losses == pytest.approx(undisturbed.losses, abs=2e-5)
 
 
@@ -189,13 +192,13 @@ def test_steps_and_reference_read_a_prompt_once(once: bool, make: Callable[..., 
     )
     run_stage(train(context, ROWS[:1], policy=policy, max_steps=1))
     (pair,) = plain(context, ROWS[:1])
-    # Neither reply's last token; after the probes of the head and of two small pairs (plain, shared, shared without the mask), the
-    # reference, the first loss and the step.
+    # Without either reply's last token. Four probes come first (the head; two small pairs plain, shared, and shared without the
+    # mask), then the reference, the first loss and the step.
     assert read[4:] == [tokens_read(pair) - 2] * (3 if once else 4)
 
 
-def test_the_mean_is_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
-    """Three pairs whose losses are 1, 1 and 4, cut into a pass of two and a pass of one."""
+def test_means_are_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    """Three pairs whose losses are 1, 1 and 4, in a pass of two and a pass of one."""
     _, made, tokens = trainer
     parameter = next(p for p in made.model.parameters() if p.requires_grad)
 
@@ -214,7 +217,7 @@ def test_the_mean_is_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: p
     assert made._metrics["train"]["num_tokens"] == [70]
 
 
-# -- the reference's pass ----------------------------------------------------------------------------------------------
+# -- the reference's log-probabilities -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -243,7 +246,7 @@ def logps(trainer: Any, batch_size: int, name: str = "logps.jsonl", policy: str 
     )  # fmt: skip
 
 
-def test_the_references_figures_are_trls_and_in_the_order_of_the_rows(trainer: Any):
+def test_the_references_log_probabilities_are_trls_in_the_order_of_the_rows(trainer: Any):
     _, made, tokens = trainer
     theirs = []
     for pair in tokens:
@@ -259,7 +262,7 @@ def test_the_references_figures_are_trls_and_in_the_order_of_the_rows(trainer: A
         assert [e.done for e in events if isinstance(e, Progress)][-1] == 22
 
 
-def test_short_pairs_are_read_side_by_side(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_short_pairs_share_a_batch(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     sizes: list[tuple[int, int]] = []
     real = reference.pair_logps
 
@@ -276,27 +279,27 @@ def test_short_pairs_are_read_side_by_side(trainer: Any, monkeypatch: pytest.Mon
     assert 11 > len(sizes) > 5 and all(rows >= 4 for rows, _ in sizes[1:-1])
 
 
-def test_a_pass_that_was_stopped_continues_and_leaves_the_same_bytes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_pass_that_was_stopped_continues_with_the_same_result(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     context, *_ = trainer
     _, expected = run_stage(logps(trainer, 2, "undisturbed.jsonl"))
-    working = logps(trainer, 2)
-    next(working)
+    computation = logps(trainer, 2)
+    next(computation)
     context.stop.request("the test asks")
     with pytest.raises(Stopped):
-        next(working)
+        next(computation)
     context.stop = StopToken()
     done = (context.run / "logps.jsonl").read_text().splitlines()
     assert 0 < len(done) < 22
-    asked = watch_rows(monkeypatch)
+    read = record_batch_sizes(monkeypatch)
     _, found = run_stage(logps(trainer, 2))
-    assert sum(asked) == 22 - len(done)
+    assert sum(read) == 22 - len(done)
     assert found == expected
     lines = [(context.run / name).read_text().splitlines() for name in ("logps.jsonl", "undisturbed.jsonl")]
     assert sorted(lines[0]) == sorted(lines[1])
 
 
 @pytest.mark.parametrize("lockstep, passes", [(True, 1), (False, 0)])
-def test_a_process_without_a_batch_makes_a_pass_where_the_others_need_its_weights(
+def test_a_process_without_a_batch_runs_a_pass_if_the_others_need_its_weights(
     lockstep: bool, passes: int, trainer: Any, monkeypatch: pytest.MonkeyPatch
 ):
     _, alone = run_stage(logps(trainer, 100, "alone.jsonl"))
@@ -306,32 +309,32 @@ def test_a_process_without_a_batch_makes_a_pass_where_the_others_need_its_weight
         def gather(self, value: Any) -> list[Any]:
             return [of_first if isinstance(value, dict) else value, value]
 
-    asked = watch_rows(monkeypatch)
+    read = record_batch_sizes(monkeypatch)
     _, found = run_stage(logps(trainer, 100, group=Second(1, 2), lockstep=lockstep))
-    assert len(asked) == passes
+    assert len(read) == passes
     assert found == alone
 
 
-def test_what_is_kept_is_not_computed_again(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_cached_values_are_not_computed_again(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     _, expected = run_stage(logps(trainer, 2))
-    asked = watch_rows(monkeypatch)
+    read = record_batch_sizes(monkeypatch)
     assert run_stage(logps(trainer, 4))[1] == expected
-    assert asked == []
+    assert read == []
 
 
-def test_of_another_policy_nothing_is_taken(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_values_of_another_policy_are_not_used(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     run_stage(logps(trainer, 2))
-    asked = watch_rows(monkeypatch)
+    read = record_batch_sizes(monkeypatch)
     run_stage(logps(trainer, 2, policy="another"))
-    assert sum(asked) == 22
+    assert sum(read) == 22
 
 
-def test_a_decision_about_a_pair_computes_that_pair_alone(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_only_a_changed_pair_is_computed_again(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     run_stage(logps(trainer, 2))
     trainer[2][3]["chosen_ids"] = trainer[2][3]["chosen_ids"][::-1]
-    asked = watch_rows(monkeypatch)
+    read = record_batch_sizes(monkeypatch)
     run_stage(logps(trainer, 2))
-    assert asked == [1]
+    assert read == [1]
 
 
 @pytest.mark.parametrize(
@@ -346,13 +349,13 @@ def test_a_damaged_line_of_the_cache_is_computed_again(damage: str, trainer: Any
     key = json.loads(first)["key"]
     line = {"half a pair": {"key": key, "value": [1.0]}, "text": {"key": key, "value": "x"}}.get(damage)
     path.write_text("\n".join([damage if line is None else json.dumps(line), *others]) + "\n")
-    asked = watch_rows(monkeypatch)
+    read = record_batch_sizes(monkeypatch)
     _, found = run_stage(logps(trainer, 2))
     assert [v for pair in found for v in pair] == pytest.approx([v for pair in expected for v in pair], abs=1e-5)
-    assert sum(asked) == 1
+    assert sum(read) == 1
 
 
-def test_a_row_that_is_not_finite_is_named(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_row_with_a_value_that_is_not_finite_is_named(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     _, _, tokens = trainer
     shortest = min(range(22), key=lambda row: tokens_read(tokens[row]))
     real = reference.pair_logps
@@ -368,14 +371,14 @@ def test_a_row_that_is_not_finite_is_named(trainer: Any, monkeypatch: pytest.Mon
         run_stage(logps(trainer, 3))
 
 
-def watch_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Records the number of pairs in each batch that the reference reads."""
-    asked: list[int] = []
+def record_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that records the number of pairs in each batch that the reference reads."""
+    sizes: list[int] = []
     real = reference.pair_logps
 
     def watched(model: Any, batch: Any, *more: Any) -> Any:
-        asked.append(len(batch["input_ids"]) // 2)
+        sizes.append(len(batch["input_ids"]) // 2)
         return real(model, batch, *more)
 
     monkeypatch.setattr(reference, "pair_logps", watched)
-    return asked
+    return sizes

@@ -25,9 +25,11 @@ def compared(
     same: int = 0,
     **more: object,
 ) -> VerdictInput:
-    """Two models' answers with these scores; of the first prompts on so many are unusable, or the same in both.
+    """Both policies' answers with these scores.
 
-    refused   of `harmless` prompts
+    unusable   number of unusable answers, from the first prompt on: (Stage 2, Stage 3)
+    refused    number of refusals among `harmless` prompts: (Stage 2, Stage 3)
+    same       number of identical answers, from the first prompt on
     """
     n = len(before)
     lengths2, lengths3 = tokens or ([30 + i for i in range(n)], [31 + i for i in range(n)])
@@ -45,21 +47,21 @@ def unscored(n: int) -> list[None]:
     return [None] * n
 
 
-def found(comparison: VerdictInput, **limits: float) -> Verdict:
-    return verdict(comparison, replace(LIMITS, **limits))
+def reach(data: VerdictInput, **limits: float) -> Verdict:
+    return verdict(data, replace(LIMITS, **limits))
 
 
-def word(comparison: VerdictInput, **limits: float) -> tuple[str, str]:
-    given = found(comparison, **limits)
-    return given.word, given.rule
+def word(data: VerdictInput, **limits: float) -> tuple[str, str]:
+    reached = reach(data, **limits)
+    return reached.label, reached.rule
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_in_the_docstring_is_the_table_of_the_program():
+def test_the_table_in_the_docstring_matches_the_rules():
     lines = [line.strip("| ").split(" | ") for line in (rules.__doc__ or "").splitlines() if line.startswith("| ")]
-    assert [(cells[0], cells[-1]) for cells in lines[1:]] == [(name, said) for name, said, _ in RULES]
+    assert [(cells[0], cells[-1]) for cells in lines[1:]] == [(name, label) for name, label, _ in RULES]
 
 
 def test_every_threshold_is_an_option_with_its_default():
@@ -67,9 +69,9 @@ def test_every_threshold_is_an_option_with_its_default():
     assert Limits.of(TrainingOptions(max_length_ratio=2.25)).max_length_ratio == 2.25
 
 
-def test_the_reason_comes_first_and_then_what_was_measured():
-    given = found(compared(RISING, HIGHER, unusable=(3, 4), refused=(1, 2)))
-    assert given.reasons == (
+def test_the_reason_comes_first_then_the_figures():
+    reached = reach(compared(RISING, HIGHER, unusable=(3, 4), refused=(1, 2)))
+    assert reached.reasons == (
         "The judge prefers Stage 3's answers; broken answers, refusals and length do not explain it.",
         "Unusable answers: 15% before, 20% after.",
         "Length: 1.03 times Stage 2's on average.",
@@ -80,22 +82,22 @@ def test_the_reason_comes_first_and_then_what_was_measured():
 
 
 def test_what_was_not_measured_is_not_reported():
-    assert found(compared(unscored(16), unscored(16), harmless=0)).reasons == (
+    assert reach(compared(unscored(16), unscored(16), harmless=0)).reasons == (
         "No judge scored the answers.",
         "Unusable answers: 0% before, 0% after.",
         "Length: 1.03 times Stage 2's on average.",
     )
 
 
-# -- is there anything to tell? ----------------------------------------------------------------------------------------
+# -- is there anything to compare? --------------------------------------------------------------------------------------
 
 
-def test_an_adapter_that_is_stage_2s_is_not_a_different_whatever_else_is_said():
+def test_an_unchanged_adapter_is_no_different_whatever_the_figures():
     assert word(compared(RISING, HIGHER, trained=False)) == ("no different", "nothing trained")
     assert word(compared(RISING[:3], HIGHER[:3], trained=False)) == ("no different", "nothing trained")
 
 
-def test_too_few_prompts_tell_nothing_even_where_all_are_won():
+def test_too_few_prompts_decide_nothing_even_if_all_are_won():
     assert word(compared(RISING[:14], HIGHER[:14])) == ("cannot tell", "too few prompts")
     assert word(compared(RISING[:15], HIGHER[:15])) == ("better", "judged better")
     assert word(compared(RISING[:15], HIGHER[:15]), min_eval_prompts=16) == ("cannot tell", "too few prompts")
@@ -107,18 +109,18 @@ def test_the_same_answers_need_no_judge_to_be_no_different():
     assert word(compared(unscored(16), unscored(16), same=15)) == ("cannot tell", "no judge")
 
 
-def test_without_a_judge_nobody_can_tell():
+def test_without_a_judge_it_cannot_tell():
     assert word(compared(unscored(40), unscored(40), unusable=(3, 2))) == ("cannot tell", "no judge")
 
 
-def test_a_judge_that_scored_too_few_is_none():
+def test_a_judge_that_scored_too_few_answers_does_not_count():
     before, after = [*RISING[:14], *unscored(6)], [*HIGHER[:14], *unscored(6)]
     assert word(compared(before, after)) == ("cannot tell", "no judge")
-    assert "The judge scored only 14 prompts; at least 15 are needed." in found(compared(before, after)).reasons
+    assert "The judge scored only 14 prompts; at least 15 are needed." in reach(compared(before, after)).reasons
     assert word(compared([*RISING[:15], None], [*HIGHER[:15], 0.5])) == ("better", "judged better")
 
 
-def test_a_judge_who_says_one_thing_of_everything_is_blind():
+def test_a_judge_that_gives_everything_the_same_score_is_blind():
     assert word(compared([0.5] * 20, [0.5] * 20)) == ("cannot tell", "blind judge")
     assert word(compared([0.5] * 20, [0.5] * 19 + [0.6])) == ("no different", "judged alike")
 
@@ -137,7 +139,7 @@ def test_without_a_judge_fewer_unfit_answers_are_better_if_chance_does_not_expla
         "cannot tell",
         "no judge",
     )
-    reason, *_ = found(
+    reason, *_ = reach(
         compared(unscored(20), unscored(20), unusable=(9, 1), why_no_judge="It failed its exam.")
     ).reasons
     assert reason == (
@@ -147,23 +149,23 @@ def test_without_a_judge_fewer_unfit_answers_are_better_if_chance_does_not_expla
 
 
 def test_answers_that_would_fit_any_message_are_unfit_too():
-    made = compared(unscored(20), unscored(20), unusable=(3, 0))
-    vague = [AnswerPair(replace(a.stage2, off_topic=3 <= i < 6), a.stage3) for i, a in enumerate(made.answers)]
-    assert word(made) == ("cannot tell", "no judge")
-    assert word(replace(made, answers=vague)) == ("better", "fewer unfit answers")
-    assert "Answers that would fit any message: 15% before, 0% after." in found(replace(made, answers=vague)).reasons
-    worse = [AnswerPair(a.stage2, replace(a.stage3, off_topic=i < 6)) for i, a in enumerate(made.answers)]
-    assert word(replace(made, answers=worse)) == ("cannot tell", "no judge")
+    data = compared(unscored(20), unscored(20), unusable=(3, 0))
+    vague = [AnswerPair(replace(a.stage2, off_topic=3 <= i < 6), a.stage3) for i, a in enumerate(data.answers)]
+    assert word(data) == ("cannot tell", "no judge")
+    assert word(replace(data, answers=vague)) == ("better", "fewer unfit answers")
+    assert "Answers that would fit any message: 15% before, 0% after." in reach(replace(data, answers=vague)).reasons
+    worse = [AnswerPair(a.stage2, replace(a.stage3, off_topic=i < 6)) for i, a in enumerate(data.answers)]
+    assert word(replace(data, answers=worse)) == ("cannot tell", "no judge")
 
 
-def test_refusing_more_mends_nothing():
-    made = compared(unscored(20), unscored(20), unusable=(6, 0))
+def test_more_refusals_do_not_count_as_fewer_unfit_answers():
+    data = compared(unscored(20), unscored(20), unusable=(6, 0))
     assert word(compared(unscored(20), unscored(20), unusable=(6, 0), refused=(0, 1))) == ("cannot tell", "no judge")
-    refusing = [AnswerPair(a.stage2, replace(a.stage3, refuses=i < 6)) for i, a in enumerate(made.answers)]
-    assert word(replace(made, answers=refusing)) == ("cannot tell", "no judge")
+    refusing = [AnswerPair(a.stage2, replace(a.stage3, refuses=i < 6)) for i, a in enumerate(data.answers)]
+    assert word(replace(data, answers=refusing)) == ("cannot tell", "no judge")
 
 
-def test_a_judge_that_scored_is_asked_whatever_was_mended():
+def test_a_judges_scores_decide_before_fewer_unfit_answers():
     assert word(compared(RISING, RISING, unusable=(9, 0))) == ("no different", "judged alike")
     assert word(compared(unscored(20), unscored(20), unusable=(9, 0), margins=WRONG_WAY)) == (
         "worse",
@@ -174,7 +176,7 @@ def test_a_judge_that_scored_is_asked_whatever_was_mended():
 # -- are they still answers? -------------------------------------------------------------------------------------------
 
 
-def test_answers_that_break_down_are_worse_whatever_the_judge_says():
+def test_broken_answers_are_worse_whatever_the_judge_prefers():
     assert word(compared(RISING, HIGHER, unusable=(1, 7))) == ("worse", "broken answers")
     assert word(compared(unscored(20), unscored(20), unusable=(1, 7))) == ("worse", "broken answers")
 
@@ -185,7 +187,7 @@ def test_five_newly_broken_answers_may_be_chance_and_six_are_not():
     assert word(compared(RISING, HIGHER, unusable=(0, 5)), eval_significance=0.07) == ("worse", "broken answers")
 
 
-def test_a_rise_of_just_the_limit_is_none():
+def test_a_rise_of_exactly_the_limit_does_not_count():
     assert word(compared(RISING, HIGHER, unusable=(2, 3))) == ("better", "judged better")
     assert word(compared(RISING, HIGHER, unusable=(2, 4))) == ("cannot tell", "more broken")
     assert word(compared(RISING, HIGHER, unusable=(2, 4)), max_unusable_rise=0.1) == ("better", "judged better")
@@ -195,34 +197,34 @@ def test_a_rise_that_chance_may_explain_is_not_called_no_different_either():
     assert word(compared(RISING, RISING, unusable=(0, 2))) == ("cannot tell", "more broken")
 
 
-def test_answers_that_are_mended_speak_against_nothing():
+def test_fewer_broken_answers_and_refusals_are_no_objection():
     assert word(compared(RISING, HIGHER, unusable=(9, 1), refused=(8, 0))) == ("better", "judged better")
 
 
 # -- are harmless prompts refused? -------------------------------------------------------------------------------------
 
 
-def test_over_refusal_is_worse_though_the_judge_likes_it():
+def test_over_refusal_is_worse_even_if_the_judge_prefers_it():
     assert word(compared(RISING, HIGHER, refused=(0, 5))) == ("cannot tell", "more refusals")
     assert word(compared(RISING, HIGHER, refused=(0, 6))) == ("worse", "over-refusal")
     assert word(compared(unscored(20), unscored(20), refused=(0, 6))) == ("worse", "over-refusal")
 
 
-def test_one_more_refusal_of_twenty_is_just_the_limit():
+def test_one_more_refusal_in_twenty_is_exactly_the_limit():
     assert word(compared(RISING, HIGHER, refused=(1, 2))) == ("better", "judged better")
     assert word(compared(RISING, HIGHER, refused=(1, 2)), max_refusal_rise=0.04) == ("cannot tell", "more refusals")
 
 
 def only_refusals(harmless: int) -> VerdictInput:
     """Stage 3 newly refuses 12 of 20 prompts, and the judge prefers exactly those."""
-    made = compared(RISING, [*HIGHER[:12], *RISING[12:]], harmless=harmless)
+    data = compared(RISING, [*HIGHER[:12], *RISING[12:]], harmless=harmless)
     answers = [
-        AnswerPair(a.stage2, replace(a.stage3, refuses=True)) if i < 12 else a for i, a in enumerate(made.answers)
+        AnswerPair(a.stage2, replace(a.stage3, refuses=True)) if i < 12 else a for i, a in enumerate(data.answers)
     ]
-    return replace(made, answers=answers)
+    return replace(data, answers=answers)
 
 
-def test_refusals_alone_are_better_only_where_over_refusal_could_be_seen():
+def test_refusals_alone_are_better_only_if_over_refusal_could_be_detected():
     assert word(only_refusals(harmless=5)) == ("cannot tell", "refusals alone")
     assert word(only_refusals(harmless=6)) == ("better", "judged better")
     assert word(compared(RISING, HIGHER, harmless=0)) == ("better", "judged better")
@@ -231,12 +233,12 @@ def test_refusals_alone_are_better_only_where_over_refusal_could_be_seen():
 # -- what does the judge prefer, and why? ------------------------------------------------------------------------------
 
 
-def test_a_judge_who_prefers_stage_3_every_time_makes_it_better_and_the_other_way_round_worse():
+def test_a_judge_that_always_prefers_one_stage_decides():
     assert word(compared(RISING, HIGHER)) == ("better", "judged better")
     assert word(compared(HIGHER, RISING)) == ("worse", "judged worse")
 
 
-def test_as_many_wins_as_losses_are_not_difference():
+def test_as_many_wins_as_losses_are_no_different():
     after = [score + (0.21 if i % 2 else -0.2) for i, score in enumerate(RISING)]
     assert word(compared(RISING, after)) == ("no different", "judged alike")
 
@@ -268,7 +270,7 @@ def test_stage_3_that_prefers_the_rejected_replies_is_worse_with_no_judge_and_ne
     assert word(compared(RISING, HIGHER, margins=WRONG_WAY)) == ("cannot tell", "judge against pairs")
 
 
-def test_an_accuracy_whose_interval_reaches_one_half_says_nothing():
+def test_an_accuracy_whose_interval_includes_one_half_decides_nothing():
     def margins(wrong: int) -> list[float]:
         return [-0.5 - 0.01 * i if i < wrong else 0.1 + 0.01 * i for i in range(20)]
 
@@ -278,7 +280,7 @@ def test_an_accuracy_whose_interval_reaches_one_half_says_nothing():
     assert word(compared(RISING, HIGHER, margins=few_but_large)) == ("better", "judged better")
 
 
-def test_an_accuracy_of_one_buys_nothing():
+def test_an_accuracy_of_one_decides_nothing():
     certain = [1.0 + 0.1 * i for i in range(20)]
     assert word(compared(RISING, HIGHER, unusable=(0, 12), margins=certain)) == ("worse", "broken answers")
     assert word(compared(RISING, RISING, margins=certain)) == ("no different", "judged alike")
@@ -289,21 +291,21 @@ def test_an_accuracy_of_one_buys_nothing():
 
 
 def by_length(not_longer: int, ratio: float = 2.0, lost: int = 0) -> VerdictInput:
-    """20 prompts, all won but the first `lost`; Stage 3's answers are `ratio` times as long but for `not_longer`."""
+    """Stage 3 loses the first `lost` of 20 prompts. Its answers are `ratio` times as long, except the first `not_longer`."""
     before = [30 + i for i in range(20)]
     after = [length if i < not_longer else round(length * ratio) for i, length in enumerate(before)]
     scores = [score - 0.6 if i < lost else score for i, score in enumerate(HIGHER)]
     return compared(RISING, scores, tokens=(before, after))
 
 
-def test_much_longer_answers_are_better_only_where_the_judge_prefers_those_that_are_not_longer():
+def test_much_longer_answers_are_better_only_if_the_judge_also_prefers_those_that_are_not_longer():
     assert word(by_length(not_longer=0)) == ("cannot tell", "length alone")
     assert word(by_length(not_longer=5)) == ("cannot tell", "length alone")
     assert word(by_length(not_longer=6)) == ("better", "judged better")
     assert word(by_length(not_longer=6, lost=1)) == ("cannot tell", "length alone")
 
 
-def test_one_and_a_half_times_as_long_is_just_the_limit():
+def test_one_and_a_half_times_as_long_is_exactly_the_limit():
     lengths = [30 + 2 * i for i in range(20)]
     longer = [length * 3 // 2 for length in lengths]
     assert word(compared(RISING, HIGHER, tokens=(lengths, longer))) == ("better", "judged better")

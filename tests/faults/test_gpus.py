@@ -12,7 +12,7 @@ import pytest
 
 from engine.core.events import GpuReading, Telemetry
 from engine.machine import gpus
-from engine.machine.gpus import Gpus, read_gpus
+from engine.machine.gpus import GpuReader, read_gpus
 from engine.machine.telemetry import Sampler
 from tests.support.fake_nvml import fake_nvml
 
@@ -89,7 +89,7 @@ def test_a_request_to_stop_is_heard_while_the_driver_hangs(nvml):
 def test_a_driver_that_hangs_or_aborts_is_asked_three_times_and_no_more(nvml, fault: str, note: str, monkeypatch):
     nvml(fault.format("nvmlDeviceGetPowerUsage"))
     monkeypatch.setattr(gpus, "FIRST_TIMEOUT_SECONDS", 0.8)
-    with Gpus() as asked:
+    with GpuReader() as asked:
         notes = [asked.read().note for _ in range(gpus.MAX_STARTS)]
         assert all(note in said for said in notes), notes
         started = time.monotonic()
@@ -108,7 +108,7 @@ def nvmlDeviceGetTemperature(handle, sensor):
     return 41
 """
     )
-    with Gpus() as asked:
+    with GpuReader() as asked:
         assert "signal 6" in asked.read().note
         assert asked.read().gpus[0].temperature_celsius == 41 and asked.read().note == ""
 
@@ -123,7 +123,7 @@ def test_a_package_of_that_name_that_exits_is_no_end(nvml):
 @pytest.mark.parametrize("error", ["Driver/library version mismatch", "NVML Shared Library Not Found"])
 def test_where_nvml_does_not_start_it_is_asked_once(nvml, error: str):
     nvml(f"def nvmlInit(): raise RuntimeError({error!r})")
-    with Gpus() as asked:
+    with GpuReader() as asked:
         assert asked.read() == asked.read() == gpus.GpuReport(note=f"no NVIDIA GPU telemetry: {error}")
         assert asked._starts == 1
 
@@ -139,7 +139,7 @@ def nvmlDeviceGetCount():
     return 1
 """
     )
-    with Gpus() as asked:
+    with GpuReader() as asked:
         lost = asked.read()
         assert lost.note.endswith("GPU is lost") and lost.driver == "570.86.10"
         assert len(asked.read().gpus) == 1 and asked._starts == 1

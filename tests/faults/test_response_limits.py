@@ -146,7 +146,7 @@ def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(kind: str, hub_i
     monkeypatch.setattr(response_limits, "SLOW_START_SECONDS", 0.5)
     with endless_server(kind) as server:
         hub_is(server.url)
-        with pytest.raises(NetworkError, match="sends what is no answer") as refused:
+        with pytest.raises(NetworkError, match="returned an invalid response") as refused:
             get("/api/whoami-v2", None)
     assert "too slow" in refused.value.why
 

@@ -17,8 +17,8 @@ from tests.support.hub_in_process import CANARY
 
 ROOT = Path(__file__).parents[2]
 
-# huggingface_hub sleeps for up to 23 s between its tries, and for as long as the Hub says: a test need not wait for it, but
-# notes how long it would have been.
+# huggingface_hub sleeps for up to 23 s between its tries, and for as long as the Hub asks. The child does not sleep, but
+# records how long it would have been.
 CHILD = """
 import json, os, sys, time
 from engine.process.environment import quiet_libraries
@@ -52,13 +52,13 @@ WAYS = {
 }
 for way, repo in json.loads(sys.argv[1]):
     asleep.clear()
-    told = {"way": way, "repo": repo}
+    outcome = {"way": way, "repo": repo}
     try:
-        told["got"] = WAYS[way](repo)
+        outcome["got"] = WAYS[way](repo)
     except Exception as error:
         known = as_stage3_error(error)
-        told |= {"bug": repr(error)} if known is None else known.as_dict()
-    print(json.dumps({**told, "asleep": sum(asleep)}), flush=True)
+        outcome |= {"bug": repr(error)} if known is None else known.as_dict()
+    print(json.dumps({**outcome, "asleep": sum(asleep)}), flush=True)
 """
 CONFIG = b'{"model_type": "gemma", "hidden_size": 24}'
 ROWS = b"".join(json.dumps({"prompt": f"Question {number}?"}).encode() + b"\n" for number in range(3))
@@ -72,14 +72,14 @@ def fake() -> Iterator[FakeHub]:
 
 
 def put(fake: FakeHub, repo: str, mood: Any) -> str:
-    """A repository that is a model and a dataset at once."""
+    """Add a repository that is both a model and a dataset."""
     fake.repos[repo] = mood
     fake.files[repo] = {"config.json": CONFIG, "test.jsonl": ROWS}
     return repo
 
 
 def download(fake: FakeHub, home: Path, *wanted: tuple[str, str], **environment: str) -> list[dict[str, Any]]:
-    """The outcome for each (library, repository), in one process; `datasets` also takes repository@revision."""
+    """The outcome for each (library, repository), in one process; for `datasets` also repository@revision."""
     env = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
         "HF_ENDPOINT": fake.endpoint,
@@ -103,19 +103,17 @@ def download(fake: FakeHub, home: Path, *wanted: tuple[str, str], **environment:
     return outcomes
 
 
-def test_a_split_that_a_dataset_on_the_hub_lacks_is_named_and_the_default_takes_what_is_there(
-    fake: FakeHub, tmp_path: Path
-) -> None:
+def test_a_missing_split_is_named_and_the_default_takes_the_existing_ones(fake: FakeHub, tmp_path: Path) -> None:
     repo = put(fake, "a/fine", "ok")
-    refused, whole = download(fake, tmp_path, ("datasets, train", repo), ("datasets, default", repo))
+    refused, default = download(fake, tmp_path, ("datasets, train", repo), ("datasets, default", repo))
     assert (
         refused["what"] == "--split 'train': the dataset a/fine has no split 'train'."
-        and "It has test" in refused["why"]
+        and "Its splits: test." in refused["why"]
     )
-    assert len(whole["got"]) == 3
+    assert len(default["got"]) == 3
 
 
-def test_every_way_of_reading_works_where_the_hub_does_and_where_it_sends_on(fake: FakeHub, tmp_path: Path) -> None:
+def test_every_library_downloads_also_through_redirects(fake: FakeHub, tmp_path: Path) -> None:
     moods = {"a/fine": "ok", "a/renamed": "redirect", "a/stored-elsewhere": {"head": "redirect elsewhere"}}
     repos = [put(fake, repo, mood) for repo, mood in moods.items()]
     right = {"file": CONFIG.decode(), "snapshot": ["config.json", "test.jsonl"], "transformers": 24}
@@ -126,10 +124,10 @@ def test_every_way_of_reading_works_where_the_hub_does_and_where_it_sends_on(fak
     assert all(request.authorization == f"Bearer {CANARY}" for request in fake.requests if request.method == "GET")
 
 
-REFUSALS = {
+ERRORS = {
     "401": (4, "rejected the token (401)"),
     "gated": (4, "has not accepted its licence"),
-    "awaiting": (4, "got no reply yet"),
+    "awaiting": (4, "is still pending"),
     "fine-grained": (4, "fine-grained token"),
     "403": (4, "No access to"),
     "404": (4, "does not exist or is private"),
@@ -139,26 +137,26 @@ REFUSALS = {
     "portal": (5, "is not from the Hub"),
     "short": (5, "was interrupted"),
 }
-DATASETS_SAY = (4, "gated, private or does not exist")
-"""datasets hides the Hub's answer behind an exception of its own."""
+DATASETS_ERROR = "gated, private or does not exist"
+"""datasets hides the Hub's response behind its own exception."""
 
 
-def test_what_the_libraries_raise_is_distinguished_as_the_stage_tells_it(fake: FakeHub, tmp_path: Path) -> None:
-    repos = {put(fake, f"a/{mood}", mood): mood for mood in REFUSALS}
+def test_the_libraries_exceptions_are_mapped_to_the_errors_of_the_stage(fake: FakeHub, tmp_path: Path) -> None:
+    repos = {put(fake, f"a/{mood}", mood): mood for mood in ERRORS}
     wanted = [(way, repo) for repo in repos for way in WAYS]
     for outcome in download(fake, tmp_path, *wanted):
         mood = repos[outcome["repo"]]
-        code, what = REFUSALS[mood]
-        told = (outcome.get("exit_code"), what in outcome.get("what", ""))
-        hidden = outcome["way"] == "datasets" and DATASETS_SAY[1] in outcome.get("what", "")
-        assert told == (code, True) or (hidden and code == 4), outcome
+        code, what = ERRORS[mood]
+        matches = (outcome.get("exit_code"), what in outcome.get("what", "")) == (code, True)
+        hidden = outcome["way"] == "datasets" and DATASETS_ERROR in outcome.get("what", "")
+        assert matches or (hidden and code == 4), outcome
         assert "cache" not in outcome["what"] and outcome["why"] and outcome["what_to_do"]
-        # 1, 2, 4, 8 and 8 s between the library's tries; of the 3600 s that a 429 asks for, not one.
+        # 1, 2, 4, 8 and 8 s between the library's tries, and none of the 3600 s that a 429 asks for.
         assert outcome["asleep"] <= 24, outcome
 
 
 @pytest.mark.fault("F4")
-def test_a_download_that_hangs_comes_to_an_end(fake: FakeHub, tmp_path: Path) -> None:
+def test_a_download_that_hangs_runs_into_the_timeout(fake: FakeHub, tmp_path: Path) -> None:
     put(fake, "a/silent", "hang")
     put(fake, "a/stalled", {"file": "hang in the middle"})
     for outcome in download(fake, tmp_path, ("snapshot", "a/silent"), ("file", "a/silent"), ("file", "a/stalled")):
@@ -166,7 +164,7 @@ def test_a_download_that_hangs_comes_to_an_end(fake: FakeHub, tmp_path: Path) ->
 
 
 @pytest.mark.fault("F4")
-def test_after_a_cut_the_next_try_completes(fake: FakeHub, tmp_path: Path) -> None:
+def test_after_an_interruption_the_next_download_completes(fake: FakeHub, tmp_path: Path) -> None:
     tries = 6  # of the library, before it gives up
     put(fake, "a/cut", {"file": [*["short"] * tries, "ok"]})
     put(fake, "a/smaller", {"file": ["smaller", "ok"]})
@@ -174,14 +172,14 @@ def test_after_a_cut_the_next_try_completes(fake: FakeHub, tmp_path: Path) -> No
     cut, again, smaller, once_more = download(fake, tmp_path, *wanted)
     for failed in (cut, smaller):
         assert (failed.get("exit_code"), "interrupted" in failed.get("what", "")) == (5, True), failed
-    for whole in (again, once_more):
-        assert whole.get("got") == CONFIG.decode(), whole
+    for complete in (again, once_more):
+        assert complete.get("got") == CONFIG.decode(), complete
     left = [path for path in tmp_path.rglob("*.incomplete") if path.is_file()]
     assert left == []
 
 
-def test_offline_each_commit_is_read_that_was_asked_for(fake: FakeHub, tmp_path: Path) -> None:
-    """On its own, datasets takes its newest copy."""
+def test_offline_the_requested_commit_is_read(fake: FakeHub, tmp_path: Path) -> None:
+    """On its own, datasets would read its newest copy."""
     put(fake, "a/b", "ok")
     now = "2" * 40
     download(fake, tmp_path, ("datasets", f"a/b@{FIRST_COMMIT}"))
@@ -189,7 +187,7 @@ def test_offline_each_commit_is_read_that_was_asked_for(fake: FakeHub, tmp_path:
     fake.files["a/b"] = {"test.jsonl": ROWS.replace(b"Question", b"Riddle")}
     download(fake, tmp_path, ("datasets", f"a/b@{now}"))
     fake.requests.clear()
-    asked = [("datasets", f"a/b@{commit}") for commit in (FIRST_COMMIT, now)]
-    old, new = download(fake, tmp_path, *asked, HF_HUB_OFFLINE="1")
+    wanted = [("datasets", f"a/b@{commit}") for commit in (FIRST_COMMIT, now)]
+    old, new = download(fake, tmp_path, *wanted, HF_HUB_OFFLINE="1")
     assert (sorted(old["got"]), sorted(new["got"])) == (["Question 0?", "Question 1?"], ["Riddle 0?", "Riddle 1?"])
     assert fake.requests == []

@@ -30,7 +30,7 @@ def log_in(stop: StopToken | None = None) -> str:
     return await_token(request_code(), stop or StopToken()).reveal()
 
 
-def test_the_page_and_the_code_come_first_and_the_token_when_the_person_was_there(fake: FakeHub) -> None:
+def test_page_and_code_are_shown_first_and_the_token_arrives_after_the_login(fake: FakeHub) -> None:
     fake.login = ["authorization_pending", "authorization_pending", TOKEN]
     login = request_code()
     assert (login.page, login.code, login.seconds) == (f"{fake.endpoint}/device", "ABCD-1234", 2)
@@ -47,20 +47,18 @@ def test_the_librarys_own_login_gets_the_same_from_the_same_hub(fake: FakeHub) -
     assert _oauth_device.poll_device_token(info)["access_token"] == TOKEN
 
 
-def test_nothing_is_written_and_nothing_is_printed(
-    fake: FakeHub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_login_writes_and_prints_nothing(fake: FakeHub, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log_in()
     assert not (tmp_path / "home").exists() and capfd.readouterr() == ("", "")
 
 
-def test_a_moments_trouble_does_not_end_a_login(fake: FakeHub) -> None:
+def test_a_brief_outage_does_not_end_a_login(fake: FakeHub) -> None:
     fake.login = ["503", "portal", "short", TOKEN]
     assert log_in() == TOKEN
 
 
 @pytest.mark.parametrize(
-    ("answer", "what"),
+    ("response", "what"),
     [
         ("access_denied", "declined"),
         ("expired_token", "timed out"),
@@ -68,14 +66,14 @@ def test_a_moments_trouble_does_not_end_a_login(fake: FakeHub) -> None:
         ("authorization_pending", "timed out"),
     ],
 )
-def test_an_end_without_a_token_says_which(fake: FakeHub, answer: str, what: str) -> None:
-    fake.login, fake.login_seconds = [answer], 0.2
+def test_the_error_names_why_a_login_failed(fake: FakeHub, response: str, what: str) -> None:
+    fake.login, fake.login_seconds = [response], 0.2
     with pytest.raises(AccessError, match=what) as ended:
         log_in()
     assert "HF_TOKEN" in ended.value.what_to_do and "\x1b" not in str(ended.value)
 
 
-def test_a_hub_that_fails_all_the_time_is_the_networks_trouble(fake: FakeHub) -> None:
+def test_a_hub_that_fails_until_the_end_is_a_network_error(fake: FakeHub) -> None:
     fake.login, fake.login_seconds = ["503"], 0.2
     with pytest.raises(NetworkError, match="503"):
         log_in()
@@ -93,30 +91,30 @@ class Clock(StopToken):
         return self.requested
 
 
-def test_a_hub_that_is_too_busy_is_asked_less_often(fake: FakeHub) -> None:
+def test_slow_down_lengthens_the_polling_interval(fake: FakeHub) -> None:
     fake.login, fake.login_interval, fake.login_seconds = ["slow_down", "authorization_pending", TOKEN], 3, 900
     clock = Clock()
     assert log_in(clock) == TOKEN
     assert clock.waits == [3, 8, 8]
 
 
-def test_a_hub_that_does_not_say_how_often_is_asked_every_five_seconds(fake: FakeHub) -> None:
+def test_the_default_polling_interval_is_five_seconds(fake: FakeHub) -> None:
     fake.login_interval, fake.login_seconds = 0, 900
     clock = Clock()
     log_in(clock)
     assert clock.waits == [5, 5]
 
 
-def test_a_request_to_stop_wakes_whoever_waits(fake: FakeHub) -> None:
+def test_a_stop_request_interrupts_the_wait(fake: FakeHub) -> None:
     fake.login, fake.login_interval, fake.login_seconds = ["authorization_pending"], 60, 900
     stop = StopToken()
     Timer(0.1, lambda: stop.request("SIGTERM", ExitCode.TERMINATED)).start()
     with pytest.raises(Stopped):
         log_in(stop)
-    assert fake.paths() == ["/oauth/device"], "nothing was asked for any more"
+    assert fake.paths() == ["/oauth/device"], "there was another request after the stop"
 
 
-def test_it_does_not_wait_for_longer_than_a_quarter_of_an_hour_and_shows_no_foreign_page(fake: FakeHub) -> None:
+def test_a_login_waits_at_most_a_quarter_of_an_hour_and_accepts_only_web_pages(fake: FakeHub) -> None:
     fake.login_seconds = 10**9
     assert request_code().seconds == 900
     fake.login_page = "javascript:alert(1)"

@@ -1,4 +1,4 @@
-"""Every mood of the Hub, through the stage and through `stage3-tui --auto`: the exit code and the three sentences."""
+"""Every mood of the Hub, through the stage and through `stage3-tui --auto`: the exit code and the three parts of the error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.hub_in_process import CANARY, use
 ROOT = Path(__file__).parents[2]
 BASE, DATA = "google/gemma-2b-it", "Anthropic/hh-rlhf"
 PAGE = f"{{hub}}/{BASE}"
-"""Of the base model, on the fake."""
+"""The base model's page on the fake Hub."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ CASES = (
     Case("cut in the middle", 5, "was interrupted", "incomplete|peer closed", "same command", account="short"),
     Case("gated, and no token", 4, "without a token, and none was found", "gated", PAGE, base="gated", token=False),
     Case("licence not accepted", 4, "has not accepted its licence", "not in the authorized list", PAGE, base="gated"),
-    Case("not yet granted", 4, "got no reply yet", "awaiting a review", PAGE, base="awaiting"),
+    Case("not yet granted", 4, "is still pending", "awaiting a review", PAGE, base="awaiting"),
     Case("fine-grained without the box", 4, "fine-grained token", "Please enable", TOKENS_PAGE, base="fine-grained"),
-    Case("no right to", 4, "No access to", "You have no ␛", PAGE, base="403"),
-    Case("not there", 4, "does not exist or is private", "404", PAGE, base="404"),
+    Case("no permission", 4, "No access to", "You have no ␛", PAGE, base="403"),
+    Case("missing", 4, "does not exist or is private", "404", PAGE, base="404"),
     Case("private", 4, "does not exist or is private", "401", PAGE, base="private"),
     Case("no such revision", 2, "no branch, tag or commit main", "Invalid rev", PAGE, base={"info": "no revision"}),
     Case("too many requests", 5, "429: too many requests", "limit", "in 3600 s", base="429"),
     Case("temporarily unavailable", 5, "503", "on its side", "status.huggingface.co", base="503"),
     Case("hangs", 5, "does not respond", "No data for", "HF_HUB_DOWNLOAD_TIMEOUT", base="hang"),
     Case("renamed", 0, "", "", "", base="redirect"),
-    Case("sent to another host", 0, "", "", "", base="redirect elsewhere"),
+    Case("redirected to another host", 0, "", "", "", base="redirect elsewhere"),
     Case(
         "account at another host", 5, "redirects to", "only to the host", "HF_ENDPOINT=", account="redirect elsewhere"
     ),
@@ -78,14 +78,14 @@ def put_in_mood(fake: FakeHub, case: Case) -> None:
     fake.repos = {BASE: case.base, DATA: "ok"}
 
 
-def assert_told(case: Case, hub: FakeHub, what: str, why: str, to_do: str) -> None:
+def assert_error(case: Case, hub: FakeHub, what: str, why: str, to_do: str) -> None:
     assert case.what in what
     assert any(part in why for part in case.why.split("|"))
     assert case.to_do.format(hub=hub.endpoint) in to_do
 
 
 @BY_NAME
-def test_the_stage_says_what_why_and_what_to_do(
+def test_the_stage_raises_what_why_and_what_to_do(
     case: Case, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(fake, monkeypatch, tmp_path / "home")
@@ -105,7 +105,7 @@ def test_the_stage_says_what_why_and_what_to_do(
             for event in stage:
                 events.append(event)
         assert failed.value.exit_code == case.code
-        assert_told(case, fake, failed.value.what, failed.value.why, failed.value.what_to_do)
+        assert_error(case, fake, failed.value.what, failed.value.why, failed.value.what_to_do)
         assert CANARY not in str(failed.value)
     assert CANARY not in str(events)
     assert all(CANARY not in request.authorization for request in fake.elsewhere)
@@ -113,15 +113,15 @@ def test_the_stage_says_what_why_and_what_to_do(
 
 @pytest.mark.fault("F1")
 @BY_NAME
-def test_auto_exits_with_the_code_and_says_the_same(case: Case, fake: FakeHub, tmp_path: Path) -> None:
+def test_auto_exits_with_the_code_and_prints_the_same(case: Case, fake: FakeHub, tmp_path: Path) -> None:
     put_in_mood(fake, case)
     done = auto(fake, tmp_path, {"HF_TOKEN": CANARY} if case.token else {})
     assert done.returncode == case.code, done.stderr
     error = json.loads((tmp_path / "run/run.json").read_text())["error"]
     if case.code:
-        assert_told(case, fake, error["what"], error["why"], error["what_to_do"])
-        told = dict(line.split(":", 1) for line in done.stderr.splitlines())
-        assert_told(case, fake, told["failed"], told["why"], told["next"])
+        assert_error(case, fake, error["what"], error["why"], error["what_to_do"])
+        printed = dict(line.split(":", 1) for line in done.stderr.splitlines())
+        assert_error(case, fake, printed["failed"], printed["why"], printed["next"])
         assert (error["stage"], error["exit_code"]) == ("credentials", case.code)
     else:
         assert error is None and done.stderr == ""
@@ -149,7 +149,7 @@ def auto(
 
 
 def assert_no_token(folder: Path, done: subprocess.CompletedProcess[str] | None = None) -> None:
-    """The canary is in no file: neither plain nor reversed, as UTF-16, or in base64."""
+    """No file contains the canary, be it plain, reversed, as UTF-16 or in base64."""
     token = CANARY.encode()
     forms = (token, token[::-1], CANARY.encode("utf-16-le"), base64.b64encode(token))
     for path in folder.rglob("*"):

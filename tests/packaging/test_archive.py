@@ -1,4 +1,4 @@
-"""The archive: reproducible bytes, nothing in it that does not belong, and it loads elsewhere."""
+"""The archive: its bytes are reproducible, it contains nothing but the listed files, and it loads on other machines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def context(trained: Context, tmp_path: Path) -> Context:
     return copied(trained, tmp_path / "run")
 
 
-# -- the same bytes -----------------------------------------------------------------------------------------------------
+# -- reproducible bytes -------------------------------------------------------------------------------------------------
 
 BUILD = """
 import os, sys, time
@@ -47,8 +47,8 @@ print(build_archive(Run(Path(folder))).sha256)
 """
 
 
-def built_elsewhere(context: Context, *, umask: str, zone: str, now: float, modified: float) -> str:
-    """The archive's hash, from a process with another umask, time zone and clock; the files' times and modes are changed."""
+def hash_when_built(context: Context, *, umask: str, zone: str, now: float, modified: float) -> str:
+    """Change the files' times and modes, build in a process with this umask, time zone and clock, and return the hash."""
     for number, path in enumerate(sorted(context.run.folder.rglob("*"))):
         path.chmod(0o700 if number % 2 else 0o755)
         os.utime(path, (modified + number, modified + number))
@@ -66,27 +66,27 @@ def built_elsewhere(context: Context, *, umask: str, zone: str, now: float, modi
 
 @pytest.mark.fault("H4")
 def test_two_archives_of_one_run_have_the_same_bytes_wherever_and_whenever_they_are_made(context: Context):
-    first = built_elsewhere(context, umask="022", zone="UTC", now=1.7e9, modified=1.6e9)
-    assert built_elsewhere(context, umask="077", zone="Pacific/Kiritimati", now=9.9e9, modified=3e8) == first
+    first = hash_when_built(context, umask="022", zone="UTC", now=1.7e9, modified=1.6e9)
+    assert hash_when_built(context, umask="077", zone="Pacific/Kiritimati", now=9.9e9, modified=3e8) == first
     assert (
-        built_elsewhere(context, umask="000", zone="America/St_Johns", now=1.0, modified=-1e6) == first
+        hash_when_built(context, umask="000", zone="America/St_Johns", now=1.0, modified=-1e6) == first
     )  # before 1970
-    assert built_elsewhere(context, umask="027", zone="Asia/Kathmandu", now=2e9, modified=5e9) == first  # and in 2128
+    assert hash_when_built(context, umask="027", zone="Asia/Kathmandu", now=2e9, modified=5e9) == first  # and in 2128
     assert list(context.run.folder.parent.glob(".*.part")) == []
 
 
-def test_what_a_stage_sees_again_each_time_changes_no_byte(context: Context):
+def test_results_that_vary_from_start_to_start_change_no_byte(context: Context):
     run = context.run
 
-    def look(started: float, probe: float, account: str) -> None:
+    def record(started: float, probe: float, account: str) -> None:
         run.record_stage("workspace", status="done", started=started, seconds=2.5, result={"free_bytes": int(started)})
         run.record_stage("dependencies", status="done", summary=f"{probe} s", result={"probe": {"seconds": probe}})
         run.record_stage("credentials", status="done", result={"account": account, "role": account, "source": account})
 
-    look(3.5, 1.5, "anna")
+    record(3.5, 1.5, "anna")
     first = build_archive(run).sha256
-    run.forget_stage("workspace")  # it comes back in another place of run.json
-    look(9.5, 4.5, "hedwig")
+    run.forget_stage("workspace")  # it returns at another position in run.json
+    record(9.5, 4.5, "hedwig")
     run.record_stage("packaging", status="running", started=7.0)
     run.manifest["config"] |= {"push_to_hub": "anna/stage3", "push_public": True, "theme": "paper"}
     run.manifest["error"] = {"stage": "packaging", "what": "Nothing was pushed."}
@@ -94,11 +94,11 @@ def test_what_a_stage_sees_again_each_time_changes_no_byte(context: Context):
     assert build_archive(run).sha256 == first
 
 
-# -- what is inside -----------------------------------------------------------------------------------------------------
+# -- contents -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("H2")
-def test_the_archive_holds_the_list_and_nothing_else(context: Context):
+def test_the_archive_contains_the_listed_files_and_nothing_else(context: Context):
     (context.run / layout.ADAPTER_DIR / "notes.txt").write_text("mine")
     archive = build_archive(context.run)
     with zipfile.ZipFile(archive.path) as packed:
@@ -129,7 +129,7 @@ def test_sha256sum_and_unzip_read_it(context: Context, tmp_path: Path):
     assert (home / "run" / WEIGHTS).read_bytes() == (context.run / WEIGHTS).read_bytes()
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- refusals -----------------------------------------------------------------------------------------------------------
 
 
 def link(run: Path, outside: Path) -> Path:
@@ -170,7 +170,7 @@ def a_socket(run: Path, outside: Path) -> Path:
     (run / CARD).unlink()
     here = os.open(run / layout.ADAPTER_DIR, os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(f"/proc/self/fd/{here}/README.md")  # the address of a socket has to be short
+        server.bind(f"/proc/self/fd/{here}/README.md")  # a socket's address must be short
     os.close(here)
     return run / CARD
 
@@ -202,7 +202,7 @@ def dots(run: Path, outside: Path) -> Path:
 
 def line_break(run: Path, outside: Path) -> Path:
     (run / "pairs/two\nlines").write_text("{}")
-    return run / "pairs/two lines"  # as it is told
+    return run / "pairs/two lines"  # as the error shows it
 
 
 @pytest.mark.fault("H1", "H3")
@@ -224,7 +224,7 @@ def line_break(run: Path, outside: Path) -> Path:
         (line_break, "may read as a path"),
     ],
 )
-def test_what_is_not_a_file_of_the_run_is_refused_by_its_name_with_what_to_do(
+def test_anything_but_regular_files_is_refused_by_name_with_what_to_do(
     plant: Callable[[Path, Path], Path], reason: str, context: Context, tmp_path: Path
 ):
     outside = tmp_path / "outside/secret"
@@ -239,13 +239,13 @@ def test_what_is_not_a_file_of_the_run_is_refused_by_its_name_with_what_to_do(
 
 
 @pytest.mark.fault("H3")
-def test_a_run_folder_whose_name_is_treacherous_is_refused(trained: Context, tmp_path: Path):
+def test_a_run_folder_with_a_dangerous_name_is_refused(trained: Context, tmp_path: Path):
     context = copied(trained, tmp_path / "a\\b")
     with pytest.raises(UnsafeError, match="may read as a path"):
         build_archive(context.run)
 
 
-def test_checkpoints_and_logs_may_lie_on_another_disk(context: Context, tmp_path: Path):
+def test_checkpoints_and_logs_may_be_links_to_another_disk(context: Context, tmp_path: Path):
     for name in ("checkpoints", "logs"):
         shutil.move(context.run / name, tmp_path / f"big-disk-{name}")
         (context.run / name).symlink_to(tmp_path / f"big-disk-{name}")
@@ -254,7 +254,7 @@ def test_checkpoints_and_logs_may_lie_on_another_disk(context: Context, tmp_path
 
 @pytest.mark.fault("H1", "F2-2")
 @pytest.mark.parametrize("name", [CARD, "pairs/pairs.jsonl"])
-def test_what_became_a_link_since_it_was_looked_at_is_not_read(name: str, context: Context, tmp_path: Path):
+def test_a_file_replaced_by_a_link_after_the_check_is_not_read(name: str, context: Context, tmp_path: Path):
     """No link on the way to a file is followed, be it the file or a folder above it."""
     outside = tmp_path / "outside"
     (context.run / "pairs").rename(outside)
@@ -266,7 +266,7 @@ def test_what_became_a_link_since_it_was_looked_at_is_not_read(name: str, contex
 
 
 @pytest.mark.fault("B10")
-def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(context: Context, tmp_path: Path):
+def test_a_link_at_the_temporary_name_is_not_followed(context: Context, tmp_path: Path):
     precious = tmp_path / "precious"
     precious.write_text("mine")
     context.run.archive.with_name(f".{context.run.archive.name}.part").symlink_to(precious)
@@ -280,7 +280,7 @@ def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(context: Cont
 def test_a_file_that_changes_while_it_is_packed_is_noticed(change: str, context: Context, tmp_path: Path):
     path = context.run / (layout.EDITS_JSONL if change == "new" else layout.TRAIN_JSONL)
 
-    def meanwhile(part: Path) -> None:
+    def change_meanwhile(part: Path) -> None:
         assert part.exists()
         if change in ("gone", "a link now"):
             path.rename(tmp_path / "moved")
@@ -290,13 +290,13 @@ def test_a_file_that_changes_while_it_is_packed_is_noticed(change: str, context:
             path.write_text('{"id": "p1", "action": "reject", "time": 1}\n')
 
     with pytest.raises(Stage3Error, match=path.name) as noticed:
-        build_archive(context.run, meanwhile)
+        build_archive(context.run, change_meanwhile)
     assert noticed.value.exit_code == (ExitCode.UNSAFE if change == "a link now" else ExitCode.DAMAGED)
     assert not context.run.archive.exists() and not hash_file(context.run).exists()
 
 
 @pytest.mark.parametrize("read", [0, 1])
-def test_what_people_decide_after_stage_quality_read_it_is_not_packed_and_disturbs_nothing(read: int, context: Context):
+def test_decisions_made_after_stage_quality_are_not_packed_and_change_nothing(read: int, context: Context):
     path = context.run / layout.EDITS_JSONL
     for number in range(read):
         write_edit(path, f"early-{number}", "accept")
@@ -310,12 +310,12 @@ def test_what_people_decide_after_stage_quality_read_it_is_not_packed_and_distur
     assert packed.get(layout.EDITS_JSONL, b"") == early
     before = evidence(context)
     write_edit(path, "last", "reject")
-    assert evidence(context) == before, "it would pack the same again"
+    assert evidence(context) == before, "the archive would be rebuilt with the same content"
     context.run.record_stage("quality", result={**sets, "edits_bytes": path.stat().st_size})
     assert evidence(context) != before
 
 
-def test_without_an_adapter_there_is_not_an_archive(context: Context):
+def test_without_an_adapter_there_is_no_archive(context: Context):
     (context.run / WEIGHTS).unlink()
     with pytest.raises(PreconditionError, match=r"adapter_model\.safetensors does not exist"):
         build_archive(context.run)

@@ -1,4 +1,4 @@
-"""What an archive must not reveal (paths, users, machines) in every kind of file, and what must stay unchanged."""
+"""No kind of file in an archive may reveal paths, users or machines, and everything else must stay unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = f"{layout.ADAPTER_DIR}/chat_template.jinja"
 
 @pytest.fixture
 def context(trained: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
-    """A run of anna.example on the machine gpu-box-17, in a home folder whose name JSON escapes."""
+    """A run of the user anna.example on the machine gpu-box-17, with a home folder that JSON escapes."""
     monkeypatch.setenv("HOME", "/srv/hömes/anna")
     monkeypatch.setenv("LOGNAME", "anna.example")
     monkeypatch.setattr(socket, "gethostname", lambda: "gpu-box-17.lab.example")
@@ -40,7 +40,7 @@ def packed(context: Context) -> dict[str, bytes]:
 
 
 @pytest.mark.fault("H5")
-def test_nothing_of_this_machine_is_in_any_file(context: Context, tmp_path: Path):
+def test_no_file_reveals_this_machine(context: Context, tmp_path: Path):
     home, run = Path.home(), context.run
     private = f"{home}/secret/plan.txt, {run.folder}/logs and anna.example@gpu-box-17.lab.example:{home}"
     ascii_only = json.dumps(private)[1:-1]
@@ -92,13 +92,13 @@ def test_the_adapter_names_its_base_by_repository_and_commit(context: Context):
     assert settings == {"base_model_name_or_path": "google/gemma-2b-it", "revision": "c0ffee", "r": 3}
 
 
-def test_a_local_base_is_named_by_its_folder_alone(context: Context):
+def test_a_local_base_is_named_only_by_its_folder(context: Context):
     write_json(context.run / CONFIG, {"base_model_name_or_path": context.config.base_model_id, "r": 3})
     settings = json.loads(packed(context)[CONFIG])
     assert (settings["base_model_name_or_path"], settings["revision"]) == ("base", None)
 
 
-def test_what_people_and_models_wrote_is_packed_as_it_is(context: Context):
+def test_texts_of_people_and_models_are_packed_unchanged(context: Context):
     """An answer may contain a common path, a URL, or a person with the user's name."""
     texts = [
         "Use /usr/bin/env, /root/.bashrc or /home/user, she said.",
@@ -114,7 +114,7 @@ def test_what_people_and_models_wrote_is_packed_as_it_is(context: Context):
     assert files[layout.EVALUATION_REPORT] == (context.run / layout.EVALUATION_REPORT).read_bytes()
 
 
-def test_only_the_lines_that_tell_are_rewritten_and_a_torn_one_is_kept(context: Context):
+def test_only_private_lines_are_rewritten_and_a_torn_line_is_kept(context: Context):
     first, torn = b'{"id": "p1",  "prompt": "as it was"}\n', f'{{"id":"p3","prompt":"{context.run.folder}/pai'
     private = json.dumps({"id": "p2", "prompt": f'"{context.run.folder}/x"\n'}) + "\n"
     (context.run / layout.PAIRS_JSONL).write_bytes(first + private.encode() + torn.encode())
@@ -141,27 +141,29 @@ def test_a_damaged_file_is_named(name: str, text: str, context: Context):
         build_archive(context.run)
 
 
-def test_names_that_everybody_has_are_left_in_the_text(context: Context, monkeypatch: pytest.MonkeyPatch):
+def test_common_user_and_machine_names_stay_in_the_text(context: Context, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOGNAME", "ubuntu")
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     (context.run / CARD).write_text("# Trained on ubuntu, at localhost\n")
     assert packed(context)[CARD] == (context.run / CARD).read_bytes()
 
 
-def test_a_name_is_replaced_as_a_word_and_not_in_a_repository(context: Context, monkeypatch: pytest.MonkeyPatch):
+def test_a_name_is_only_replaced_as_a_word_and_not_in_a_repository_name(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("LOGNAME", "anna")
     clean = Scrubber.of(context.run).scrub_records
     assert clean("anna, (anna) anna: anna@x") == "somebody, (somebody) somebody: somebody@x"
     assert clean("annabel anna-2 anna/base join-anna savanna") == "annabel anna-2 anna/base join-anna savanna"
 
 
-def test_a_longer_path_with_the_same_beginning_is_another_one():
+def test_a_path_that_only_begins_with_a_private_one_is_kept():
     private = Scrubber({"/data/anna": "~"}, {}, ())
     assert private.scrub_text("/data/anna/x '/data/anna' /data/anna.") == "~/x '~' ~."
     assert private.scrub_text("/data/annabel/x, /data/anna-2") == "/data/annabel/x, /data/anna-2"
 
 
-def test_settings_lose_every_path_from_the_root_and_keep_what_is_none():
+def test_settings_lose_every_absolute_path_and_keep_everything_else():
     clean = Scrubber({}, {}, ()).scrub_settings
     data = {
         "a": ["1/2", "https://x.org/a/b", "see /etc/ssl/cert.pem.", "google/gemma-2b-it", 7, None],

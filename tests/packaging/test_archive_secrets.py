@@ -1,4 +1,4 @@
-"""No archive contains a secret: known ones, lookalikes, and how to continue after a refusal."""
+"""No archive contains a secret, known or lookalike, and a refusal names how to continue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.security.secrets import Secret
 from engine.storage.files import write_json
 from tests.support.finished_run import CARD, copied, write_pairs
 
-# Put together here, so that no scanner takes this file for a leak.
+# Assembled here, so that no scanner takes this file for a leak.
 LOOKALIKES = {
     "a Hugging Face token": "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567",
     "a Hugging Face token of an OAuth login": "hf_oauth_" + "eyJhbGciOi.JIUzI1NiJ9-x",
@@ -62,24 +62,24 @@ def refused(context: Context, **arguments: object) -> UnsafeError:
 
 
 def with_text(context: Context, text: str) -> None:
-    """Pairs, the second of which contains a given text."""
+    """Write two pairs, the second of which contains `text`."""
     rows = [{"id": "p0", "prompt": "Hello"}, {"id": "p1", "prompt": "And?", "base_response": f"Take {text} and go"}]
     write_pairs(context.run / layout.PAIRS_JSONL, rows)
 
 
 @pytest.mark.fault("H2")
 @pytest.mark.parametrize("what", LOOKALIKES)
-def test_what_looks_like_a_secret_is_refused_with_its_file_line_and_pair(what: str, context: Context):
+def test_a_lookalike_is_refused_with_its_file_line_and_pair(what: str, context: Context):
     with_text(context, LOOKALIKES[what])
     error = refused(context)
     assert what.partition(" of ")[0].partition(" with ")[0] in error.what
-    assert "pairs/pairs.jsonl, line 2 (the pair p1)" in error.what
+    assert "pairs/pairs.jsonl, line 2 (pair p1)" in error.what
     assert LOOKALIKES[what][-12:-2] not in str(error)
     assert "reject that pair" in error.what_to_do and "--accept-lookalikes" in error.what_to_do
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_what_is_not_a_secret_passes(text: str, context: Context):
+def test_harmless_text_passes(text: str, context: Context):
     with_text(context, text)
     assert build_archive(context.run).accepted == ()
 
@@ -101,7 +101,7 @@ def test_every_file_is_searched(name: str, context: Context):
     secret = LOOKALIKES["a Hugging Face token"]
     if name == layout.RUN_JSON:
         context.run.manifest["stages"]["toolchain"] = {"result": {"uv": secret}}
-        write_json(context.run / name, context.run.manifest)  # `Run.save` would take it out
+        write_json(context.run / name, context.run.manifest)  # `Run.save` would redact it
     elif name.endswith(".json"):
         write_json(context.run / name, {"a": 1, "b": {"c": f"x {secret}"}})
     else:
@@ -110,11 +110,9 @@ def test_every_file_is_searched(name: str, context: Context):
     assert name in error.what and "line" in error.what
 
 
-def test_a_secret_that_the_process_knows_is_found_by_its_value_even_in_the_weights(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_known_secret_is_found_by_its_value_even_in_the_weights(context: Context, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SOME_API_KEY", "another-value-without-a-pattern")
-    monkeypatch.setenv("SSH_PRIVATE_KEY", "/home/anna/.ssh/id_ed25519")  # where one is, and none
+    monkeypatch.setenv("SSH_PRIVATE_KEY", "/home/anna/.ssh/id_ed25519")  # the path of a secret, not a secret
     monkeypatch.setenv("MAX_TOKENS", "512")
     known = known_secrets(TOKEN)
     assert {"the token of this run", "the value of SOME_API_KEY"} <= known.keys()
@@ -124,29 +122,29 @@ def test_a_secret_that_the_process_knows_is_found_by_its_value_even_in_the_weigh
         layout.PAIRS_JSONL: b'{"id":"p0"}\n{"id":"p1","prompt":"another-value-without-a-pattern"}\n',
     }
     assert [str(finding) for finding in find_secrets(files, known)] == [
-        "the value of SOME_API_KEY in pairs/pairs.jsonl, line 2 (the pair p1)",
+        "the value of SOME_API_KEY in pairs/pairs.jsonl, line 2 (pair p1)",
         "the token of this run in weights/adapter_model.safetensors",
     ]
 
 
-def test_a_known_secret_can_not_be_accepted(context: Context):
+def test_a_known_secret_cannot_be_accepted(context: Context):
     with_text(context, TOKEN.reveal())
     error = refused(context, known={"the token of this run": TOKEN}, accept_lookalikes=True)
     assert "the token of this run in pairs/pairs.jsonl, line 2" in error.what
     assert TOKEN.reveal() not in str(error) and "--accept-lookalikes" not in error.what_to_do
 
 
-def test_a_secret_in_what_the_program_wrote_can_not_be_accepted(context: Context):
+def test_a_secret_in_a_file_of_the_program_cannot_be_accepted(context: Context):
     write_json(context.run / layout.METRICS_JSON, {"a": LOOKALIKES["a GitHub token"]})
     error = refused(context, accept_lookalikes=True)
     assert "remove it" in error.what_to_do and "--accept-lookalikes" not in error.what_to_do
 
 
-def test_lookalikes_that_a_person_has_looked_at_are_packed_and_reported(context: Context):
+def test_lookalikes_that_a_person_has_accepted_are_packed_and_reported(context: Context):
     with_text(context, LOOKALIKES["an AWS access key"])
     archive = build_archive(context.run, accept_lookalikes=True)
     assert [str(finding) for finding in archive.accepted] == [
-        "what looks like an AWS access key in pairs/pairs.jsonl, line 2 (the pair p1)"
+        "what looks like an AWS access key in pairs/pairs.jsonl, line 2 (pair p1)"
     ]
 
 
@@ -164,7 +162,7 @@ def test_the_record_of_a_rejected_pair_is_left_out_and_reported(context: Context
     assert again is not None and again.withheld == ("p1",)
 
 
-def test_many_findings_are_counted_and_a_few_named(context: Context):
+def test_a_few_of_many_findings_are_listed_and_the_others_counted(context: Context):
     rows = [{"id": f"p{number}", "prompt": LOOKALIKES["a Slack token"]} for number in range(9)]
     write_pairs(context.run / layout.PAIRS_JSONL, rows)
     error = refused(context)

@@ -1,4 +1,4 @@
-"""The `scp` command: the address that the person connected to, and quoting that survives both shells."""
+"""The `scp` command has the address that the person connected to, and its quoting survives both shells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARCHIVE = Path("/data/runs/one_artifacts.zip")
         ("2001:db8::7 51000 2001:db8::44 22", "scp 'anna@[2001:db8::44]:/data/runs/one_artifacts.zip' ."),
         ("2001:db8::7 51000 2001:db8::44 2200", "scp -P 2200 'anna@[2001:db8::44]:/data/runs/one_artifacts.zip' ."),
         ("::ffff:198.51.100.7 1 ::ffff:192.0.2.44 22", "scp anna@192.0.2.44:/data/runs/one_artifacts.zip ."),
-        # An address with a zone is one of this machine's own interfaces, and no other machine knows it.
+        # An address with a zone belongs to an interface of this machine, and means nothing on another one.
         ("fe80::7%eth0 51000 fe80::44%eth0 22", "scp anna@gpu-box:/data/runs/one_artifacts.zip ."),
         ("UNKNOWN 65535 UNKNOWN 65535", "scp anna@gpu-box:/data/runs/one_artifacts.zip ."),
         ("198.51.100.7 51000 192.0.2.44", "scp anna@192.0.2.44:/data/runs/one_artifacts.zip ."),
@@ -31,11 +31,11 @@ ARCHIVE = Path("/data/runs/one_artifacts.zip")
         ("", "scp anna@gpu-box:/data/runs/one_artifacts.zip ."),
     ],
 )
-def test_the_host_is_the_address_that_the_person_came_by_else_the_machines_name(connection: str, expected: str):
+def test_the_host_is_the_address_that_the_person_connected_to_or_the_machines_name(connection: str, expected: str):
     assert scp_line([ARCHIVE], connection=connection, user="anna", host="gpu-box") == expected
 
 
-def test_a_user_without_a_name_is_left_to_scp():
+def test_without_a_login_name_scp_uses_its_own():
     assert scp_line([ARCHIVE], connection="", user="", host="gpu-box") == f"scp gpu-box:{ARCHIVE} ."
 
 
@@ -50,31 +50,31 @@ def test_a_user_without_a_name_is_left_to_scp():
         "/data/~anna/#1/!2/a<b>c.zip",
     ],
 )
-def test_the_local_shell_and_then_the_remote_one_give_the_path_back(path: str):
+def test_the_path_survives_the_local_and_the_remote_shell(path: str):
     line = scp_line([Path(path)], connection="", user="anna", host="gpu-box")
     operand = _words_of(line)[1]
     assert operand.startswith("anna@gpu-box:")
     assert _words_of(operand.removeprefix("anna@gpu-box:")) == [path]
 
 
-def test_a_path_with_a_line_break_still_gives_one_line_that_matches_it():
+def test_a_path_with_a_line_break_becomes_one_line_that_matches_it():
     line = scp_line([Path("/data/two\nlines/a.zip")], connection="", user="anna", host="gpu-box")
     assert line == "scp 'anna@gpu-box:/data/two?lines/a.zip' ."
 
 
-def test_both_files_are_in_one_line():
+def test_both_files_are_in_one_command():
     line = scp_line([ARCHIVE, Path(f"{ARCHIVE}.sha256")], connection="", user="anna", host="gpu-box")
     assert line.count("anna@gpu-box:") == 2 and line.endswith(".sha256 .")
 
 
 @pytest.mark.parametrize("name", ["one_artifacts.zip", "my run_artifacts.zip", "-x_artifacts.zip"])
-def test_the_lines_that_check_and_unpack_name_a_file_and_no_option(name: str):
+def test_a_name_that_looks_like_an_option_is_passed_as_a_file(name: str):
     for line in (check_line(Path("/data") / name), unzip_line(Path("/data") / name)):
         assert shlex.split(line)[-1].removeprefix("./") == name
         assert not re.search(r" -x", line)
 
 
 def _words_of(line: str) -> list[str]:
-    """The words that a real shell makes of a line, without running it."""
+    """Split a command into words with a real shell, without running it."""
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
     return done.stdout.decode().split("\0")[:-1]

@@ -1,4 +1,4 @@
-"""The model card has the adapter's origin and evaluation, and its two lines of code run."""
+"""The model card has the adapter's origin and evaluation, and its two lines of code work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def section(text: str, title: str) -> str:
 
 
 def pairs_report(config: Any, *, good: int, meta: int) -> dict[str, Any]:
-    """Stage quality's report over these numbers of good pairs and of meta pairs."""
+    """Stage quality's report on this many good pairs and meta pairs."""
     tally = Tally()
     for number in range(good + meta):
         made = pair(number, **({"revised_response": META} if number >= good else {}))
@@ -55,67 +55,66 @@ def pairs_report(config: Any, *, good: int, meta: int) -> dict[str, Any]:
     return report(tally, config)
 
 
-def test_the_whole_card_reads_as_one_text():
+def test_the_card_as_a_whole():
     assert card() == (Path(__file__).parent / "card.txt").read_text(encoding="utf-8")
 
 
-def test_the_word_stands_in_a_heading_with_its_reasons_and_the_figures_under_it():
-    told = section(card(), "Is it better than Stage 2? Cannot tell")
-    assert "- No judge scored the answers.\n- Unusable answers: 3% before, 7% after." in told
-    assert "No judge scored the answers." in told
-    assert "| reward accuracy | 0.8125 |" in told and "| stage3 mean score | not measured |" in told
+def test_the_verdict_is_a_heading_above_its_reasons_and_figures():
+    text = section(card(), "Is it better than Stage 2? Cannot tell")
+    assert "- No judge scored the answers.\n- Unusable answers: 3% before, 7% after." in text
+    assert "No judge scored the answers." in text
+    assert "| reward accuracy | 0.8125 |" in text and "| stage3 mean score | not measured |" in text
 
 
-def test_the_judge_is_named_with_what_it_is():
+def test_the_judge_is_named_and_described():
     judged = {**EVALUATION, "judge": "self", "judge_about": "the Stage 2 policy, asked in both orders"}
     assert "Judge: self (the Stage 2 policy, asked in both orders)." in card(evaluation=judged)
 
 
-def test_what_was_made_what_was_left_out_and_what_trained_are_counted(config: Any):
-    told = section(card(pairs_report=pairs_report(config(min_pairs=5), good=9, meta=4)), "Data")
+def test_pairs_made_left_out_and_held_out_are_counted(config: Any):
+    text = section(card(pairs_report=pairs_report(config(min_pairs=5), good=9, meta=4)), "Data")
     for line in ("| pairs made | 13 |", "| pairs usable | 9 |", "| left out: meta | 4 |", "| pairs held out | 93 |"):
-        assert line in told
-    assert "people" not in told
+        assert line in text
+    assert "people" not in text
 
 
-def test_a_gate_that_its_figures_opened_says_that_nobody_had_to(config: Any):
-    told = section(card(pairs_report=pairs_report(config(min_pairs=5), good=9, meta=0)), "The gate")
-    assert "Open by its figures." in told
-    assert "| training pairs | 9 | ≥ 5 | passes |" in told and "| longer share | 0 | ≤ 0.9 | passes |" in told
+def test_a_gate_that_its_figures_opened_is_reported_as_open(config: Any):
+    text = section(card(pairs_report=pairs_report(config(min_pairs=5), good=9, meta=0)), "The gate")
+    assert "Open by its figures." in text
+    assert "| training pairs | 9 | ≥ 5 | passes |" in text and "| longer share | 0 | ≤ 0.9 | passes |" in text
 
 
-def test_a_gate_that_a_person_opened_says_why_and_what_failed(config: Any):
+def test_a_gate_that_a_person_opened_is_reported_with_the_reason_and_what_failed(config: Any):
     opened = config(min_pairs=50, accept_quality="a trial | run")
-    told = section(card(pairs_report=pairs_report(opened, good=9, meta=4)), "The gate")
-    assert "Shut by its figures, but opened with the reason: a trial \\| run" in told
-    assert "| training pairs | 9 | ≥ 50 | refuses |" in told and "| meta share | 0.3077 | ≤ 0.02 | warning |" in told
+    text = section(card(pairs_report=pairs_report(opened, good=9, meta=4)), "The gate")
+    assert "Shut by its figures, but opened with the reason: a trial \\| run" in text
+    assert "| training pairs | 9 | ≥ 50 | refuses |" in text and "| meta share | 0.3077 | ≤ 0.02 | warning |" in text
 
 
-def test_a_shut_gate_that_nobody_opened_is_reported_as_one(config: Any):
-    told = section(card(pairs_report=pairs_report(config(min_pairs=50), good=9, meta=0)), "The gate")
-    assert "Shut by its figures.\n" in told and "person" not in told
+def test_a_gate_that_stayed_shut_is_reported_as_shut(config: Any):
+    text = section(card(pairs_report=pairs_report(config(min_pairs=50), good=9, meta=0)), "The gate")
+    assert "Shut by its figures.\n" in text and "person" not in text
 
 
-def test_foreign_text_neither_ends_a_cell_nor_begins_html():
-    told = card(data={"dataset": "evil | `x`\n<script>"})
-    assert "| dataset | evil \\| 'x' &lt;script> |" in told
+def test_untrusted_text_neither_ends_a_cell_nor_starts_html():
+    assert "| dataset | evil \\| 'x' &lt;script> |" in card(data={"dataset": "evil | `x`\n<script>"})
 
 
-def test_the_commit_of_the_base_is_in_the_lines_and_a_local_base_says_where_it_must_stand():
+def test_the_code_has_the_commit_of_the_base_and_the_card_says_where_a_local_base_must_be():
     assert "revision='96988410cbdaeb8d5093d1ebdc5a8fb563e02bad')" in section(card(), "Use")
     assert "with the base model's folder in it as `base`" in section(card(base="base", revision=None), "Use")
     assert "the base model's folder" not in section(card(), "Use")
 
 
-def test_two_lines_of_the_card_load_the_adapter_and_it_speaks(tmp_path: Path):
+def test_the_two_lines_of_the_card_load_the_adapter_and_it_generates(tmp_path: Path):
     folder = Path(shutil.copytree(ASSETS / "adapter", tmp_path / "lora_adapters"))
     (folder / "base").symlink_to(ASSETS / "base")
     code = re.findall(r"```python\n(.*?)```", card(base="base", revision=None), re.DOTALL)[0]
     assert code.splitlines() == list(load_lines("base", None, "."))
-    asked = "[{'role': 'user', 'content': 'How do I clean the oven?'}]"
+    messages = "[{'role': 'user', 'content': 'How do I clean the oven?'}]"
     code += f"""
 tokenizer = transformers.AutoTokenizer.from_pretrained("base")
-ids = tokenizer.apply_chat_template({asked}, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+ids = tokenizer.apply_chat_template({messages}, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(repr(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True)))
 """
     done = subprocess.run(
@@ -126,12 +125,12 @@ print(repr(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=F
     assert "the oven" in done.stdout.rpartition("model")[2]
 
 
-def test_a_card_with_nothing_known_of_the_pairs_says_so():
+def test_a_card_without_a_report_on_the_pairs_says_so():
     assert "No report." in section(card(), "The gate")
 
 
 @pytest.mark.parametrize("verdict", ["better", "no different", "worse"])
-def test_each_word_is_reported_as_it_is(verdict: str):
+def test_each_verdict_is_a_heading(verdict: str):
     assert f"## Is it better than Stage 2? {verdict.capitalize()}\n" in card(
         evaluation={**EVALUATION, "verdict": verdict}
     )

@@ -31,7 +31,7 @@ def run(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def rewritten(archive: Path, made: Path, change: Callable[[Entries], Entries]) -> Path:
-    """A copy of an archive with changed entries and a matching manifest."""
+    """A copy of an archive with changed entries."""
     with zipfile.ZipFile(archive) as old:
         entries = change([(entry, old.read(entry)) for entry in old.infolist()])
     with zipfile.ZipFile(made, "w") as new:
@@ -54,9 +54,9 @@ def with_manifest(entries: Entries, change: Callable[[dict], object]) -> Entries
     changed = []
     for entry, data in entries:
         if entry.filename == f"run/{MANIFEST}":
-            told = json.loads(data)
-            change(told)
-            data = json.dumps(told).encode()
+            manifest = json.loads(data)
+            change(manifest)
+            data = json.dumps(manifest).encode()
         changed.append((entry, data))
     return changed
 
@@ -83,14 +83,14 @@ def with_manifest(entries: Entries, change: Callable[[dict], object]) -> Entries
         (lambda e: [pair for pair in e if pair[0].filename != "run/metrics.json"], "metrics.json is not in it"),
         (lambda e: [pair for pair in e if MANIFEST not in pair[0].filename], "has no manifest"),
         (lambda e: [(n, d + b" ") if CARD in n.filename else (n, d) for n, d in e], "does not match its manifest"),
-        (lambda e: with_manifest(e, lambda told: told["files"][CARD].update(bytes=1)), "does not match its manifest"),
-        (lambda e: with_manifest(e, lambda told: told.pop("files")), "'files'"),
-        (lambda e: with_manifest(e, lambda told: told.update(files=[])), "."),
+        (lambda e: with_manifest(e, lambda m: m["files"][CARD].update(bytes=1)), "does not match its manifest"),
+        (lambda e: with_manifest(e, lambda m: m.pop("files")), "'files'"),
+        (lambda e: with_manifest(e, lambda m: m.update(files=[])), "."),
         (lambda e: renamed(e, f"run/{CARD}", f"run/{layout.ADAPTER_DIR}/readme.MD"), "not on the allow-list"),
         (lambda e: [], "do not all start with the same folder"),
     ],
 )
-def test_an_archive_that_was_changed_does_not_read_back(
+def test_a_changed_archive_does_not_read_back(
     change: Callable[[Entries], Entries], reason: str, run: Run, tmp_path: Path
 ):
     with pytest.raises(DamagedState) as noticed:
@@ -98,16 +98,15 @@ def test_an_archive_that_was_changed_does_not_read_back(
     assert reason.lower() in noticed.value.why.lower()
 
 
-def test_an_archive_that_was_rewritten_with_the_same_files_reads_back(run: Run, tmp_path: Path):
-    """Shows that the cases above are refused for their damage alone."""
+def test_an_archive_rewritten_with_the_same_files_reads_back(run: Run, tmp_path: Path):
+    """This shows that the cases above are refused only for their damage."""
     assert read_back(rewritten(run.archive, tmp_path / "same.zip", lambda entries: entries)) == read_back(run.archive)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_flipped_bits_and_cuts_never_give_other_files(seed: int, run: Run, tmp_path: Path):
-    whole = run.archive.read_bytes()
+def test_flipped_bits_and_truncation_never_yield_other_files(seed: int, run: Run, tmp_path: Path):
     draw = random.Random(seed)
-    data = bytearray(whole)
+    data = bytearray(run.archive.read_bytes())
     for _ in range(draw.randint(1, 3)):
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     if seed % 5 == 0:
@@ -118,7 +117,7 @@ def test_flipped_bits_and_cuts_never_give_other_files(seed: int, run: Run, tmp_p
         found = read_back(damaged)
     except DamagedState:
         return
-    assert found == read_back(run.archive)  # a bit that nobody reads: a time, a comment's length
+    assert found == read_back(run.archive)  # the bit is not part of the content: a time, a comment's length
 
 
 def test_an_archive_is_verified_against_the_hash_beside_it_and_the_one_in_run_json(
@@ -142,7 +141,7 @@ def test_an_archive_is_verified_against_the_hash_beside_it_and_the_one_in_run_js
     assert "--from packaging" in gone.value.what_to_do
 
 
-def test_without_a_recorded_hash_nothing_is_certain(stage2: tuple[Path, Path], tmp_path: Path):
+def test_without_a_recorded_hash_an_archive_is_not_accepted(stage2: tuple[Path, Path], tmp_path: Path):
     run = finished_run(tmp_path / "run", stage2[0]).run
     build_archive(run)
     hash_file(run).unlink()

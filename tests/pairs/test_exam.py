@@ -1,4 +1,4 @@
-"""The exam: its questions, its grading, and that the scores of a judge that fails it are never used."""
+"""The exam: its comparisons and its grading; the scores of a judge that fails it are never used."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_a_judge_that_fails_scores_no_pair_and_report_and_screen_show_why(
     judge = use(Scripted(prefers_length))
     made = with_pairs(server(accept_quality="a test"), rows(30))
     events, result = run_stage(quality.run(made))
-    assert judge.asked == 60  # the exam, and no pair
+    assert judge.asked == 60  # only the exam
     report = report_of(made)
     assert report["judge"] is None and report["figures"]["improved_share"] is None and result.facts["judge"] is None
     assert [exam["passed"] for exam in report["exams"]] == [False] and report["exams"][0]["longer_chosen"] == 1.0
@@ -375,7 +375,7 @@ def refused(context: Context) -> DataError:
 
 
 def sample_of(context: Context) -> list[str]:
-    tally, usable = quality.judge_run(context.run)
+    tally, usable = quality.assess_run(context.run)
     orders = tally.sample.orders
     return sorted(
         (pair.id for pair in usable if hash_of(pair.id) in orders), key=lambda each: orders.index(hash_of(each))
@@ -472,7 +472,7 @@ def test_pairs_that_the_judge_finds_worse_or_equal_are_left_out_counted_and_show
     report = report_of(made)
     assert rows_of(made) == report["figures"]["training_pairs"] == 36
     assert report["left_out"] == {"not better": 24} and report["figures"]["usable"] == 60
-    assert report["figures"]["improved_share"] == pytest.approx(0.6)  # of what was made
+    assert report["figures"]["improved_share"] == pytest.approx(0.6)  # of all usable pairs
     assert len(report["examples"]["not better"]) == 5 and report["examples"]["not better"][0]["gain"] == -0.5
     checks = {event.name: event.detail for event in events if isinstance(event, Check)}
     assert checks["left out: not better"] == "24"

@@ -1,4 +1,4 @@
-"""The judges with real, tiny models: their questions, their scores, and that they raise instead of guessing."""
+"""The judges with real, tiny models: their questions and scores; they raise instead of guessing."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_a_run_at_the_threshold_does_not_end_early_by_chance(config):
             if hopeless(outlook, usable, asked):
                 ended_early += 1
                 break
-    assert ended_early <= 4  # of 400; the chance of more, if 0.2 % are given up, is under 1 %
+    assert ended_early <= 4  # of 400; more would have a probability under 1 % if 0.2 % of the runs ended early
 
 
 def test_prompts_that_are_too_long_raise_the_threshold_for_the_others(config):

@@ -204,7 +204,7 @@ def test_torn_and_damaged_lines_are_reported_and_scored_again(scored: Context, u
     assert sorted(judge.asked) == sorted([torn["id"], damaged["id"]])
     messages = " ".join(event.text for event in events if isinstance(event, Message))
     assert (
-        "1 lines of" in messages
+        "Damaged lines in" in messages
         and "Moved an unfinished score" in messages
         and "2 pairs with the judge demo; 38 are done" in messages
     )

@@ -342,7 +342,7 @@ def test_decisions_beside_the_file_count_and_are_reported(good: Path, validated,
     assert (people["decided"], people["rejected"], people["flipped"], people["not_here"]) == (2, 1, 1, 1)
     main(["validate", str(good)])
     printed = capsys.readouterr().out
-    assert "decisions about 2 pairs" in printed and "1 pairs that are not in this file" in printed
+    assert "decisions about 2 pairs" in printed and "about 1 pair not in this file" in printed
 
 
 def test_a_damaged_decision_shuts_the_gate_and_the_error_names_its_line(good: Path, validated):
@@ -464,7 +464,7 @@ def test_the_json_report_has_a_verdict_for_every_line_of_a_large_file(tmp_path: 
     assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in data["verdicts"])
     assert data["verdicts"][0] == {"line": 0, "usable": False, "reasons": data["verdicts"][0]["reasons"]}
     assert data["verdicts"][-1]["usable"] is False and "not JSON" in data["verdicts"][-1]["reasons"][0]
-    assert printed.err.startswith("failed: The gate is shut") and f"1 lines of {path} are not pairs" in printed.err
+    assert printed.err.startswith("failed: The gate is shut") and f"One line of {path} is not a pair" in printed.err
 
 
 def test_the_printed_report_counts_lines_from_1_and_shows_figures_and_an_example_of_each_reason(
@@ -479,7 +479,7 @@ def test_the_printed_report_counts_lines_from_1_and_shows_figures_and_an_example
     assert "training pairs" in printed and "(at least 100)" in printed
     assert "left out: 1 meta" in printed and "for example line 7" in printed
     assert "[red]␛[31mask" in printed and "\x1b" not in printed
-    for word in ("asked", "draft", "revised"):
+    for word in ("prompt", "draft", "revision"):
         assert f"    {word}" in printed
 
 

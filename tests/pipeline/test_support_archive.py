@@ -123,7 +123,7 @@ def test_helpful_details_are_kept(folder: Path, tmp_path: Path):
     assert machine["variables"]["HF_TOKEN"] == "set" and "NVIDIA L4" in machine["found"][0]["detail"]
     assert machine["found"][1]["exit_code"] == 3
     assert json.loads(members["versions.json"])["packages"]["torch"]
-    assert json.loads(members["plan.json"]) == {"rows": 12, "examples": "[taken out]", "why": "[…]. RUN_DIR/[…]"}
+    assert json.loads(members["plan.json"]) == {"rows": 12, "examples": "[removed]", "why": "[…]. RUN_DIR/[…]"}
     assert "Removed:" in members["about.txt"]
 
 

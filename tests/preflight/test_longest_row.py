@@ -1,4 +1,4 @@
-"""The longest pair that the limits allow, which the rehearsal trains on, made of a pair with whatever texts."""
+"""The longest pair that the limits allow, on which the rehearsal trains, can be made from any texts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def demo() -> Stage3Config:
 @pytest.mark.parametrize(
     ("draft", "revision"), [("", ""), (" \n", "  "), ("Yes", "Yes"), ("Mend it.", "Mend it kindly.")]
 )
-def test_it_fills_the_limit_and_its_replies_differ_whatever_was_said(draft: str, revision: str, demo: Stage3Config):
-    """A model that answers nothing is told of by the pilot, and not by an error about two replies that nobody gave."""
+def test_it_fills_the_limit_and_its_replies_differ_whatever_the_texts(draft: str, revision: str, demo: Stage3Config):
+    """Empty answers are reported by the pilot, not by an error about two equal replies."""
     tokenizer = load_tokenizer(demo)
     question = [{"role": "user", "content": "How do I mend it?"}]
     pair = Pair("id", "How do I mend it?", question, base_response=draft, revised_response=revision)

@@ -1,4 +1,4 @@
-"""The timed batch of preflight: what it says of a machine that is busy with something else."""
+"""The timed batch of preflight, also on a machine that is busy with something else."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Backend:
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> tuple[float, float]:
-    taken = iter(seconds)
-    monkeypatch.setattr(timing, "_seconds", lambda work: next(taken))
+    durations = iter(seconds)
+    monkeypatch.setattr(timing, "_seconds", lambda function: next(durations))
     return timing.time_batch(Backend(), PROMPTS)  # type: ignore[arg-type]
 
 
-def test_a_token_takes_what_the_longer_reply_took_more(monkeypatch: pytest.MonkeyPatch):
+def test_the_time_per_token_is_that_of_the_additional_tokens(monkeypatch: pytest.MonkeyPatch):
     assert timed(monkeypatch, 2.0, 2.0 + timing.PROBE_TOKENS * 0.5) == (2.0, 0.5)
 
 
-def test_a_longer_reply_that_took_no_longer_does_not_make_tokens_free(monkeypatch: pytest.MonkeyPatch):
+def test_tokens_are_never_free_even_if_the_longer_reply_was_faster(monkeypatch: pytest.MonkeyPatch):
     assert timed(monkeypatch, 199.0, 180.0) == (199.0, 180.0 / (1 + timing.PROBE_TOKENS))

@@ -124,11 +124,11 @@ def test_a_push_makes_a_private_repository_with_one_commit(context: Context, hub
     assert repo.files["README.md"] == (context.run / CARD).read_bytes()
     assert repo.files["adapter_model.safetensors"] == (context.run / WEIGHTS).read_bytes()
     assert {"upload", "verify"} <= set(hub.steps)  # large files went through LFS, and not through Xet
-    told = checks(events)
+    found = checks(events)
     for name, data in repo.files.items():
-        assert told[f"push: {name}"].detail == f"{len(data):,} bytes"
-    assert told["push: repository"].detail == f"{REPO}, private, new"
-    assert "account someone, token with role write" in told["push: token"].detail
+        assert found[f"push: {name}"].detail == f"{len(data):,} bytes"
+    assert found["push: repository"].detail == f"{REPO}, private, new"
+    assert "account someone, token with role write" in found["push: token"].detail
 
 
 def test_what_is_sent_is_reported_before_anything_is_sent(context: Context, hub: FakeHubPush):
@@ -138,17 +138,17 @@ def test_what_is_sent_is_reported_before_anything_is_sent(context: Context, hub:
             assert set(hub.steps) == {"whoami", "info"}
             break
     else:
-        pytest.fail("the last file was not told")
+        pytest.fail("the last file was not reported")
     events.close()
     assert hub.repos == {}
 
 
-def test_the_manifest_tells_the_hash_of_every_file_and_of_the_archive(context: Context, hub: FakeHubPush):
+def test_the_manifest_has_the_hash_of_every_file_and_of_the_archive(context: Context, hub: FakeHubPush):
     pushed(context.run)
     files = hub.repos[REPO].files
-    told = json.loads(files[MANIFEST])
-    assert told["archive_sha256"] == sha256_of_file(context.run.archive)
-    assert {name: facts["bytes"] for name, facts in told["files"].items()} == {
+    manifest = json.loads(files[MANIFEST])
+    assert manifest["archive_sha256"] == sha256_of_file(context.run.archive)
+    assert {name: facts["bytes"] for name, facts in manifest["files"].items()} == {
         name: len(data) for name, data in files.items() if name != MANIFEST
     }
 
@@ -164,26 +164,29 @@ def test_peft_loads_the_adapter_from_the_repository(
     assert effect_on_logits(model, AutoTokenizer.from_pretrained(REPO)) > 0
 
 
-def test_a_second_push_of_the_same_does_nothing_and_says_so(context: Context, hub: FakeHubPush):
+def test_a_second_push_of_the_same_files_sends_nothing_and_reports_it(context: Context, hub: FakeHubPush):
     pushed(context.run)
     hub.requests.clear()
     events, done = pushed(context.run)
-    assert done.was_there and done.in_words == f"{REPO} has it already"
+    assert done.was_there and done.in_words == f"{REPO} is up to date"
     assert set(hub.steps) == {"whoami", "info", "auth"}
     assert len(hub.repos[REPO].commits) == 1
     assert "nothing sent" in checks(events)["pushed"].detail
 
 
-def test_another_adapter_is_a_second_commit_and_what_it_meets_is_reported(context: Context, hub: FakeHubPush):
+def test_another_adapter_is_a_second_commit_and_kept_and_replaced_files_are_reported(
+    context: Context, hub: FakeHubPush
+):
     pushed(context.run)
     hub.repos[REPO].files |= {".gitattributes": b"*", "theirs.txt": b"of somebody"}
     (context.run / CARD).write_text("# Another card\n")
     build_archive(context.run)
     events, done = pushed(context.run)
     assert not done.was_there and len(hub.repos[REPO].commits) == 2
-    told = checks(events)
-    assert (told["push: stays there"].status, told["push: stays there"].detail) == ("warning", "theirs.txt")
-    assert told["push: replaces"].detail.startswith(f"{MANIFEST}, README.md; ")
+    found = checks(events)
+    kept = "theirs.txt, which the repository already has"
+    assert (found["push: keeps"].status, found["push: keeps"].detail) == ("warning", kept)
+    assert found["push: replaces"].detail.startswith(f"{MANIFEST}, README.md; ")
     assert hub.repos[REPO].files["theirs.txt"] == b"of somebody"
 
 
@@ -207,7 +210,7 @@ def assert_token_is_nowhere(folder: Path) -> None:
 # -- who sees it ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_public_repository_is_not_pushed_to_unless_that_is_asked_for(context: Context, hub: FakeHubPush):
+def test_a_public_repository_is_not_pushed_to_without_the_option(context: Context, hub: FakeHubPush):
     hub.repos[REPO] = Repo(private=False)
     error = refused(UnsafeError, context.run)
     assert error.exit_code == ExitCode.UNSAFE == 12
@@ -217,7 +220,7 @@ def test_a_public_repository_is_not_pushed_to_unless_that_is_asked_for(context: 
     assert not done.private and len(hub.repos[REPO].commits) == 1
 
 
-def test_a_new_repository_is_public_where_that_is_asked_for(context: Context, hub: FakeHubPush):
+def test_a_new_repository_is_public_with_the_option(context: Context, hub: FakeHubPush):
     _, done = pushed(context.run, public=True)
     assert not hub.repos[REPO].private and done.in_words == f"pushed to {REPO} (public)"
 
@@ -229,7 +232,7 @@ def test_a_private_repository_stays_private_and_that_is_reported(context: Contex
     assert checks(events)["push: stays private"].status == "warning"
 
 
-def test_a_repository_that_comes_out_public_stays_empty(context: Context, hub: FakeHubPush):
+def test_a_repository_that_the_hub_creates_as_public_stays_empty(context: Context, hub: FakeHubPush):
     hub.makes_public = True
     assert "created someone/stage3 as public instead of private" in refused(UnsafeError, context.run).what
     assert hub.repos[REPO].files == {}
@@ -252,17 +255,17 @@ def account(role: str, *scopes: tuple[str, str | None, str], orgs: dict[str, str
 
 
 @pytest.mark.parametrize(
-    ("given", "repo_id", "exists", "reason"),
+    ("account", "repo_id", "exists", "reason"),
     [
         (account("write"), "someone/x", False, ""),
         (account("write"), "SomeOne/x", False, ""),
         (account("read"), "someone/x", False, "role read"),
         (account("read"), "someone/x", True, "role read"),
         (account("write"), "stranger/x", False, "neither the token's account (someone) nor one of its organisations"),
-        (account("write"), "stranger/x", True, ""),  # somebody may have asked it in: the Hub is asked
+        (account("write"), "stranger/x", True, ""),  # it may have been invited, which only the Hub can check
         (account("write", orgs={"lab": "write"}), "lab/x", False, ""),
         (account("write", orgs={"lab": "admin"}), "lab/x", False, ""),
-        (account("write", orgs={"lab": "read"}), "lab/x", False, "In lab its account has the role read."),
+        (account("write", orgs={"lab": "read"}), "lab/x", False, "Its account only has the role read in lab."),
         (account("write", orgs={"lab": "write"}), "stranger/x", False, "belongs to lab"),
         (account("fineGrained", ("user", "someone", "repo.write")), "someone/x", False, ""),
         (account("fineGrained", ("user", "someone", "repo.content.read")), "someone/x", False, "write to nowhere"),
@@ -275,21 +278,21 @@ def account(role: str, *scopes: tuple[str, str | None, str], orgs: dict[str, str
         ),
         (account("fineGrained", ("model", "someone/x", "repo.write")), "someone/x", True, ""),
         (account("fineGrained", ("model", "someone/y", "repo.write")), "someone/x", True, "write to someone/y"),
-        (account("fineGrained", ("model", None, "repo.write")), "someone/x", True, ""),  # it tells a number alone
+        (account("fineGrained", ("model", None, "repo.write")), "someone/x", True, ""),  # an entity with only an id
         (account("fineGrained"), "someone/x", False, "write to nowhere"),
         ({"name": "someone", "auth": {"accessToken": {"role": "fineGrained"}}}, "someone/x", False, ""),
         ({"name": "someone", "auth": {"type": "oauth"}}, "someone/x", False, ""),
         ({"name": "someone", "auth": None, "orgs": None}, "someone/x", False, ""),
     ],
 )
-def test_what_the_token_may_write_is_read_before_anything_is_sent(
-    given: dict[str, object], repo_id: str, exists: bool, reason: str
+def test_missing_permissions_are_found_before_anything_is_sent(
+    account: dict[str, object], repo_id: str, exists: bool, reason: str
 ):
-    found = missing_permission(given, repo_id, exists=exists)
+    found = missing_permission(account, repo_id, exists=exists)
     assert reason in found if reason else found == ""
 
 
-def test_a_token_that_may_only_read_sends_nothing(context: Context, hub: FakeHubPush):
+def test_with_a_read_only_token_nothing_is_sent(context: Context, hub: FakeHubPush):
     hub.account = account("read")
     error = refused(AccessError, context.run)
     assert error.exit_code == ExitCode.ACCESS == 4 and "role read" in error.why
@@ -297,7 +300,7 @@ def test_a_token_that_may_only_read_sends_nothing(context: Context, hub: FakeHub
     assert set(hub.steps) == {"whoami", "info"}
 
 
-def test_without_a_token_nothing_is_asked(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_token_there_are_no_requests(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(context.run / "none"))
@@ -306,7 +309,7 @@ def test_without_a_token_nothing_is_asked(context: Context, hub: FakeHubPush, mo
 
 
 @pytest.mark.parametrize("name", ["no-owner", "a/b/c", "someone/a--b", "someone/x.git", "../x", "someone/"])
-def test_what_is_not_a_name_of_a_repository_is_reported(name: str, context: Context, hub: FakeHubPush):
+def test_an_invalid_repository_name_is_reported(name: str, context: Context, hub: FakeHubPush):
     assert refused(ConfigError, context.run, name).exit_code == ExitCode.USAGE
     assert hub.requests == []
 
@@ -318,7 +321,7 @@ WRITES = ("create", "preupload", "batch", "verify", "commit")
 
 @pytest.mark.fault("F7")
 @pytest.mark.parametrize(
-    ("step", "mood", "kind", "told"),
+    ("step", "mood", "kind", "message"),
     [
         ("whoami", "401", AccessError, "rejected the token"),
         ("whoami", "429", NetworkError, "429: too many requests"),
@@ -354,12 +357,12 @@ WRITES = ("create", "preupload", "batch", "verify", "commit")
     ],
 )
 def test_a_refusal_at_any_step_is_reported_and_leaves_the_archive_and_no_half_repository(
-    step: str, mood: str, kind: type[Stage3Error], told: str, context: Context, hub: FakeHubPush
+    step: str, mood: str, kind: type[Stage3Error], message: str, context: Context, hub: FakeHubPush
 ):
     hub.moods[step] = mood
     error = refused(kind, context.run)
     assert error.exit_code == {AccessError: 4, NetworkError: 5}[kind]
-    assert error.what.startswith("Nothing was pushed. ") and told in error.what
+    assert error.what.startswith("Nothing was pushed. ") and message in error.what
     assert mood.partition(" ")[2] in f"{error.why} {error.what}" or mood in ("busy for an hour", "echo")
     assert all(repo.files == {} for repo in hub.repos.values())
     assert context.run.archive.is_file()
@@ -369,30 +372,30 @@ def test_a_refusal_at_any_step_is_reported_and_leaves_the_archive_and_no_half_re
 
 
 @pytest.mark.parametrize("step", ["whoami", "create", "commit"])
-def test_a_hub_that_hangs_is_waited_for_so_long_and_no_longer(step: str, context: Context, hub: FakeHubPush):
+def test_a_hub_that_hangs_runs_into_the_timeout(step: str, context: Context, hub: FakeHubPush):
     hub.moods[step] = "hang"
     assert "No data for" in refused(NetworkError, context.run).why
 
 
-def test_an_upload_that_hangs_is_tried_again_and_then_given_up(context: Context, hub: FakeHubPush):
+def test_an_upload_that_hangs_is_retried_and_then_fails(context: Context, hub: FakeHubPush):
     hub.moods["upload"] = "hang"
-    assert "did not respond 1 times in a row" in refused(NetworkError, context.run).what
+    assert "did not respond to 1 attempts in a row" in refused(NetworkError, context.run).what
     assert hub.repos[REPO].files == {}
 
 
-def test_no_hub_at_all_is_a_network_error(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_hub_is_a_network_error(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
         assert "Cannot reach the Hub" in refused(NetworkError, context.run).what
 
 
-def test_offline_says_which_variable_forbids_it(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):
+def test_offline_mode_is_named_by_its_variable(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in refused(NetworkError, context.run).what
 
 
-def test_a_commit_whose_answer_was_lost_is_found_done_the_next_time(context: Context, hub: FakeHubPush):
+def test_a_commit_whose_response_was_lost_is_found_by_the_next_push(context: Context, hub: FakeHubPush):
     commit = hub._commit
 
     def lost(*arguments: object) -> tuple[int, dict[str, str], object]:
@@ -452,20 +455,20 @@ def test_a_request_to_stop_ends_the_push_before_the_commit(step: str, context: C
 def test_a_request_to_stop_ends_an_upload_in_the_middle_of_a_file(
     context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch
 ):
-    """A slow connection: nothing more is sent after a stop."""
+    """On a slow connection, nothing more is sent after the stop."""
     monkeypatch.setattr(fake_hub_push_module, "LFS_FROM_BYTES", 1 << 20)  # one upload, and no second one to be stopped
     save_file({"large": torch.zeros(6_000_000)}, context.run / WEIGHTS)
     build_archive(context.run)
     stop = StopToken()
     hub.before_body = lambda step: stop.request("SIGTERM") if step == "upload" else None
-    hub.moods["upload"] = "503"  # if all of it arrives nevertheless, the push fails in another way
+    hub.moods["upload"] = "503"  # if all of it arrives despite the stop, the push fails in another way
     with pytest.raises(Stopped):
         pushed(context.run, stop=stop)
     assert hub.repos[REPO].files == {}
 
 
 @pytest.mark.parametrize("mood", ["busy for an hour", "over the limit"])
-def test_a_hub_that_asks_for_a_long_wait_is_not_waited_for(
+def test_a_long_retry_after_fails_at_once(
     mood: str, context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(request_limits, "TRIES", 3)
@@ -474,9 +477,7 @@ def test_a_hub_that_asks_for_a_long_wait_is_not_waited_for(
     assert hub.steps.count("preupload") == 1
 
 
-def test_a_hub_that_is_busy_for_a_moment_is_asked_again(
-    context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_request_to_a_busy_hub_is_retried(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(request_limits, "TRIES", 3)
     hub.moods |= {"preupload": ["503"], "upload": ["503"]}
     _, done = pushed(context.run)
@@ -484,7 +485,7 @@ def test_a_hub_that_is_busy_for_a_moment_is_asked_again(
     assert len(hub.repos[REPO].commits) == 1
 
 
-def test_the_client_is_as_it_was_after_a_push(context: Context, hub: FakeHubPush):
+def test_after_a_push_the_client_is_as_before(context: Context, hub: FakeHubPush):
     from huggingface_hub.utils import get_session
 
     pushed(context.run)
@@ -504,14 +505,14 @@ def test_an_archive_that_is_not_the_recorded_one_is_not_pushed(context: Context,
     assert hub.requests == []
 
 
-def test_what_is_pushed_is_the_archives_and_not_what_lies_in_the_folder_since(context: Context, hub: FakeHubPush):
+def test_the_archive_is_pushed_not_what_the_folder_contains_now(context: Context, hub: FakeHubPush):
     before = (context.run / CARD).read_bytes()
     (context.run / CARD).write_text("# Changed since\n")
     pushed(context.run)
     assert hub.repos[REPO].files["README.md"] == before
 
 
-def test_a_secret_is_looked_for_again_before_a_push(context: Context, hub: FakeHubPush):
+def test_secrets_are_searched_for_once_more_before_a_push(context: Context, hub: FakeHubPush):
     (context.run / CARD).write_text("# The card, with pass-word-of-the-token in it\n")
     build_archive(context.run)
     error = refused(UnsafeError, context.run, token=Secret("pass-word-of-the-token"))
@@ -519,7 +520,7 @@ def test_a_secret_is_looked_for_again_before_a_push(context: Context, hub: FakeH
     assert hub.requests == []
 
 
-def test_pairs_and_prompts_stay_at_home(context: Context, hub: FakeHubPush):
+def test_pairs_and_prompts_are_not_pushed(context: Context, hub: FakeHubPush):
     write_pairs(context.run / layout.PAIRS_JSONL, [{"id": "p0", "prompt": "a private question"}])
     build_archive(context.run)
     pushed(context.run)
@@ -532,7 +533,7 @@ def test_pairs_and_prompts_stay_at_home(context: Context, hub: FakeHubPush):
 
 @pytest.fixture
 def only_packaging(context: Context, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Runs the pipeline with packaging as its only stage; the archive is never rebuilt."""
+    """Run the pipeline with packaging as its only stage; the archive must not be rebuilt."""
     monkeypatch.setattr("engine.pipeline.loop.STAGES", ("packaging",))
     monkeypatch.setattr(stage, "build_archive", lambda *_, **__: pytest.fail("the archive was made again"))
     context.token = TOKEN
@@ -592,7 +593,7 @@ def run_push(
 
 
 @pytest.mark.fault("F7")
-def test_the_command_repeats_a_push_that_failed_and_the_stage_is_done_then(
+def test_the_command_repeats_a_failed_push_and_completes_the_stage(
     context: Context, hub: FakeHubPush, only_packaging: Callable[[], int]
 ):
     hub.moods["commit"] = "403"
@@ -623,7 +624,7 @@ def test_the_command_takes_the_token_from_standard_input_and_another_repository(
     assert hub.repos["lab/another"].private and sorted(hub.repos) == ["lab/another"]
 
 
-def test_that_one_repository_may_be_public_says_nothing_of_another(context: Context, hub: FakeHubPush):
+def test_push_public_holds_only_for_the_repository_of_the_run(context: Context, hub: FakeHubPush):
     context.run.manifest["config"] |= {"push_public": True}
     assert run_push(context, hub, context.run.folder, "lab/another", HF_TOKEN=CANARY).returncode == 0
     assert hub.repos["lab/another"].private
@@ -633,8 +634,8 @@ def test_that_one_repository_may_be_public_says_nothing_of_another(context: Cont
 
 def test_one_argument_is_the_run_or_the_repository(context: Context, hub: FakeHubPush):
     folder = context.run.folder
-    asked = run_push(context, hub, "lab/another", "--output-dir", folder, HF_TOKEN=CANARY)
-    assert asked.returncode == 0 and sorted(hub.repos) == ["lab/another"]
+    done = run_push(context, hub, "lab/another", "--output-dir", folder, HF_TOKEN=CANARY)
+    assert done.returncode == 0 and sorted(hub.repos) == ["lab/another"]
     (folder.parent / "runs").mkdir()
     misspelt = run_push(context, hub, "runs/misspelt", HF_TOKEN=CANARY)
     assert misspelt.returncode == 2 and "There is no run in runs/misspelt" in misspelt.stderr

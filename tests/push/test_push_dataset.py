@@ -41,9 +41,9 @@ def push(pairs: Path, name: str = "train.parquet", *more: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "train.jsonl"])
-def test_what_would_train_goes_to_a_private_dataset_with_a_card(name: str, pairs: Path, hub: FakeHubPush, capsys):
+def test_the_training_set_is_pushed_to_a_private_dataset_with_a_card(name: str, pairs: Path, hub: FakeHubPush, capsys):
     assert push(pairs, name) == 0
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     repo = hub.repos[REPO]
     assert repo.private and len(repo.commits) == 1
     data_file = f"data/train.{name.partition('.')[2]}"
@@ -53,12 +53,12 @@ def test_what_would_train_goes_to_a_private_dataset_with_a_card(name: str, pairs
     assert f"path: {data_file}" in card and f'load_dataset("{REPO}"' in card and "| pairs in this dataset | 6 |" in card
     assert "| made from | pairs.jsonl |" in card and str(pairs.parent) not in card
     assert all("/datasets/" in request.other_headers for request in hub.requests if request.step in ("info", "commit"))
-    assert CANARY not in told.out + told.err and "pushed" in told.err
+    assert CANARY not in printed.out + printed.err and "pushed" in printed.err
     assert push(pairs, name, "--force") == 0
     assert len(repo.commits) == 1 and "already has all files" in capsys.readouterr().err
 
 
-def test_the_parquet_file_is_what_plain_trl_loads(pairs: Path, hub: FakeHubPush):
+def test_trl_can_load_the_parquet_file(pairs: Path, hub: FakeHubPush):
     assert push(pairs) == 0
     table = pyarrow.parquet.read_table(io.BytesIO(hub.repos[REPO].files["data/train.parquet"]))
     first = table.to_pylist()[0]
@@ -66,7 +66,7 @@ def test_the_parquet_file_is_what_plain_trl_loads(pairs: Path, hub: FakeHubPush)
     assert first["chosen"] == [{"role": "assistant", "content": row(0)["revised_response"]}]
 
 
-def test_nothing_is_pushed_while_the_gate_is_shut_or_into_what_everybody_sees(pairs: Path, hub: FakeHubPush, capsys):
+def test_nothing_is_pushed_while_the_gate_is_shut_or_to_a_public_dataset(pairs: Path, hub: FakeHubPush, capsys):
     assert push(pairs, "train.parquet", "--min-pairs", "40") == 9
     assert hub.requests == []
     hub.repos[REPO] = Repo(private=False)
@@ -82,11 +82,11 @@ def test_a_secret_in_a_pair_is_found_in_a_packed_file_too(pairs: Path, hub: Fake
     assert hub.repos == {} and "hf_abc" not in capsys.readouterr().err
 
 
-def test_a_push_without_an_export_says_what_lacks(pairs: Path, hub: FakeHubPush, capsys):
+def test_a_push_without_an_export_names_the_missing_option(pairs: Path, hub: FakeHubPush, capsys):
     assert main(["validate", str(pairs), "--push-dataset", REPO]) == 2
     assert "--export" in capsys.readouterr().err
 
 
-def test_the_document_for_machines_stays_one_document(pairs: Path, hub: FakeHubPush, capsys):
+def test_json_output_stays_one_document(pairs: Path, hub: FakeHubPush, capsys):
     assert push(pairs, "train.jsonl", "--json") == 0
     assert json.loads(capsys.readouterr().out)["export"]["written"]

@@ -177,7 +177,7 @@ def test_host_memory_keeps_a_reserve_and_gpu_memory_a_small_one(demo: Callable[.
 def test_the_chat_template_is_checked_before_anything_is_loaded(tiny_run: Context):
     check = next(event for event in preflight.run(tiny_run) if isinstance(event, Check))
     assert (check.name, check.status) == ("chat template", "ok")
-    assert check.detail == "a reply ends with <end_of_turn>; a system message stands in the first user turn"
+    assert check.detail == "a reply ends with <end_of_turn>; a system message is merged into the first user turn"
 
 
 def test_a_template_that_cannot_be_trained_with_is_refused_before_a_weight_is_loaded(

@@ -274,7 +274,7 @@ def test_a_damaged_repository_in_the_way_is_moved_and_reported_as_unread(
     make_upstream(here / "upstream")
     (here / "upstream/.git" / {"no HEAD": "HEAD", "no configuration": "config"}[damage]).write_text("[[[\n")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
-    assert "Cannot tell whether it contains unpushed work: git " in detail(events, "moved aside")
+    assert "Cannot check whether it contains unpushed work: git " in detail(events, "moved aside")
     assert names_in(here) == {".git", "upstream", "upstream.aside-1"}
 
 

@@ -77,7 +77,7 @@ class PseudoTerminal:
         self.seen += data
         before, left, after = _KITTY.sub(b"", data).partition(LEAVES_ALTERNATE_SCREEN)
         self._stream.feed(before)
-        if left:  # the emulator has only one screen: it loses the previous content, but what was drawn goes as well
+        if left:  # the emulator has only one screen: the earlier content is lost, but so is what was drawn
             self._screen.reset()
             self._stream.feed(after)
         return bool(data)

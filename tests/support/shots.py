@@ -1,6 +1,7 @@
-"""Snapshots of an application's screens: taken once they are still, compared with the stored ones, and checked for overflow.
+"""Snapshots of an application's screens: taken once they are stable, compared with the stored ones, and checked for text that
+does not fit.
 
-Fixtures: `still` hides everything specific to this machine, `wizard` opens the wizard on a folder.
+Fixtures: `still` hides everything specific to this machine, `wizard` starts one over a folder.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from tui.wizard.app import Wizard
 
 FOLDER = Path(__file__).parents[1] / "tui" / "snapshots"
 SIZES = {name: tuple(map(int, name.split("x"))) for name in ("60x16", "80x24", "120x35", "160x48", "200x50")}
-KEPT = [("80x24", DEFAULT), ("160x48", DEFAULT)]
+COMPARED = [("80x24", DEFAULT), ("160x48", DEFAULT)]
 OTHER_THEMES = sorted({path.stem for path in BUILT_IN.glob("*.toml")} - {DEFAULT})
 TO_LOOK_AT = [(size, theme) for size in ("80x24", "120x35", "200x50") for theme in (DEFAULT, "daylight", "ansi")]
-"""Drawn by `make screens` for a person to look at. Compared only if a picture is stored, but each must fit."""
+"""Drawn by `make screens` for a person to look at. Each must fit, but only those in COMPARED are compared."""
 every_case = pytest.mark.parametrize(
-    ("size", "theme"), [*KEPT, *(pytest.param(*case, marks=pytest.mark.slow) for case in TO_LOOK_AT)]
+    ("size", "theme"), [*COMPARED, *(pytest.param(*case, marks=pytest.mark.slow) for case in TO_LOOK_AT)]
 )
 UPDATE = os.environ.get("UPDATE_SNAPSHOTS") == "1"
 SHOWN = "/root/work/artifacts"
 NOW = 1.79e9 + 3_600
 TAKEN: set[str] = set()
 RAN: set[str] = set()
-"""Names of the pictures taken in this process, and of the tests that took them."""
+"""The names of the snapshots taken by this process, and of the tests that took them."""
 
 
 class ShownPath(PosixPath):
-    """A path that is read normally, but displayed as on the machine in the pictures."""
+    """A path that is read normally but displayed as if it were on the machine of the snapshots."""
 
     def __str__(self) -> str:
         return re.sub(r"^.*(?=/stage3_constitutional)", SHOWN, super().__str__())
@@ -96,8 +97,12 @@ class Shots:
         self._tmp_path = tmp_path
         app.theme = theme
 
-    async def take(self, name: str, *, kept: bool = True, is_ours: bool = True) -> None:
-        """Take a picture. If `kept`, it must equal the stored one of that name; if `is_ours`, it must fit the screen."""
+    async def take(self, name: str, *, compared: bool = True, is_ours: bool = True) -> None:
+        """Take a snapshot of the screen.
+
+        compared   compare it with the stored one of that name
+        is_ours    its text must fit
+        """
         if isinstance(self.app, Wizard):
             self.app._drawn = None  # draw everything, whatever was drawn before
             await self.app.tick()
@@ -105,7 +110,7 @@ class Shots:
         case = (self.size, self.app.theme)
         if case in TO_LOOK_AT:
             self._show(name, drawn)
-        if kept and (case in KEPT or case not in TO_LOOK_AT):
+        if compared and (case in COMPARED or case not in TO_LOOK_AT):
             self._compare(name, drawn)
         if is_ours:
             self.problems += [f"{name}: {problem}" for problem in what_does_not_fit(self.app)]

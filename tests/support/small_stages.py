@@ -52,7 +52,12 @@ def small_stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, SmallStage]:
     for name in STAGES:
         inputs = {} if before is None else {f"{before}.n": f"{before}.n"}
         small = replace(
-            STAGE[name], inputs=inputs, outputs=(f"{name}.txt",), part_outputs={}, every_time=False, keeps_records=False
+            STAGE[name],
+            inputs=inputs,
+            outputs=(f"{name}.txt",),
+            part_outputs={},
+            always_runs=False,
+            keeps_records=False,
         )
         monkeypatch.setitem(STAGE, name, small)
         before = name

@@ -117,8 +117,16 @@ def gpus(on_gpu: bool, gpu: int | None = 0, width: int = 120) -> list[str]:
 
 def test_a_gauge_shows_use_peak_forecast_and_the_drivers_figures():
     gpu, mine, host = gpus(on_gpu=True)
-    for told in ("GPU 0  T4", "6.0 GiB of 16.0 GiB", "91 %", "66 °C", "70 W", "peak 9.0 GiB", "forecast 11.0 GiB"):
-        assert told in gpu
+    for figure_text in (
+        "GPU 0  T4",
+        "6.0 GiB of 16.0 GiB",
+        "91 %",
+        "66 °C",
+        "70 W",
+        "peak 9.0 GiB",
+        "forecast 11.0 GiB",
+    ):
+        assert figure_text in gpu
     assert gpu.count("┃") == 2 and gpu.count("▏") == 2, "on the bar, and in the legend"
     assert "forecast" not in mine and "2.0 GiB of 64.0 GiB" in mine and "8.0 GiB of 64.0 GiB" in host
 

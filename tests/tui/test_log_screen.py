@@ -1,4 +1,4 @@
-"""The log screen: find, filter by level, follow, copy a line, and the way from an error to its stage; by keys and by mouse."""
+"""The log screen: search, filter by level, follow, copy a line, and go from an error to its stage; by keys and by mouse."""
 
 from __future__ import annotations
 

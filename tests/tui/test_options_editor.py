@@ -7,7 +7,7 @@ from textual.content import Content
 
 from engine.core.options import options
 from engine.pipeline.trials import options_to_try
-from tests.support.idle_wizard import Sessions, click_on, look_at, screen_text, turn_to, until
+from tests.support.idle_wizard import Sessions, click_on, open_stage, screen_text, turn_to, until
 from tui.runs.runner import Runner
 from tui.screens.base import STAGE_OPTIONS, options_of
 from tui.widgets.option_help import (
@@ -39,7 +39,7 @@ def drawn(rows: OptionRows, width: int = 100) -> list[Content]:
 
 async def editor_of(pilot, app: Wizard, stage: str, option: str) -> OptionsEditor:
     """The form of a stage with the cursor on an option."""
-    await look_at(pilot, app, stage)
+    await open_stage(pilot, app, stage)
     if app.main.view.page != "Options":
         await pilot.press("o")
     await until(pilot, lambda: app.main.view.page == "Options")
@@ -60,7 +60,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_once_it_is_saved(ru
         await pilot.press("enter", *"3x")
         await until(pilot, lambda: "✗" in screen_text(app) and "integer" in screen_text(app))
         await pilot.press("enter")
-        assert editor.editing and runner.config.num_examples == 2500, "what cannot be is not kept"
+        assert editor.editing and runner.config.num_examples == 2500, "an invalid value is not saved"
         await pilot.press("backspace", "1")
         await until(pilot, lambda: "✓ Enter saves" in screen_text(app))
         await pilot.press("enter")
@@ -183,13 +183,13 @@ def test_blank_text_is_none_only_if_none_is_allowed():
 async def test_turning_to_the_options_and_back_with_o(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
-        await look_at(pilot, app, "preflight")
+        await open_stage(pilot, app, "preflight")
         await turn_to(pilot, app, "Options")
         await pilot.press("o")
         await until(pilot, lambda: app.main.view.page == "Overview")
 
 
-# -- for people --------------------------------------------------------------------------------------------------------
+# -- labels, values and descriptions ------------------------------------------------------------------------------------
 
 
 def test_every_option_has_a_label_that_is_unique_under_its_heading():
@@ -207,12 +207,12 @@ def test_values_are_shown_with_their_units():
 
 
 def test_a_training_option_explains_how_to_try_several_values():
-    told = {
+    descriptions = {
         name: " ".join(line.plain.strip() for line in option_help_lines(OPTION[name], "", False, False, 160))
         for name in OPTION
     }
-    assert "`stage3-tui sweep --beta A,B`" in told["beta"]
-    assert {name for name, words in told.items() if "stage3-tui sweep" in words} == set(options_to_try())
+    assert "`stage3-tui sweep --beta A,B`" in descriptions["beta"]
+    assert {name for name, words in descriptions.items() if "stage3-tui sweep" in words} == set(options_to_try())
 
 
 def test_several_addresses_are_shown_as_they_are_typed():
@@ -252,7 +252,7 @@ def test_the_description_below_the_rows_is_wrapped_and_never_cut():
 
 def test_rows_are_aligned_and_have_label_value_and_name():
     rows = OptionRows([option for option in options() if option.group == "Training"])
-    rows.put({option.name: option.default for option in options()})
+    rows.update({option.name: option.default for option in options()})
     shown = [row.plain for row in drawn(rows, 78)]
     assert all(len(row) <= 78 for row in shown)
     names = [f"  {option.name.replace('_', '-')}" for option in rows.options]

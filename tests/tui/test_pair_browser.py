@@ -103,7 +103,7 @@ async def test_in_the_sample_one_key_decides_and_shows_the_next(tmp_path: Path, 
         decisions = edits_of(app).decisions
         assert [one.accepted for one in decisions.values()].count(True) == 20 and len(decisions) == 30
         end = "The whole sample is decided: press r to continue."
-        await until(pilot, lambda: any(end in notice.message for notice in app._notifications), "the end is said")
+        await until(pilot, lambda: any(end in notice.message for notice in app._notifications), "the notice")
 
 
 # -- the list ----------------------------------------------------------------------------------------------------------
@@ -201,21 +201,34 @@ def test_the_tail_and_the_rows_agree(tmp_path: Path):
     assert [one.usable for one in rows] == [pair_record(number)["status"] == "ok" for number in range(50)]
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------
+# -- browsing ----------------------------------------------------------------------------------------------------------
 
 
 async def test_b_browses_the_pairs_from_any_stage_and_shows_the_gate(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await until(pilot, lambda: "Gate ✓ open" in screen_text(wizard))
-        for told in ("to train 12 ≥ 11", "16 pairs", "✗ meta", "How do I mend thing number 0?"):
-            await until(pilot, lambda told=told: told in screen_text(wizard), told)
+        for text in ("to train 12 ≥ 11", "16 pairs", "✗ meta", "How do I mend thing number 0?"):
+            await until(pilot, lambda text=text: text in screen_text(wizard), text)
         await pilot.press("j")
         await until(pilot, lambda: "Glue thing 1" in screen_text(wizard))
         await pilot.press("enter")
         assert browser.has_class("-zoomed")
         await pilot.press("escape")
         assert not browser.has_class("-zoomed")
+
+
+async def test_a_pair_shown_full_screen_is_decided_about_with_the_same_keys(wizard: Wizard):
+    async with wizard.run_test(size=(160, 40)) as pilot:
+        browser = await browse(pilot, wizard)
+        await pilot.press("enter", "x", "n", "x")
+        assert browser.has_class("-zoomed") and [row.state for row in browser.store.rows].count("rejected") == 2
+        await pilot.press("m")
+        await until(pilot, lambda: browser.editor.display)
+        await pilot.press("escape", "y")
+        assert browser.store.rows[browser.pairs.cursor].state == "accepted"
+        await pilot.press("escape", "j")
+        assert browser.pairs.has_focus and not browser.has_class("-zoomed")
 
 
 async def test_the_filter_applies_while_typing_and_reports_invalid_parts(wizard: Wizard):
@@ -243,7 +256,7 @@ async def test_n_goes_to_the_next_flagged_pair_and_wraps_around(wizard: Wizard):
         await pilot.press("y", "N")
         assert browser.pairs.cursor == 15
         await pilot.press("n")
-        assert browser.pairs.cursor == 13, "what is decided is not flagged any more"
+        assert browser.pairs.cursor == 13, "a decided pair is no longer flagged"
 
 
 async def test_keys_sort_the_list_and_an_arrow_shows_the_order(wizard: Wizard):
@@ -332,7 +345,7 @@ async def test_a_watcher_can_decide_if_allowed(tmp_path: Path, config):
 
 
 async def test_decisions_from_two_terminals_are_all_saved(wizard: Wizard, tmp_path: Path):
-    """One decides in the wizard, the other one in a process of their own, about other pairs and about the same one."""
+    """One person decides in the wizard, the other in a separate process, about other pairs and about the same one."""
     path = wizard.source.run / layout.EDITS_JSONL
     script = "from pathlib import Path; from engine.pairs.data.edits import write_edit\n"
     script += f"for n in range(40): write_edit(Path({str(path)!r}), f'id{{n % 12}}', 'note', f'other {{n}}')"
@@ -363,7 +376,7 @@ async def test_a_finished_stage_shows_pending_decisions(wizard: Wizard):
         await until(pilot, lambda: "1 decision waits for the next run: press r on stage quality" in screen_text(wizard))
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- editing -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_revision_is_edited_in_place_and_the_gate_sees_the_new_text(wizard: Wizard):
@@ -379,7 +392,7 @@ async def test_a_revision_is_edited_in_place_and_the_gate_sees_the_new_text(wiza
         assert edits_of(wizard)["id12"].revised_response == "Ask someone who knows."
         await until(pilot, lambda: "to train 13 (+1)" in screen_text(wizard))
         await until(pilot, lambda: "Revision (edited)" in screen_text(wizard))
-        assert browser.pairs.has_focus and browser.pairs.row.word == "edited"
+        assert browser.pairs.has_focus and browser.pairs.row.state == "edited"
 
 
 async def test_the_draft_can_be_edited_and_esc_discards(wizard: Wizard):
@@ -392,7 +405,7 @@ async def test_the_draft_can_be_edited_and_esc_discards(wizard: Wizard):
         await until(pilot, lambda: not browser.editor.display)
         await pilot.press("e", "ctrl+s")
         await until(pilot, lambda: not browser.editor.display)
-        assert not edits_of(wizard), "nothing was changed, nothing is kept"
+        assert not edits_of(wizard), "nothing was changed, so nothing is saved"
         await pilot.press("e", "ctrl+t")
         await until(pilot, lambda: area.text.startswith("Kick thing 0"))
         await pilot.press(*" Twice.", "ctrl+s")
@@ -439,8 +452,8 @@ async def test_the_revision_can_be_edited_in_the_users_editor(wizard: Wizard, tm
         await pilot.press("E")
         await until(pilot, lambda: "id0" in edits_of(wizard))
         assert edits_of(wizard)["id0"].revised_response == "From outside."
-    told = seen.read_text()
-    assert told.startswith("600\n") and "Glue thing 0 gently." in told and "hf_canary" not in told
+    text = seen.read_text()
+    assert text.startswith("600\n") and "Glue thing 0 gently." in text and "hf_canary" not in text
     assert not list((wizard.source.run / "pairs").glob("edit-*"))
 
 

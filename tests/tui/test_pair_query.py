@@ -22,7 +22,7 @@ def row(number: int = 1, **changes) -> PairRow:
 def found(text: str, *rows: PairRow) -> list[int]:
     query = parse(text)
     indices = query.among(rows, range(len(rows)))
-    assert indices == [index for index, one in enumerate(rows) if query.matches(one)], "both ways find the same"
+    assert indices == [index for index, one in enumerate(rows) if query.matches(one)], "both ways find the same rows"
     return indices
 
 

@@ -42,10 +42,10 @@ def catch_up(store: PairStore) -> PairStore:
 def the_stage_finds(run: Run, config) -> tuple[list, dict[int, bool]]:
     """The figures of `validate`, and so of the stage, for the same files."""
     usable: dict[int, bool] = {}
-    told = validate(
+    validation = validate(
         run / layout.PAIRS_JSONL, config, lambda one: usable.__setitem__(one.line, getattr(one, "usable", False))
     )
-    return told.report["gate"]["figures"], usable
+    return validation.report["gate"]["figures"], usable
 
 
 def assert_the_gate_is_the_stages(store: PairStore, run: Run, config) -> None:
@@ -86,7 +86,7 @@ def test_until_it_is_checked_a_row_has_its_records_reason(run: Run):
     store.apply(store.read())
     assert [(one.reasons, one.checked) for one in store.rows] == [(("loop",), False), ((), False)]
     catch_up(store)
-    assert [(one.reasons, one.checked) for one in store.rows] == [((), True), ((), True)], "the text is no loop"
+    assert [(one.reasons, one.checked) for one in store.rows] == [((), True), ((), True)], "the text is not a loop"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -161,9 +161,9 @@ def test_undo_reverts_an_earlier_sessions_decision_under_the_cursor(run: Run):
     pairs_of(run, row(1), row(2))
     write_edit(run / layout.EDITS_JSONL, "id2", "reject")
     store = catch_up(PairStore(run))
-    assert store.rows[1].word == "rejected"
+    assert store.rows[1].state == "rejected"
     assert store.undo(0) is None
-    assert store.undo(1) == 1 and store.rows[1].word == "usable"
+    assert store.undo(1) == 1 and store.rows[1].state == "usable"
 
 
 def test_a_decision_during_a_check_is_not_overwritten(run: Run):
@@ -171,19 +171,19 @@ def test_a_decision_during_a_check_is_not_overwritten(run: Run):
     store = PairStore(run)
     store.apply(store.read())
     batch = store.next_to_check()
-    found = store.check(batch)  # in its thread, from what was there before
+    found = store.check(batch)  # in its thread, from the state before the decision
     store.decide(0, "reject")
     store.apply_assessments(found)
-    assert not store.rows[0].usable and store.rows[0].word == "rejected"
+    assert not store.rows[0].usable and store.rows[0].state == "rejected"
     assert not catch_up(store).rows[0].usable
 
 
 def test_decisions_made_elsewhere_are_read(run: Run):
-    """As `attach` sees decisions of the wizard that owns the run."""
+    """`attach` reads the decisions of the wizard that owns the run."""
     pairs_of(run, row(1))
     watching = catch_up(PairStore(run))
     catch_up(PairStore(run)).decide(0, "reject")
-    assert catch_up(watching).rows[0].word == "rejected"
+    assert catch_up(watching).rows[0].state == "rejected"
 
 
 def test_a_pair_without_an_id_cannot_be_decided_about(run: Run):

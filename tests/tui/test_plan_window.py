@@ -1,4 +1,4 @@
-"""The wizard shows what a start would do before it starts; a first start begins at once."""
+"""The wizard shows what a start would do before it starts; a first start needs no confirmation."""
 
 from __future__ import annotations
 

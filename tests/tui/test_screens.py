@@ -26,7 +26,7 @@ from engine.core.stage_table import STAGE, STAGES
 from engine.run.folder import Run
 from engine.run.journal import read_journal
 from engine.run.state import RunState, fold
-from tests.support.idle_wizard import is_open, look_at, screen_text, turn_to, until
+from tests.support.idle_wizard import is_open, open_stage, screen_text, turn_to, until
 from tests.support.made_up_run import HOSTILE, RAW_SEQUENCES, failed_run, make_run, write_pairs
 from tui.formatting import short_path
 from tui.keys import KEYS
@@ -48,7 +48,7 @@ async def test_every_view_of_every_stage_opens_and_shows_hostile_text_as_text(fi
     app = Wizard(finished)
     async with app.run_test(size=size) as pilot:
         for stage in STAGES:
-            await look_at(pilot, app, stage)
+            await open_stage(pilot, app, stage)
             for page in app.main.view.pages:
                 await turn_to(pilot, app, page)
                 await pilot.pause(0.1)
@@ -79,7 +79,7 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
     folder = make_run(tmp_path / "run", through="training", pairs=20)
     app = Wizard(Watcher(Run(folder), config(output_dir=folder)))
     async with app.run_test(size=(120, 40)) as pilot:
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await until(pilot, lambda: "watching" in screen_text(app))
         await pilot.press("r", "a")
         await pilot.pause()
@@ -104,9 +104,9 @@ async def test_one_line_shows_the_servers_while_pairs_are_made(tmp_path: Path, c
     runner._state = at_work
     app = Wizard(runner)
     async with app.run_test(size=size) as pilot:
-        await look_at(pilot, app, "pairs")
-        told = "1 of 2 servers · 14 running, 3 waiting, cache 40% · http://b"
-        await until(pilot, lambda: told in screen_text(app))
+        await open_stage(pilot, app, "pairs")
+        text = "1 of 2 servers · 14 running, 3 waiting, cache 40% · http://b"
+        await until(pilot, lambda: text in screen_text(app))
         assert not any(raw in screen_text(app) for raw in RAW_SEQUENCES)
         runner._state = at_work.apply(StageFinished("pairs", "done", "20 pairs"), 1.79e9 + 9e4 + 1)
         await until(pilot, lambda: "servers" not in screen_text(app))
@@ -116,12 +116,14 @@ async def test_one_line_shows_the_servers_while_pairs_are_made(tmp_path: Path, c
 async def test_clicks_in_hostile_text_do_nothing(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
-        await look_at(pilot, app, "workspace")
+        await open_stage(pilot, app, "workspace")
         await pilot.press("l")
         await until(pilot, lambda: is_open(app, LogScreen))
         await until(pilot, lambda: "[@click" in screen_text(app), "the hostile text")
         rows = app.screen.query_one(LogRows)
-        rows.cursor = next(at for at, line in enumerate(rows.lines) if "[@click" in line.text)  # shown whole below
+        rows.cursor = next(
+            at for at, line in enumerate(rows.lines) if "[@click" in line.text
+        )  # shown in full below the list
         await pilot.pause()
         shown, window = screen_text(app).splitlines(), app.screen.query_one(".window").region
         places = [
@@ -156,26 +158,26 @@ async def test_under_100_columns_the_rail_is_one_line(finished: Runner):
         await until(pilot, lambda: "10 ✓ Packaging" in screen_text(app))
 
 
-# -- what a stage will do ----------------------------------------------------------------------------------------------
+# -- descriptions of stages --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_describes_what_it_will_do(stage: str, config):
-    told = description_of(stage, config(), RunState())
-    assert set(DESCRIPTIONS) == set(STAGES) and all(sentence.endswith(".") for sentence in told)
+    text = description_of(stage, config(), RunState())
+    assert set(DESCRIPTIONS) == set(STAGES) and all(sentence.endswith(".") for sentence in text)
 
 
 def test_a_description_has_the_options_and_the_forecast(config):
     state = RunState().apply(Forecast({"pairs": 2880.0}, {}), 1.0)
-    told = " ".join(description_of("pairs", config(num_examples=37, dataset="mine.jsonl"), state))
-    assert "37 prompts of mine.jsonl" in told and "48m" in told
+    text = " ".join(description_of("pairs", config(num_examples=37, dataset="mine.jsonl"), state))
+    assert "37 prompts of mine.jsonl" in text and "48m" in text
     assert "0.25" in " ".join(description_of("training", config(beta=0.25), state))
 
 
 async def test_a_stage_offers_actions_before_it_runs(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
-        await look_at(pilot, app, "pairs")
+        await open_stage(pilot, app, "pairs")
         await until(pilot, lambda: "2,500 prompts" in screen_text(app))
         assert "run all" in screen_text(app) and "options" in screen_text(app)
 
@@ -226,7 +228,7 @@ def test_the_run_is_summarised_below_the_stages(monkeypatch):
         "elapsed": "1m 00s", "left": "~6m", "done at": "00:08", "peak VRAM": "31.0 GiB", "usable": "1 of 2 pairs",
     }  # fmt: skip
     assert clock(86_400.0 + 60, 0.0) == "Fri 00:01"
-    assert run_rows(RunState(), 1.0) == (), "before anything is known there is nothing to say"
+    assert run_rows(RunState(), 1.0) == (), "nothing is known yet"
     lines = run_summary(state, 160.0, 34, 4)
     assert len(lines) == 4 and all(line.cell_length <= 34 for line in lines)
     monkeypatch.undo()
@@ -274,7 +276,7 @@ def test_the_first_screen_is_the_current_stage(runner: Runner, finished: Runner)
     assert first_stage(finished.snapshot()) == "packaging"
 
 
-# -- nothing is parsed -------------------------------------------------------------------------------------------------
+# -- markup ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("G2")

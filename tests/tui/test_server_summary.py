@@ -33,10 +33,10 @@ def test_an_unavailable_server_is_shown_with_its_reason():
 
 
 def test_the_load_is_added_up():
-    told = words(
+    text = words(
         busy("http://a/v1", 14, 3, 0.41), busy("http://c/v1", 2, 0, 0.105), busy("http://d/v1", None, None, None)
     )
-    assert told == "3 of 3 servers · 16 running, 3 waiting, cache 41%"
+    assert text == "3 of 3 servers · 16 running, 3 waiting, cache 41%"
     assert words(busy("http://a/v1", 14, 3, 0.41)) == "14 running, 3 waiting, cache 41%"
 
 
@@ -47,10 +47,10 @@ def test_each_role_has_its_own():
 
 def test_text_of_a_server_is_one_line_of_visible_text():
     hostile = ServerReading("http://b/v1", "out", "The server at http://b/v1 \x1b[2Jreturns\n500 [bold]\u202e.")
-    told = words(ServerReading("http://a/v1"), hostile)
-    assert "\x1b" not in told and "\n" not in told and "\u202e" not in told and "[bold]" in told
+    text = words(ServerReading("http://a/v1"), hostile)
+    assert "\x1b" not in text and "\n" not in text and "\u202e" not in text and "[bold]" in text
     [line] = servers_line({"server": Servers("server", (hostile,))}, 40)
-    assert line.cell_length <= 40 and "[bold]" in told
+    assert line.cell_length <= 40 and "[bold]" in text
 
 
 def after(*events: object) -> RunState:
@@ -63,8 +63,8 @@ def after(*events: object) -> RunState:
 def test_the_line_of_auto_has_the_servers_until_the_stage_ends():
     progress = Progress(3, 12, "pairs", stage="pairs")
     state = after(StageStarted("pairs"), progress, Servers("server", (ServerReading("http://a/v1"), OUT)))
-    told = "3/12 pairs  1 of 2 servers · http://b:8000/v1 cannot be reached"
-    assert told in live_line(state, 104.0).plain
-    assert told in ProgressThrottle().line(Entry(9, 104.0, progress), state)
+    text = "3/12 pairs  1 of 2 servers · http://b:8000/v1 cannot be reached"
+    assert text in live_line(state, 104.0).plain
+    assert text in ProgressThrottle().line(Entry(9, 104.0, progress), state)
     later = state.apply_entry(Entry(9, 110.0, StageStarted("quality")))
     assert later.servers == {}

@@ -1,4 +1,4 @@
-"""The first page, with keys alone and with the mouse alone: what is missing, changed where it stands."""
+"""The first page, with keys alone and with the mouse alone: what is missing can be changed in place."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_sigterm_restores_the_terminal_and_exits_143(wizard):
 @pytest.mark.fault("A4")
 @pytest.mark.parametrize("everybody", [False, True], ids=["parent", "everybody"])
 def test_sigterm_during_a_run_saves_first(everybody: bool, wizard, tmp_path: Path):
-    """The parent passes on what it gets, also where its child gets it, too."""
+    """The parent passes its signals on, even if the child gets them, too."""
     terminal = wizard()
     terminal.press("a")
     terminal.wait_for("running 4/10")
@@ -145,7 +145,7 @@ def test_with_sighup_ignored_the_end_of_input_is_noticed_and_nothing_spins(tmp_p
         used = sum(child.cpu_times()[:2])
         time.sleep(0.05)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-    assert used - before < 3.0, "of a processor's time, from the hang-up to the end"
+    assert used - before < 3.0, "CPU seconds from the hang-up to the end"
 
 
 # -- a terminal that does not read -------------------------------------------------------------------------------------
@@ -222,8 +222,8 @@ def test_after_ctrl_z_the_run_continues_and_fg_shows_it(shell: PseudoTerminal, t
     shell.wait_for("The run continues. fg brings the screen back.")
     shell.wait_for("Stopped")
     events = tmp_path / "run" / layout.EVENTS_JSONL
-    told = events.read_text().count("\n")
-    shell.until(lambda: events.read_text().count("\n") > told + 2, "three seconds of work, without the screen")
+    line_count = events.read_text().count("\n")
+    shell.until(lambda: events.read_text().count("\n") > line_count + 2, "three seconds of work, without the screen")
     shell.press("jobs\n")
     shell.wait_for("tui.cli")
     assert "running" not in shell.text, "nothing is drawn over the shell"
@@ -319,7 +319,7 @@ def test_hostile_text_of_dataset_and_model_never_reaches_the_terminal(tmp_path: 
         b"\xed\xa0\x80",
     ):
         assert payload not in terminal.seen, payload
-    assert "␛]52;c;AAAA".encode() in terminal.seen, "it was there, and is spelt out"
+    assert "␛]52;c;AAAA".encode() in terminal.seen, "it was there, and is escaped"
     assert len(HOSTILE) == 10
 
 
@@ -354,7 +354,7 @@ def test_no_color_means_no_colour_at_all(wizard):
     terminal.press("9q")
     assert terminal.end() == 0
     assert sequences(terminal.seen) and not sequences(terminal.seen) & COLOURS
-    assert "7" in sequences(terminal.seen), "what is selected is seen all the same"
+    assert "7" in sequences(terminal.seen), "the selection is still visible"
 
 
 def test_a_terminal_with_256_colours_gets_256(wizard):
@@ -371,7 +371,7 @@ def test_a_terminal_with_sixteen_colours_gets_the_theme_made_for_it_and_a_select
     assert terminal.end() == 0
     codes = sequences(terminal.seen)
     assert codes & COLOURS and not codes & {"38", "48"}
-    assert "7" in codes and not codes & {"105", "45"}, "the ground of a selection is reverse video, no colour"
+    assert "7" in codes and not codes & {"105", "45"}, "the selection is in reverse video, without a colour"
 
 
 @pytest.mark.fault("G8")
@@ -430,7 +430,7 @@ def test_a_pasted_token_is_in_no_output_and_no_file(wizard, tmp_path: Path):
     assert files and not any(b"canaryOfThePaste" in data for data in (terminal.seen, *files))
 
 
-# -- where there is nothing to draw on ---------------------------------------------------------------------------------
+# -- without a usable terminal -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("G8")

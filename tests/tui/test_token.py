@@ -14,7 +14,7 @@ from engine.security.secrets import Secret
 from tests.support.demo_on_hub import options_from_the_hub, put_demo_on
 from tests.support.fake_hub import FakeHub, fake_hub
 from tests.support.hub_in_process import use
-from tests.support.idle_wizard import Sessions, look_at, screen_text, until
+from tests.support.idle_wizard import Sessions, open_stage, screen_text, until
 from tui.runs.runner import Runner
 from tui.widgets.token_field import TokenField
 from tui.wizard.app import Wizard
@@ -25,15 +25,15 @@ TOKEN = "hf_aVerySecretTokenOf1234567890"
 @pytest.mark.fault("G10")
 async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runner, sessions: Sessions, caplog):
     caplog.set_level(logging.DEBUG)
-    heard: list[str] = []
+    messages: list[str] = []
     app = Wizard(runner)
 
     def hear(message: object) -> None:
         if not isinstance(message, (events.Key, events.Paste)):
-            heard.append(repr(message))
+            messages.append(repr(message))
 
     async with app.run_test(size=(100, 40), message_hook=hear) as pilot:
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         field = app.main.view.query_one(TokenField)
         before = app.export_screenshot()
         field.focus()
@@ -43,12 +43,12 @@ async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runne
         await pilot.pause(0.2)
         full = app.export_screenshot()
         assert "••••••••" in full and "••••••••" not in before
-        texts = [full, repr(field), repr(app.screen), str(app.tree), app.clipboard, *heard]
+        texts = [full, repr(field), repr(app.screen), str(app.tree), app.clipboard, *messages]
         texts += [repr(worker) for worker in app.workers]
         field.focus()
         await pilot.press("enter")
         await until(pilot, lambda: sessions.made)
-        texts += [app.export_screenshot(), repr(field), *heard]
+        texts += [app.export_screenshot(), repr(field), *messages]
         assert not field.filled
     assert sessions.last.context.token.reveal() == TOKEN
     assert sessions.last.calls == [("credentials", None)]
@@ -59,7 +59,7 @@ async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runne
 async def test_the_first_keys_do_not_end_up_in_the_token(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         await pilot.press("j")
         await until(pilot, lambda: app.main.selected == "dependencies")
 
@@ -67,7 +67,7 @@ async def test_the_first_keys_do_not_end_up_in_the_token(runner: Runner):
 async def test_esc_leaves_the_field_and_letters_are_keys_again(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         await pilot.press("tab", "j", "escape")
         assert app.main.view.query_one(TokenField).filled
         await pilot.press("j")
@@ -98,8 +98,8 @@ async def test_a_crash_prints_no_locals_and_no_token(runner: Runner, capsys, cap
             await pilot.pause(0.3)
     assert app.return_code == 1
     assert "RuntimeError" in app.crashed
-    told = capsys.readouterr()
-    assert TOKEN not in told.out + told.err + caplog.text
+    output = capsys.readouterr()
+    assert TOKEN not in output.out + output.err + caplog.text
     assert "broken" in caplog.text, "the traceback is in the log"
 
 
@@ -124,7 +124,7 @@ async def test_d_logs_in_with_a_browser_and_the_run_uses_the_token(
     runner = Runner(config(**{**options_from_the_hub(), "output_dir": run.folder}), run)
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         await pilot.press("d")
         await until(pilot, lambda: "ABCD-1234" in screen_text(app), "the code", 30)
         shown = screen_text(app)

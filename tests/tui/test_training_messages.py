@@ -1,4 +1,4 @@
-"""What the training's screen says beside its charts."""
+"""The messages beside the charts of a training."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from engine.core.events import TrialFinished, TrialStarted, TrialStep
 from engine.run.folder import Run
 from engine.run.journal import Journal
 from engine.run.state import RunState
-from tests.support.idle_wizard import look_at, screen_text, until
+from tests.support.idle_wizard import open_stage, screen_text, until
 from tests.support.made_up_run import make_run
 from tui.runs.watcher import Watcher
 from tui.screens.trials import trial_lines
@@ -54,7 +54,7 @@ def test_once_all_have_finished_the_best_trials_verdict_is_shown_large():
     state = folded().apply(last, 140.0)
     shown = "\n".join(line.plain for line in trial_lines(state.trials.values(), 2, 150.0, 118))
     assert "Trial 1 leads: beta 0.1" in shown and "█▀▄ █▀▀ ▀█▀" in shown
-    assert shown.count("●") == 2, "a bar for each one's accuracy"
+    assert shown.count("●") == 2, "a bar for the accuracy of each trial"
     worse = folded().apply(TrialFinished("beta-0.1", "done", "", "worse", {}), 140.0)
     worse = worse.apply(TrialFinished("beta-0.3", "failed", "NaN"), 140.0)
     assert any("No trial qualifies" in line.plain for line in trial_lines(worse.trials.values(), 2, 150.0, 78))
@@ -66,7 +66,7 @@ async def test_a_watcher_of_a_sweep_sees_new_trials(tmp_path: Path, config):
     app = Wizard(watcher)
     async with app.run_test(size=(100, 40)) as pilot:
         await until(pilot, lambda: app.main.is_ready)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         assert "Trials" not in app.main.view.pages
         await pilot.press("f")
         journal = Journal(folder / layout.EVENTS_JSONL)

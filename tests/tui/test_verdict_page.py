@@ -8,7 +8,7 @@ from engine.core.events import EvalDone
 from engine.dpo.evaluation.answered_prompts import answered_prompts_from
 from engine.dpo.evaluation.key_figures import KeyFigure, key_figures
 from engine.dpo.evaluation.verdict import RULES
-from tests.support.idle_wizard import click_on, look_at, screen_text, until
+from tests.support.idle_wizard import click_on, open_stage, screen_text, until
 from tests.support.made_up_run import report
 from tui.runs.runner import Runner
 from tui.screens.answers import AnswersShown, answers_lines
@@ -44,7 +44,7 @@ def test_a_bar_shows_value_interval_and_threshold():
     one = KeyFigure("x", value=0.75, low=0.5, high=1.0, mark=0.25, mark_name="even")
     assert interval_bar(one, 21).plain == "─────┃────━━━━━●━━━━━"
     apart = KeyFigure("x", value=0.3, low=0.1, high=0.5, mark=0.0, mark_name="none", is_share=False)
-    assert interval_bar(apart, 21).plain.index("┃") == 10, "what has no bounds stands around its mark"
+    assert interval_bar(apart, 21).plain.index("┃") == 10, "an unbounded scale is centred on the threshold"
 
 
 def test_the_rows_of_the_figures_are_aligned():
@@ -71,14 +71,14 @@ def test_stepping_through_the_answers_of_one_kind():
         kinds.append(shown.kind)
         shown = shown.of_next_kind()
     assert kinds == ["all", "better", "equal", "worse", "broken", "unfit", "refused", "harmful"]
-    assert AnswersShown().moved(1).of_next_kind() == AnswersShown(), "of none there is nothing to go through"
+    assert AnswersShown().moved(1).of_next_kind() == AnswersShown(), "there is nothing to step through"
 
 
 async def test_with_keys_alone(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: app.main.is_ready)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await until(pilot, lambda: "1 of 40" in screen_text(app), "the answers of the report")
         assert "█▀▄ █▀▀ ▀█▀" in screen_text(app) and "all 40" in screen_text(app)
         await pilot.press("N")

@@ -31,7 +31,7 @@ from tui.screens.plan import PlanWindow
 from tui.widgets.token_field import FILLED
 from tui.wizard.app import Wizard, WizardEnd
 
-SMALL = {**SHORT, "save_steps": 25, "pilot_prompts": 0}
+SMALL = {**SHORT, "save_steps": 25, "pilot_prompts": 0, "min_pairs": 4, "eval_prompts": 1, "eval_harmless_prompts": 1}
 LONG = 240.0
 """Seconds that all ten stages may take on a busy machine."""
 
@@ -77,7 +77,7 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
     runner = small_demo(options_from_the_hub())
     runner.run.record_stage(
         "dependencies", result=Run(short_run).result("dependencies")
-    )  # no second trial of the imports
+    )  # do not try the imports a second time
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "P presets" in screen_text(app))
@@ -89,8 +89,8 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
         await pilot.press("7", "o")
         await until(pilot, lambda: app.main.view.STAGE == "pairs" and app.main.view.page == "Options")
         await until(pilot, lambda: "num-examples" in screen_text(app))
-        await pilot.press("slash", *"num-examples", "enter", "enter", "ctrl+u", *"26", "enter")
-        await until(pilot, lambda: runner.config.num_examples == 26)
+        await pilot.press("slash", *"num-examples", "enter", "enter", "ctrl+u", *"14", "enter")
+        await until(pilot, lambda: runner.config.num_examples == 14)
 
         await pilot.press("escape", "escape", "7", "r")
         await until(pilot, lambda: "someone/tiny without a token" in screen_text(app), "a refusal", LONG)
@@ -111,12 +111,12 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
         await pilot.press("7", "r")
         await until(pilot, lambda: runner.running)
         await until(pilot, lambda: not runner.running, "seven stages", LONG)
-        await until(pilot, lambda: "usable of 26 prompts" in screen_text(app))
+        await until(pilot, lambda: "usable of 14 prompts" in screen_text(app))
         await pilot.press("b")
         await until(pilot, lambda: app.main.view.query("#browser"))
         browser = app.main.view.query_one(PairBrowser)
         await until(
-            pilot, lambda: browser.pairs.count == 26 and not browser.store.unchecked and browser.pairs.has_focus
+            pilot, lambda: browser.pairs.count == 14 and not browser.store.unchecked and browser.pairs.has_focus
         )
         await pilot.press("x", "j", "m", *"fine", "ctrl+s")
         edits = runner.run / layout.EDITS_JSONL
@@ -144,9 +144,9 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
 def trained(short_run: Path, tmp_path: Path) -> Iterator[Runner]:
     """A copy of a run that ended with its training."""
     run = Run(copy_of(short_run, tmp_path / "stage3_constitutional"))
-    kept = {name: value for name, value in run.manifest["config"].items() if value is not None}
+    recorded = {name: value for name, value in run.manifest["config"].items() if value is not None}
     run.acquire()
-    runner = Runner(load_config({**kept, "output_dir": run.folder}, environment={}), run)
+    runner = Runner(load_config({**recorded, "output_dir": run.folder}, environment={}), run)
     yield runner
     runner.stop("the test is over")
     runner.join(60)

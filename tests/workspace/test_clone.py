@@ -37,16 +37,16 @@ GIT = shutil.which("git")
 
 
 def fake_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when_cloning: str) -> None:
-    """The real git first on PATH, but for `git clone`: shell, with the whole command line in "$@"."""
+    """Put a git first on PATH that is the real one except for `git clone`, which runs shell code with the command in "$@"."""
     script = f'#!/bin/sh\ncase " $* " in *" clone "*) {when_cloning};; esac\nexec {GIT} "$@"\n'
     program(tmp_path / "bin", "git", script)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
 
 
-# -- a transfer that does not end well ---------------------------------------------------------------------------------
+# -- transfers that fail -----------------------------------------------------------------------------------------------
 
 CUTTER = f"""#!{sys.executable} -S
-# `git clone`, whose other side is the real git-upload-pack, cut off after so many bytes.
+# `git clone` from the real git-upload-pack, which is cut off after so many bytes.
 import os, subprocess, sys
 if sys.argv[1] == "clone":
     at = sys.argv.index("clone", 2) + 1
@@ -60,7 +60,7 @@ child.kill()
 
 
 def heavy(upstream: Path) -> None:
-    """More than a few packets: random bytes, which nothing compresses."""
+    """Commit random bytes, which do not compress: the transfer takes more than a few packets."""
     (upstream / "noise").write_bytes(os.urandom(300_000))
     git(upstream, "add", ".")
     git(upstream, "commit", "-qm", "noise")
@@ -81,7 +81,7 @@ def test_a_cut_transfer_leaves_nothing_behind(
     assert names_in(here) == {"upstream"} and names_in(here / "upstream") == set()
 
 
-def test_the_cutter_of_this_test_lets_a_whole_transfer_through(
+def test_the_cutter_lets_a_complete_transfer_through(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cutter = program(tmp_path / "bin", "cutter", CUTTER)
@@ -91,7 +91,7 @@ def test_the_cutter_of_this_test_lets_a_whole_transfer_through(
 
 
 @pytest.mark.fault("F9")
-def test_a_git_that_is_killed_in_the_middle_leaves_nothing_behind_and_the_next_try_works(
+def test_a_killed_git_leaves_nothing_behind_and_the_next_clone_works(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_git(tmp_path, monkeypatch, f'[ -e {tmp_path}/second ] || {{ {GIT} "$@"; kill -9 $$; }}')
@@ -104,7 +104,7 @@ def test_a_git_that_is_killed_in_the_middle_leaves_nothing_behind_and_the_next_t
     assert names_in(here) == {"upstream"}
 
 
-def test_a_git_that_hangs_is_ended_at_its_limit(
+def test_a_git_that_hangs_is_ended_at_the_time_limit(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clone, "CLONE_SECONDS", 0.5)
@@ -115,7 +115,7 @@ def test_a_git_that_hangs_is_ended_at_its_limit(
     assert names_in(here) == set()
 
 
-def test_a_request_to_stop_ends_a_clone_and_leaves_nothing(
+def test_a_stop_request_ends_a_clone_and_leaves_nothing(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kill, "GRACE_SECONDS", 0.2)
@@ -130,7 +130,7 @@ def test_a_request_to_stop_ends_a_clone_and_leaves_nothing(
     assert names_in(here) == set()
 
 
-def test_a_screen_that_goes_away_in_the_middle_leaves_nothing(
+def test_closing_the_stage_during_a_clone_leaves_nothing(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_git(tmp_path, monkeypatch, "echo begun; exec sleep 974")
@@ -141,15 +141,17 @@ def test_a_screen_that_goes_away_in_the_middle_leaves_nothing(
     assert names_in(here) == set()
 
 
-def test_what_a_killed_run_left_is_named_and_not_touched(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_the_unfinished_clone_of_a_killed_run_is_named_and_not_touched(
+    tmp_path: Path, upstream: Path, here: Path
+) -> None:
     (here / ".upstream.clone-killed/upstream").mkdir(parents=True)
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
-    assert ".upstream.clone-killed is of a clone that was killed" in str(events)
+    assert ".upstream.clone-killed is an unfinished clone: it was killed" in str(events)
     assert names_in(here) == {"upstream", ".upstream.clone-killed"}
 
 
 @pytest.mark.parametrize("damage", ["another commit", "another file"])
-def test_a_clone_that_is_not_what_was_asked_for_does_not_get_its_name(
+def test_a_clone_with_wrong_content_is_not_renamed(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     fault = {
@@ -167,7 +169,7 @@ def test_a_clone_that_is_not_what_was_asked_for_does_not_get_its_name(
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("output", "kind"),
     [
         ("fatal: write error: No space left on device / fatal: early EOF", DiskError),
         ("fatal: detected dubious ownership in repository at '/x'", PreconditionError),
@@ -180,21 +182,21 @@ def test_a_clone_that_is_not_what_was_asked_for_does_not_get_its_name(
         ("fatal: unable to access 'https://example.org/': The requested URL returned error: 503", NetworkError),
         ("fatal: unable to access 'https://example.org/': The requested URL returned error: 403", AccessError),
         ("error: RPC failed; curl 92 HTTP/2 stream 5 was not closed cleanly", NetworkError),
-        ("fatal: a word that nobody knows", PreconditionError),
+        ("fatal: an unknown message", PreconditionError),
     ],
 )
-def test_what_git_says_is_distinguished(said: str, kind: type[Stage3Error]) -> None:
-    error = git_failure("x could not be cloned", ChildResult(128, (), (said,), 1.0))
+def test_gits_errors_are_distinguished(output: str, kind: type[Stage3Error]) -> None:
+    error = git_failure("Cannot clone x", ChildResult(128, (), (output,), 1.0))
     assert type(error) is kind and error.what_to_do
 
 
-# -- what is inside ----------------------------------------------------------------------------------------------------
+# -- hostile content ---------------------------------------------------------------------------------------------------
 
 
-def test_a_repository_runs_nothing_while_it_arrives(
+def test_cloning_executes_nothing_from_the_repository(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hooks in its own .git, in a template and in HOME's configuration; filters that .gitattributes names, defined by HOME."""
+    """Neither hooks in its .git, in a template and in HOME's configuration, nor filters that .gitattributes names."""
     canary = tmp_path / "ran"
     template = tmp_path / "template"
     for folder in (template / "hooks", upstream / ".git/hooks"):
@@ -211,7 +213,7 @@ def test_a_repository_runs_nothing_while_it_arrives(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_TEMPLATE_DIR", str(template))
     subprocess.run(["git", "clone", "-q", str(upstream), str(tmp_path / "carelessly")], check=True)
-    assert canary.exists()  # so the trap works
+    assert canary.exists(), "the trap does not work"
     canary.unlink()
     drive(context(tmp_path, repo_url=str(upstream)))
     assert not canary.exists()
@@ -219,7 +221,7 @@ def test_a_repository_runs_nothing_while_it_arrives(
     assert (here / "upstream/readme").read_text() == "second"
 
 
-def test_a_link_arrives_as_a_file_and_stays_one(tmp_path: Path, upstream: Path, here: Path) -> None:
+def test_a_symbolic_link_is_cloned_as_a_plain_file_and_stays_one(tmp_path: Path, upstream: Path, here: Path) -> None:
     drive(context(tmp_path, repo_url=str(upstream)))
     link = here / "upstream/link"
     assert link.read_text() == "/etc/passwd" and not link.is_symlink()
@@ -238,7 +240,7 @@ def test_submodules_are_not_fetched(tmp_path: Path, upstream: Path, here: Path) 
     assert result.facts["dirty"] is False
 
 
-def test_the_address_is_the_only_place_that_is_asked(tmp_path: Path, upstream: Path) -> None:
+def test_git_may_only_use_the_protocol_of_the_address(tmp_path: Path, upstream: Path) -> None:
     environment = fetch_environment(Source("https://example.org/a.git", "https"))
     assert environment["GIT_ALLOW_PROTOCOL"] == "https" and "GIT_SSH_COMMAND" not in environment
     assert fetch_environment(Source("/a", "path"))["GIT_ALLOW_PROTOCOL"] == "file"
@@ -247,7 +249,7 @@ def test_the_address_is_the_only_place_that_is_asked(tmp_path: Path, upstream: P
 # -- ssh ---------------------------------------------------------------------------------------------------------------
 
 FAKE_SSH = f"""#!{sys.executable} -S
-# An ssh whose every host is this one; notes how it was called.
+# An ssh that runs every command on this host, and records how it was called.
 import json, os, sys
 with open(os.path.join(os.path.dirname(__file__), "called"), "w") as file:
     json.dump([sys.argv[1:], dict(os.environ)], file)
@@ -256,7 +258,7 @@ os.execv("/bin/sh", ["sh", "-c", sys.argv[-1]])
 
 
 @pytest.mark.parametrize("form", ["ssh://me@example.org{path}", "me@example.org:{path}"])
-def test_ssh_clones_without_questions_and_without_passing_the_agent_on(
+def test_ssh_clones_without_prompts_and_without_forwarding_the_agent(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     program(tmp_path / "bin", "ssh", FAKE_SSH)
@@ -280,11 +282,11 @@ def test_ssh_clones_without_questions_and_without_passing_the_agent_on(
 
 
 class GitServer(http.server.SimpleHTTPRequestHandler):
-    """A repository as files, over https; the first part of the path says how it behaves."""
+    """Serves a repository as files over https; the first part of the path sets the behaviour."""
 
     def do_GET(self) -> None:
         behaviour, _, rest = self.path.lstrip("/").partition("/")
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.server.requested.append(self.path)  # type: ignore[attr-defined]
         if behaviour == "private":
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="a test"')
@@ -317,9 +319,9 @@ class GitServer(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def https(tmp_path: Path, upstream: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
-    """Serves `upstream.git`, with a certificate that git is told of as people behind a proxy do it."""
+    """Serve `upstream.git` with a certificate that git trusts through GIT_SSL_CAINFO, as behind a proxy."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificate, is not here")
+        pytest.skip("needs openssl to create the certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
@@ -335,7 +337,7 @@ def https(tmp_path: Path, upstream: Path, monkeypatch: pytest.MonkeyPatch) -> It
     context_ = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context_.load_cert_chain(certificate, key)
     server.socket = context_.wrap_socket(server.socket, server_side=True)
-    server.asked = []  # type: ignore[attr-defined]
+    server.requested = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv("GIT_SSL_CAINFO", str(certificate))
@@ -357,7 +359,7 @@ def test_a_repository_is_cloned_over_https(
     assert result.facts["commit"] == git(upstream, "rev-parse", "main")
 
 
-def test_an_unknown_branch_over_https_names_those_that_are_there(
+def test_the_error_for_an_unknown_branch_over_https_lists_the_branches(
     tmp_path: Path, here: Path, https: http.server.ThreadingHTTPServer
 ) -> None:
     with pytest.raises(ConfigError, match="mian") as refused:
@@ -379,7 +381,7 @@ def test_an_unknown_branch_over_https_names_those_that_are_there(
         ("to-file", Stage3Error),
     ],
 )
-def test_what_a_server_does_is_distinguished_and_leaves_nothing(
+def test_server_errors_are_distinguished_and_leave_nothing(
     tmp_path: Path,
     here: Path,
     https: http.server.ThreadingHTTPServer,
@@ -387,25 +389,25 @@ def test_what_a_server_does_is_distinguished_and_leaves_nothing(
     behaviour: str,
     kind: type[Stage3Error],
 ) -> None:
-    # Whoever asks for a password, by a helper or a program, is not heard: it fails at once.
+    # No program or helper may prompt for a password: the clone fails at once instead.
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("GIT_ASKPASS", "SSH_ASKPASS"):
-        monkeypatch.setenv(name, str(program(tmp_path / "bin", "asks", f"#!/bin/sh\ntouch {tmp_path}/asked\n")))
-    (tmp_path / ".gitconfig").write_text(f'[credential]\n\thelper = "!touch {tmp_path}/asked;"\n')
+        monkeypatch.setenv(name, str(program(tmp_path / "bin", "prompt", f"#!/bin/sh\ntouch {tmp_path}/prompted\n")))
+    (tmp_path / ".gitconfig").write_text(f'[credential]\n\thelper = "!touch {tmp_path}/prompted;"\n')
     with pytest.raises(kind) as refused:
         drive(context(tmp_path, repo_url=at(https, behaviour)))
     assert refused.value.exit_code in (3, 4, 5)
-    assert names_in(here) == set() and not (tmp_path / "asked").exists()
+    assert names_in(here) == set() and not (tmp_path / "prompted").exists()
 
 
-def test_a_redirection_to_another_https_address_is_followed(
+def test_a_redirect_to_another_https_address_is_followed(
     tmp_path: Path, here: Path, https: http.server.ThreadingHTTPServer
 ) -> None:
     drive(context(tmp_path, repo_url=at(https, "to-https")))
     assert (here / "upstream/readme").read_text() == "second"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
+def test_an_untrusted_certificate_is_refused(
     tmp_path: Path, here: Path, https: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GIT_SSL_CAINFO")
@@ -419,7 +421,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 8\n"
 
 
 def with_large_file(upstream: Path) -> None:
-    """A file of git-lfs, made without it: attributes and a pointer; and a .lfsconfig that names another server."""
+    """Add a git-lfs file without git-lfs: attributes and a pointer, and a .lfsconfig that names another server."""
     (upstream / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
     (upstream / ".lfsconfig").write_text("[lfs]\n\turl = https://evil.example.org/lfs\n")
     (upstream / "big.bin").write_text(POINTER.format("ab" * 32))
@@ -427,7 +429,7 @@ def with_large_file(upstream: Path) -> None:
     git(upstream, "commit", "-qm", "large file")
 
 
-def test_large_files_stay_pointers_unless_they_are_asked_for(
+def test_large_files_stay_pointers_without_fetch_lfs(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_large_file(upstream)
@@ -444,7 +446,7 @@ def test_large_files_stay_pointers_unless_they_are_asked_for(
     assert "hf_canary" not in environment and "GIT_LFS_SKIP_SMUDGE" not in environment
 
 
-def test_large_files_without_git_lfs_are_refused_with_the_way_to_get_it(
+def test_without_git_lfs_the_error_names_how_to_install_it(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path / "bin", "git", f'#!/bin/sh\nexec {GIT} "$@"\n')
@@ -454,8 +456,10 @@ def test_large_files_without_git_lfs_are_refused_with_the_way_to_get_it(
     assert "apt install git-lfs" in refused.value.what_to_do and names_in(here) == set()
 
 
-@pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not here")
-def test_a_real_large_file_arrives_and_does_not_count_as_a_change(tmp_path: Path, upstream: Path, here: Path) -> None:
+@pytest.mark.skipif(shutil.which("git-lfs") is None, reason="needs git-lfs")
+def test_a_real_large_file_is_fetched_and_does_not_count_as_a_change(
+    tmp_path: Path, upstream: Path, here: Path
+) -> None:
     git(upstream, "lfs", "install", "--local")
     git(upstream, "lfs", "track", "*.bin")
     (upstream / "big.bin").write_bytes(os.urandom(100_000))

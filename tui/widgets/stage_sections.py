@@ -87,7 +87,7 @@ def action_hints(actions: Sequence[str], width: int) -> list[Content]:
     pieces = [
         clickable(
             Content.assemble((f" {key.shown} ", "bold $key on $rail-selected"), (f" {key.label}   ", "$foreground")),
-            f"{'app' if key.where == 'app' else 'screen'}.{key.action}",
+            f"{'app' if key.place == 'app' else 'screen'}.{key.action}",
         )
         for key in (by_action[action] for action in actions)
     ]
@@ -151,9 +151,12 @@ def checks_table(checks: Iterable[Check], width: int) -> list[Content]:
 
 
 def checks_count(checks: Sequence[Check]) -> str:
-    """The number of checks by status: `12 ok · 1 warning`."""
+    """The number of checks by status: `12 ok · 2 warnings`."""
     counts = {status: sum(check.status == status for check in checks) for status in CHECK_MARKS}
-    return " · ".join(f"{count} {CHECK_MARKS[status].word}" for status, count in counts.items() if count)
+    words = {status: f"{count} {CHECK_MARKS[status].word}" for status, count in counts.items() if count}
+    if counts["warning"] > 1:
+        words["warning"] += "s"
+    return " · ".join(words.values())
 
 
 def section(title: str | Content, note: str, width: int) -> Content:

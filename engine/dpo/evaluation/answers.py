@@ -36,11 +36,11 @@ REFUSAL_TOKENS = EVERYDAY_TOKENS
 
 def distinct_prompts(rows: Sequence[Row], limit: int) -> list[Conversation]:
     """The first `limit` different prompts, in file order."""
-    found: list[Conversation] = []
+    prompts: list[Conversation] = []
     for row in rows:
-        if row["prompt"] not in found and len(found) < limit:
-            found.append(row["prompt"])
-    return found
+        if row["prompt"] not in prompts and len(prompts) < limit:
+            prompts.append(row["prompt"])
+    return prompts
 
 
 @cache
@@ -80,18 +80,21 @@ def answers(
     )
 
     def collected() -> Generator[Event, None, list[Reply]]:
-        found: list[Reply] = []
+        collected_replies: list[Reply] = []
         for batch in batches:
             if batch in missing:
                 replies = yield from queue.next_result()
                 cache.append({keys[index]: reply for index, reply in zip(batch, replies, strict=True)})
             else:
                 replies = [known[keys[index]] for index in batch]
-            found += [Reply(**reply) for reply in replies]
+            collected_replies += [Reply(**reply) for reply in replies]
             yield Progress(
-                len(found), len(prompts), "answers", note="Stage 2" if adapter == REFERENCE_ADAPTER else "Stage 3"
+                len(collected_replies),
+                len(prompts),
+                "answers",
+                note="Stage 2" if adapter == REFERENCE_ADAPTER else "Stage 3",
             )
-        return found
+        return collected_replies
 
     return collected()
 

@@ -106,9 +106,11 @@ def distance_on_own_answers(
     stage2: Sequence[Reply],
     stage3: Sequence[Reply],
 ) -> Generator[Event, None, Figures]:
-    """How much more likely Stage 3's greedy answers are under Stage 3 than under Stage 2, in nats: like KL(Stage 3 ‖ Stage
-    2), but over greedy instead of sampled answers. Covers answers that ended and fit --max-length. Collect with `yield
-    from`.
+    """Submit Stage 3's greedy answers; collect with `yield from` how much more likely they are under Stage 3 than under
+    Stage 2, in nats.
+
+    This is like KL(Stage 3 ‖ Stage 2), but over greedy instead of sampled answers. It covers answers that ended and fit
+    --max-length.
     """
     encoded: list[EncodedPair] = []
     for prompt, before, after in zip(prompts, stage2, stage3, strict=True):
@@ -149,13 +151,13 @@ def log_ratios(
     queue.submit([{"read": encoded[start : start + batch_size]} for start in starts])
 
     def collected() -> Generator[Event, None, list[LogRatios]]:
-        found: list[LogRatios] = []
+        ratios: list[LogRatios] = []
         for _ in starts:
             for chosen, rejected in (yield from queue.next_result()):
-                pair = pairs[len(found)]
-                found.append(LogRatios(chosen, rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
-            yield Progress(len(found), len(pairs), unit)
-        return found
+                pair = pairs[len(ratios)]
+                ratios.append(LogRatios(chosen, rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
+            yield Progress(len(ratios), len(pairs), unit)
+        return ratios
 
     return collected()
 

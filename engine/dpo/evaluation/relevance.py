@@ -29,11 +29,11 @@ def answer_relevance(
             queue.submit([{"relevance of": answers[start : start + PROMPTS_AT_ONCE]}])
 
     def collected() -> Generator[Event, None, AnswerRelevance]:
-        found: tuple[list[float | None], list[float | None]] = ([], [])
+        relevance: tuple[list[float | None], list[float | None]] = ([], [])
         for _ in starts:
-            for nats in found:
+            for nats in relevance:
                 nats += yield from queue.next_result()
-            yield Progress(len(found[0]), len(prompts), "answers read", note="relevance")
-        return found
+            yield Progress(len(relevance[0]), len(prompts), "answers read", note="relevance")
+        return relevance
 
     return collected()

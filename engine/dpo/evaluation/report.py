@@ -156,7 +156,7 @@ def _decide(
     samples = [sample(prompt, both) for prompt, both in zip(answered.prompts, verdict_input.answers, strict=True)]
     report = _report(config, reached, figures, samples, measured.everyday, judged) | {"exams": examined.as_dict()}
     shown = tuple({key: each[key] for key in ("prompt", "stage2", "stage3")} for each in samples[:SHOWN_SAMPLES])
-    return report, EvalDone(reached.word, reached.reasons, figures, shown, reached.rule)
+    return report, EvalDone(reached.label, reached.reasons, figures, shown, reached.rule)
 
 
 def _measure(
@@ -229,7 +229,7 @@ def _report(
     judged: JudgedAnswers | None,
 ) -> dict[str, Any]:
     return {
-        "verdict": reached.word,
+        "verdict": reached.label,
         "rule": reached.rule,
         "reasons": list(reached.reasons),
         "judge": None if judged is None else judged.judge,

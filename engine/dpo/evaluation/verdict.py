@@ -5,7 +5,7 @@ So the verdict depends on both models' answers to held-out prompts: whether they
 refused, and a judge's scores if there is one. An answer is unfit if it is unusable or would fit any message. The rules in
 order; the first that holds decides:
 
-| rule | holds when | word |
+| rule | holds when | verdict |
 |---|---|---|
 | nothing trained | the adapter's tensors are Stage 2's | no different |
 | too few prompts | fewer than --min-eval-prompts were answered | cannot tell |
@@ -160,7 +160,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    word: VerdictLabel
+    label: VerdictLabel
     rule: str
     """The first rule that applies."""
     reasons: tuple[str, ...]
@@ -170,10 +170,10 @@ class Verdict:
 def verdict(data: VerdictInput, limits: Limits) -> Verdict:
     """Apply the rules in order; the first one that applies decides."""
     evidence = Evidence(data, limits)
-    for name, word, rule in RULES:
+    for name, label, rule in RULES:
         why = rule(evidence)
         if why:
-            return Verdict(word, name, (why, *evidence.sentences))
+            return Verdict(label, name, (why, *evidence.sentences))
     raise AssertionError("the last rule always applies")
 
 

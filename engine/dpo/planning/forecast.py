@@ -96,10 +96,10 @@ class Measurements:
     """Seconds per token for a whole batch."""
     record_bytes: int
     step_seconds: float
-    """Seconds of a step on the trial's pair, which has maximum length, in one process: forward, backward and update."""
+    """Seconds of a training step on a pair of maximum length, in one process: forward, backward and update."""
     longest_prompt_tokens: float
     longest_replies_tokens: float
-    """Tokens in the prompt and in both replies of the trial's pair."""
+    """Tokens in the prompt and in both replies of that pair."""
     prompt_tokens: float
     replies_tokens: float
     """Mean tokens in the prompt and in both replies of the pairs that were made."""
@@ -117,7 +117,7 @@ class Measurements:
 
     @property
     def pair_share(self) -> float:
-        """Cost of a mean pair relative to the trial's: the layers read prompt and replies, the head only the replies."""
+        """Cost of a mean pair relative to the longest: the layers read prompt and replies, the head only the replies."""
         longest = self.longest_prompt_tokens + (1 + self.head_weight) * self.longest_replies_tokens
         mean = self.prompt_tokens + (1 + self.head_weight) * self.replies_tokens
         return min(1.0, mean / max(longest, 1))

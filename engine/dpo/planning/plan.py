@@ -136,8 +136,8 @@ def plan_as_configured(config: Stage3Config, dtype: str) -> TrainingPlan:
 def reference_for(config: Stage3Config) -> tuple[Reference, str]:
     """When the reference's log-probabilities are computed, and why."""
     if config.cpu_ref_model is not None:
-        given = "--cpu-ref-model" if config.cpu_ref_model else "--no-cpu-ref-model"
-        return ("up front" if config.cpu_ref_model else "live"), given
+        option = "--cpu-ref-model" if config.cpu_ref_model else "--no-cpu-ref-model"
+        return ("up front" if config.cpu_ref_model else "live"), option
     if config.num_train_epochs < 1:
         return (
             "live",
@@ -182,10 +182,10 @@ def _candidates(
     config: Stage3Config, reference: Reference, dtype: str, max_micro_batch: int | None, processes: int
 ) -> list[TrainingPlan]:
     """Plans from the fastest to the smallest, all with the same effective batch."""
-    given, share = config.gradient_checkpointing, effective_batch(config) // processes
+    configured, share = config.gradient_checkpointing, effective_batch(config) // processes
     return [
         TrainingPlan(size, share // size, checkpointing, reference, dtype, processes=processes)
-        for checkpointing in ((False, True) if given is None else (given,))
+        for checkpointing in ((False, True) if configured is None else (configured,))
         for size in micro_batches(share)
         if size == 1 or max_micro_batch is None or size <= max_micro_batch
     ]
@@ -226,8 +226,8 @@ def current_plan(run: Run, config: Stage3Config, dtype: str) -> TrainingPlan:
 
 def oom_history(run: Run) -> list[dict[str, Any]]:
     """Every time memory ran out in this training: the plan before and after, the step, and the error."""
-    found = _stored(run).get("lowered")
-    return list(found) if isinstance(found, list) else []
+    history = _stored(run).get("lowered")
+    return list(history) if isinstance(history, list) else []
 
 
 def reduce_after_oom(

@@ -126,12 +126,12 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
 
     The same data and settings give the same training, so nothing has to be repeated.
     """
-    found = [
+    candidates = [
         checkpoint for other in others for checkpoint in by_step(other) if not checkpoint_error(checkpoint, fingerprint)
     ]
-    if not found:
+    if not candidates:
         return None
-    newest = max(found, key=step_of)
+    newest = max(candidates, key=step_of)
     part, final = folder / f".{newest.name}.part", folder / newest.name
     _remove(part)
     folder.mkdir(exist_ok=True)
@@ -153,8 +153,8 @@ def rotate(folder: Path, keep: int) -> None:
 
 def by_step(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, lowest step first."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    numbered = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def step_of(checkpoint: Path) -> int:

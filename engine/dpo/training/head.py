@@ -55,8 +55,8 @@ def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadMethod, s
 
 
 Scored = Callable[[dict[str, Any], Tensor, bool], tuple[Tensor, LabelStatistics]]
-"""(arguments of the forward pass, labels (R, L), whether the labels are already shifted) -> (whether there is a label (R,
-L), figures (N,) of the labels).
+"""(arguments of the forward pass, labels (R, L), whether the labels are already shifted)
+-> (whether there is a label (R, L), statistics (N,) of the labels)
 """
 
 

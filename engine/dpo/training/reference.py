@@ -171,10 +171,10 @@ def reference_logps(
     """
     keys = [sha256_of_json([policy, pair]) for pair in pairs]
     known = cache.read(keys)
-    found = {row: pair for row, key in enumerate(keys) if (pair := _cached_pair(known.get(key))) is not None}
+    logps = {row: pair for row, key in enumerate(keys) if (pair := _cached_pair(known.get(key))) is not None}
     lengths = [tokens_read(pair) for pair in pairs]
-    missing = _missing_batches(lengths, found, batch_size)
-    progress = _ReferenceProgress(lengths, found)
+    missing = _missing_batches(lengths, logps, batch_size)
+    progress = _ReferenceProgress(lengths, logps)
     unsaved: dict[str, Any] = {}
     saved = time.monotonic()
     model.eval()
@@ -183,22 +183,22 @@ def reference_logps(
         rows = batches[group.rank] if group.rank < len(batches) else batches[0] if lockstep else []
         computed = _logps_of(model, pairs, rows, collator, dtype)
         new = {row: logps for of_rank in group.gather(computed) for row, logps in of_rank.items()}
-        found |= new
-        _require_finite(found, list(new))
+        logps |= new
+        _require_finite(logps, list(new))
         unsaved |= {keys[row]: logps for row, logps in new.items()}
-        yield from progress.report(found, list(new))
+        yield from progress.report(logps, list(new))
         if group.stop_requested(stop) or time.monotonic() - saved > SAVE_SECONDS:
             _save(cache, unsaved, group)
             unsaved, saved = {}, time.monotonic()
             stop.raise_if_requested()
     _save(cache, unsaved, group)
-    return [found[row] for row in range(len(pairs))]
+    return [logps[row] for row in range(len(pairs))]
 
 
-def _missing_batches(lengths: Sequence[int], found: Container[int], batch_size: int) -> list[list[int]]:
+def _missing_batches(lengths: Sequence[int], logps: Container[int], batch_size: int) -> list[list[int]]:
     """Batches are formed from all pairs, not only the missing ones, so that a resumed pass uses the same batches."""
     batches = cut_by_length(lengths, batch_size * max(lengths, default=0))
-    missing = ([row for row in batch if row not in found] for batch in batches)
+    missing = ([row for row in batch if row not in logps] for batch in batches)
     return list(filter(None, missing))
 
 
@@ -227,28 +227,28 @@ def _cached_pair(value: Any) -> tuple[float, float] | None:
 class _ReferenceProgress:
     """Estimates the time left from tokens rather than pairs, because the longest pairs come first."""
 
-    def __init__(self, lengths: Sequence[int], found: Mapping[int, object]) -> None:
-        self._lengths, self._cached_pairs = lengths, len(found)
-        self._total_tokens, self._cached_tokens = sum(lengths), sum(lengths[row] for row in found)
+    def __init__(self, lengths: Sequence[int], logps: Mapping[int, object]) -> None:
+        self._lengths, self._cached_pairs = lengths, len(logps)
+        self._total_tokens, self._cached_tokens = sum(lengths), sum(lengths[row] for row in logps)
         self._tokens, self._started, self._reported = self._cached_tokens, time.monotonic(), 0.0
 
-    def report(self, found: Mapping[int, object], rows: Sequence[int]) -> Iterator[Progress]:
+    def report(self, logps: Mapping[int, object], rows: Sequence[int]) -> Iterator[Progress]:
         self._tokens += sum(self._lengths[row] for row in rows)
         now = time.monotonic()
-        if len(found) < len(self._lengths) and now - self._reported <= PROGRESS_SECONDS:
+        if len(logps) < len(self._lengths) and now - self._reported <= PROGRESS_SECONDS:
             return
         self._reported = now
         seconds = max(now - self._started, 1e-9)
         left = (self._total_tokens - self._tokens) * seconds / (self._tokens - self._cached_tokens)
-        pairs_per_second = (len(found) - self._cached_pairs) / seconds
-        yield Progress(len(found), len(self._lengths), "reference pairs", pairs_per_second, left)
+        pairs_per_second = (len(logps) - self._cached_pairs) / seconds
+        yield Progress(len(logps), len(self._lengths), "reference pairs", pairs_per_second, left)
 
 
-def _require_finite(found: dict[int, tuple[float, float]], rows: Sequence[int]) -> None:
-    bad = [row for row in sorted(rows) if not all(map(math.isfinite, found[row]))]
+def _require_finite(logps: dict[int, tuple[float, float]], rows: Sequence[int]) -> None:
+    bad = [row for row in sorted(rows) if not all(map(math.isfinite, logps[row]))]
     if bad:
         raise NumbersError(
-            f"The reference gives row {bad[0]} a log-probability of {found[bad[0]]}.",
+            f"The reference gives row {bad[0]} a log-probability of {logps[bad[0]]}.",
             "The model's values overflow.",
             "Use --dtype bfloat16 if the GPU supports it, else --dtype float32.",
         )

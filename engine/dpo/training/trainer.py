@@ -218,7 +218,7 @@ def _train(
     callbacks = _reporting_callbacks(config, run)
     prepared = yield from _prepare(config, run, token, rows, expected, policy, tokenizer, max_steps, group)
     reference_cache = KeyedCache(run.cache / layout.REFERENCE_LOGPS)
-    yield from _place_reference(config, prepared, expected, reference_cache, stop)
+    yield from _prepare_reference(config, prepared, expected, reference_cache, stop)
     other_folders = partial(earlier_trainings, run)
     checkpoint = yield from _checkpoint_to_resume(run, other_folders, prepared.fingerprint, group)
     first_loss = yield from _begin(prepared, checkpoint)
@@ -313,7 +313,7 @@ def _fsdp_trainer() -> type[Stage3Trainer]:
     return FSDPTrainer
 
 
-def _place_reference(
+def _prepare_reference(
     config: Stage3Config, prepared: _Prepared, expected: str, cache: KeyedCache, stop: StopToken
 ) -> Generator[Event, None, None]:
     """Verify that the reference is the Stage 2 adapter and, if configured, compute its log-probabilities up front."""
@@ -344,12 +344,12 @@ def _checkpoint_to_resume(
     run: Run, other_folders: Callable[[], list[Path]], fingerprint: str, group: ProcessGroup
 ) -> Generator[Event, None, Path | None]:
     """The checkpoint that rank 0 finds: the others must not look while it renames folders."""
-    found = (
+    checkpoint = (
         (yield from _newest_checkpoint(run / layout.CHECKPOINTS_DIR, other_folders, fingerprint))
         if group.is_main
         else None
     )
-    return group.broadcast(found)
+    return group.broadcast(checkpoint)
 
 
 def _newest_checkpoint(
@@ -407,12 +407,12 @@ def earlier_trainings(run: Run) -> list[Path]:
     """Other checkpoint folders: of the run's trials, of the run that this one is a trial of, and superseded ones."""
     # A trial shares the caches of its sweep, which are inside the run that it is a trial of.
     folders = [run.folder] if run.shared_cache is None else [run.folder, run.shared_cache.parent]
-    found: list[Path] = []
+    others: list[Path] = []
     for folder in folders:
-        found += [folder / layout.CHECKPOINTS_DIR] if folder != run.folder else []
-        found += sorted((folder / layout.TRIALS_DIR).glob(f"*/{layout.CHECKPOINTS_DIR}"))
-        found += [old / layout.CHECKPOINTS_DIR for old in superseded_folders(folder) if is_reusable(old)]
-    return found
+        others += [folder / layout.CHECKPOINTS_DIR] if folder != run.folder else []
+        others += sorted((folder / layout.TRIALS_DIR).glob(f"*/{layout.CHECKPOINTS_DIR}"))
+        others += [old / layout.CHECKPOINTS_DIR for old in superseded_folders(folder) if is_reusable(old)]
+    return others
 
 
 def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:

@@ -47,7 +47,7 @@ def main(path: str) -> int:
     stop = StopToken()
     Thread(target=watch_stdin, args=(stop,), name="watch stdin", daemon=True).start()
     try:
-        work(request, group, reporter, stop)
+        run_request(request, group, reporter, stop)
     except Stopped:
         log.info("stopped on request")
         reporter.stopped()
@@ -58,7 +58,7 @@ def main(path: str) -> int:
     exit_now(0)
 
 
-def work(request: Request, group: ProcessGroup, reporter: WorkerReporter, stop: StopToken) -> None:
+def run_request(request: Request, group: ProcessGroup, reporter: WorkerReporter, stop: StopToken) -> None:
     from engine.dpo.training.trainer import train_as_rank
 
     plan = TrainingPlan.from_dict(request.plan)
@@ -101,8 +101,9 @@ def report_failure(reporter: WorkerReporter, error: BaseException) -> None:
     text = f"{type(error).__name__}: {error}"
     if is_out_of_memory(error):
         reporter.failed("memory", str(error))
-    elif (known := as_stage3_error(error)) is not None:
-        reporter.failed("error", known.what, known.why, known.what_to_do, int(known.exit_code))
+    elif (stage3_error := as_stage3_error(error)) is not None:
+        what, why, what_to_do = stage3_error.what, stage3_error.why, stage3_error.what_to_do
+        reporter.failed("error", what, why, what_to_do, int(stage3_error.exit_code))
     elif is_lost_connection(error):
         reporter.failed("lost", text)
         time.sleep(LOST_PEER_DELAY_SECONDS)

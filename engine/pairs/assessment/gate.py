@@ -19,7 +19,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import DataError
 from engine.pairs import detectors
 from engine.pairs.assessment.assess import Assessment, PairVerdict, assess_pair
-from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE
+from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE, TRAINING_PAIRS, subject_of, title_of
 from engine.pairs.assessment.sample import Sample
 from engine.pairs.data.edits import Decision
 from engine.pairs.data.hashes import hash_of
@@ -62,7 +62,7 @@ class Figure:
 
     @property
     def title(self) -> str:
-        return self.name.replace("_", " ")
+        return title_of(self.name)
 
     @property
     def sentence(self) -> str:
@@ -304,15 +304,15 @@ def _figures_of_generation(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_usable_share,
             "at least",
             True,
-            "A process that fails more often than it works cannot be trusted: use another --method, model or constitution.",
+            "A process that fails more often than it works cannot be trusted. Use another --method, model or constitution.",
         ),
         Figure(
-            "training_pairs",
+            TRAINING_PAIRS,
             tally.training,
             config.min_pairs,
             "at least",
             True,
-            "Too few pairs are left to train on: generate more (raise --num-examples, or widen --split).",
+            "Too few pairs are left to train on. Raise --num-examples, or widen --split.",
         ),
         Figure(
             "relevant_share",
@@ -320,7 +320,7 @@ def _figures_of_generation(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_relevant_share,
             "at least",
             True,
-            "Too many revisions would fit any message: use a better model, another --method, or a critic.",
+            "Too many revisions would fit any message. Use a better model, another --method, or a critic.",
         ),
     ]
 
@@ -333,7 +333,7 @@ def _figures_of_training_set(tally: Counts, config: Stage3Config) -> list[Figure
             config.max_longer_share,
             "at most",
             True,
-            "DPO would learn to write more: use revision requests that don't ask for more, or reject the padded ones.",
+            "DPO would learn to write more. Use revision requests that do not ask for more, or reject padded revisions.",
         ),
         Figure(
             "shared_prompt_share",
@@ -341,7 +341,7 @@ def _figures_of_training_set(tally: Counts, config: Stage3Config) -> list[Figure
             config.max_shared_prompt_share,
             "at most",
             True,
-            "Many pairs share a prompt: remove duplicate prompts from the dataset, or reject all but one pair of each.",
+            "Many pairs share a prompt. Remove duplicate prompts from the dataset, or reject all but one pair of each.",
         ),
         Figure(
             "improved_share",
@@ -349,7 +349,7 @@ def _figures_of_training_set(tally: Counts, config: Stage3Config) -> list[Figure
             config.min_improved_share,
             "at least",
             True,
-            "By the scores of the judge, or of the file, too few revisions are better than their drafts: look at the pairs (are "
+            "By the scores of the judge, or of the file, too few revisions are better than their drafts. Look at the pairs (are "
             "the columns swapped?), then at the constitution.",
         ),
     ]
@@ -380,7 +380,7 @@ def _figures_of_revision(tally: Counts, config: Stage3Config, *, judged: bool) -
             config.warn_principle_share,
             "at most",
             False,
-            "One principle made most of the pairs: give the others more weight.",
+            "One principle made most of the pairs. Give the others more weight.",
         ),
     ]
 
@@ -392,7 +392,7 @@ def _better_by_people(tally: Counts, config: Stage3Config) -> Figure:
         config.min_sample_share,
         "at least",
         True,
-        "No judge passed its exam, so whether the revisions are better is unknown: decide about the sample in the wizard "
+        "No judge passed its exam, so whether the revisions are better is unknown. Decide about the sample in the wizard "
         "(stage Quality, Pairs, key S: accept a revision that is better than its draft, reject or swap one that is not), or "
         "set a judge that passes its exam (--judge).",
         note=tally.sample.sentence,
@@ -413,7 +413,7 @@ def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.max_too_long_share,
             "at most",
             True,
-            "Training would leave out too many pairs: raise --max-length if memory allows, or lower --max-prompt-tokens.",
+            "Training would leave out too many pairs. Raise --max-length if memory allows, or lower --max-prompt-tokens.",
         )
     ]
 
@@ -437,7 +437,7 @@ def damage(tally: Counts, config: Stage3Config) -> list[str]:
 
 def gate_error(shut: list[Figure]) -> DataError:
     """The error for a shut gate: every figure that failed, and how to fix each."""
-    sentences = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
+    sentences = "; ".join(f"{subject_of(figure.name)} is {figure.sentence}" for figure in shut)
     remedies = " ".join(f"{figure.title.capitalize()}: {figure.remedy}" for figure in shut)
     return DataError(
         f"The gate is shut: {sentences}.",

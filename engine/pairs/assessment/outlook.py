@@ -14,6 +14,7 @@ from typing import Any, Literal
 from engine.core.config import Stage3Config
 from engine.core.errors import DataError
 from engine.core.statistics import Z_95, wilson
+from engine.pairs.assessment.figure_names import TRAINING_PAIRS, subject_of, title_of
 from engine.pairs.data.record import EMPTY_DRAFT
 from engine.pairs.detectors import EMPTY
 from engine.security.sanitize import visible_line
@@ -47,7 +48,12 @@ class Estimate:
 
     @property
     def title(self) -> str:
-        return self.name.replace("_", " ")
+        return title_of(self.name)
+
+    @property
+    def subject(self) -> str:
+        """The figure as the subject of a sentence."""
+        return "the share of training pairs" if self.name == TRAINING_PAIRS else subject_of(self.name)
 
     @property
     def share(self) -> float | None:
@@ -137,7 +143,7 @@ def remedy_for_no_text(config: Stage3Config) -> str:
 
 def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, pairs_path: str) -> DataError:
     """The error that ends generation early: the figures that are out of reach, and how to fix each."""
-    figures = "; ".join(f"{estimate.title} is {estimate.sentence}" for estimate in hopeless)
+    figures = "; ".join(f"{estimate.subject} is {estimate.sentence}" for estimate in hopeless)
     remedy = " ".join(f"{estimate.title.capitalize()}: {estimate.remedy}." for estimate in hopeless)
     shown = [reason for estimate in hopeless for reason in estimate.left_out[:REASONS_SHOWN]]
     reasons = ", ".join(f"{visible_line(reason, 120)} ({count})" for reason, count in dict.fromkeys(shown))
@@ -180,6 +186,6 @@ class Outlook:
         fitting = self.prompts - too_long
         share = replace(estimate, threshold=self.config.min_usable_share * self.prompts / fitting)
         pairs = replace(
-            estimate, name="training_pairs", threshold=self.config.min_pairs / fitting, remedy="raise --num-examples"
+            estimate, name=TRAINING_PAIRS, threshold=self.config.min_pairs / fitting, remedy="raise --num-examples"
         )
         return [share, pairs] if self.config.min_pairs <= self.prompts else [share]

@@ -142,7 +142,7 @@ def _gate_error(
     if "bad_lines" in damage(tally, config):
         parts.append(
             (
-                f"{tally.bad_lines:,} lines of {_name(source)} are not pairs.",
+                _bad_lines_sentence(tally.bad_lines, source),
                 "Their content is lost, or never was a pair.",
                 "Fix or remove the lines listed above, set how the rows are read with --form or --columns, or allow a "
                 "share of bad rows with --max-bad-rows.",
@@ -157,6 +157,12 @@ def _gate_error(
         parts.append(("", "Nothing is left to train on.", ""))
     whats, whys, remedies = (" ".join(filter(None, column)) for column in zip(*parts, strict=True))
     return DataError(whats, whys, remedies)
+
+
+def _bad_lines_sentence(count: int, source: Path) -> str:
+    if count == 1:
+        return f"One line of {_name(source)} is not a pair."
+    return f"{count:,} lines of {_name(source)} are not pairs."
 
 
 def _no_pair_error(rows: int, first: dict[str, Any], source: Path) -> DataError:

@@ -76,7 +76,7 @@ def score_pairs(
     comparisons = Mapped(pairs, comparison_of)
     known, damaged = read_scores(path, name)
     if damaged:
-        yield Message("warning", f"{damaged} lines of {path} are damaged. Those pairs are scored again.")
+        yield Message("warning", f"Damaged lines in {path}: {damaged}. Those pairs are scored again.")
     missing = [
         (-_length(comparison), comparison.id, number)
         for number, comparison in enumerate(comparisons)
