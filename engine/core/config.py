@@ -510,10 +510,10 @@ class Stage3Config(
     def _require_shardable_state(cls, sharding: str, info: ValidationInfo) -> str:
         if sharding == "fsdp" and info.data.get("load_in_4bit"):
             raise ValueError("4-bit weights (--load-in-4bit) cannot be sharded: every process keeps all of them")
-        of_torch = cls.model_fields["optim"].default
-        optim = info.data.get("optim", of_torch)
-        if sharding == "fsdp" and optim != of_torch:
-            raise ValueError(f"The state of --optim {optim} cannot be sharded: use {of_torch} with fsdp")
+        default_optim = cls.model_fields["optim"].default
+        optim = info.data.get("optim", default_optim)
+        if sharding == "fsdp" and optim != default_optim:
+            raise ValueError(f"The state of --optim {optim} cannot be sharded: use {default_optim} with fsdp")
         return sharding
 
     @field_validator("num_machines")

@@ -20,7 +20,7 @@ State = Literal["running", "done", "failed", "refused", "stopped", "interrupted"
 
 MAX_DEPTH = 6
 """How many levels of folders are searched."""
-ENDED = ("done", "skipped")
+FINISHED_STATUSES = ("done", "skipped")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def state_of(run: Run) -> tuple[State, str]:
     recorded = {name: str(run.stage(name).get("status", "")) for name in _stages_of(run)}
     if run.owner() is not None:
         return "running", next((name for name, status in recorded.items() if status == "running"), "")
-    undone = next((name for name, status in recorded.items() if status not in ENDED), None)
+    undone = next((name for name, status in recorded.items() if status not in FINISHED_STATUSES), None)
     if undone is None:
         return "done", ""
     states: dict[str, State] = {

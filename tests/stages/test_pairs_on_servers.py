@@ -1,5 +1,5 @@
-"""Stage pairs on two servers of which one dies and comes back: nothing is lost, nothing is made twice, and which one answered
-changes no record. Here with fakes; the slow test has two real `transformers serve`.
+"""Stage pairs on two servers, one of which dies and comes back: nothing is lost or made twice, and the server that answers
+does not change the record. Most tests use fakes; the slow one runs two real `transformers serve`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def test_if_all_servers_are_down_the_stage_ends_and_continues_later(two: list[Fa
 
 
 class Served:
-    """`transformers serve` behind a proxy that stays where it is when the server is killed and started again."""
+    """`transformers serve` behind a proxy that keeps its address when the server is killed and restarted."""
 
     def __init__(self, model: Path, fault: Fault, name: str) -> None:
         self._model, self._name = model, name
@@ -205,7 +205,7 @@ def test_two_real_servers_of_which_one_is_killed_and_started_again(
 
 
 def kill_and_start(server: Served, poison: threading.Event) -> None:
-    """Kill it after its fortieth answer, and start it again."""
+    """Kill the server after its fortieth response, and restart it."""
     while server.proxy.statuses[200] < 40:
         time.sleep(0.02)
     poison.set()

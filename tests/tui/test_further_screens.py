@@ -137,7 +137,7 @@ async def test_while_pairs_are_made_and_for_a_watcher(size: str, theme: str, tmp
     folder = make_run(tmp_path / "stage3_constitutional", through="pairs", pairs=40)
     run = Run(folder)
     run.folder = ShownPath(run.folder)
-    watcher = Watcher(run, config(output_dir=folder), decides=True)
+    watcher = Watcher(run, config(output_dir=folder), allows_decisions=True)
     watcher._owner_alive, watcher._owner_asked = True, time.monotonic() + 3_600
     app = Wizard(watcher)
     async with app.run_test(size=SIZES[size]) as pilot:

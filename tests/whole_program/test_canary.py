@@ -169,7 +169,7 @@ def assert_children_were_looked_at(children: Children, folder: Path) -> None:
         assert any(child in command for command in children.commands), (child, children.commands)
 
 
-def test_auto_shows_a_token_nowhere_though_every_stage_fails(tmp_path: Path, place: dict[str, str]):
+def test_auto_never_reveals_the_token_even_if_every_stage_fails(tmp_path: Path, place: dict[str, str]):
     (tmp_path / "home/token").write_text(GIVEN)
     (tmp_path / "home/token").chmod(0o600)
     command = [*PROGRAM, "--auto", "--token-file", str(tmp_path / "home/token"), *arguments(tmp_path)]
@@ -186,7 +186,7 @@ def test_auto_shows_a_token_nowhere_though_every_stage_fails(tmp_path: Path, pla
 
 
 @pytest.mark.slow  # the short one: a pasted token shows nowhere (tests/tui/test_terminal.py)
-def test_the_wizard_shows_a_token_nowhere_though_every_stage_fails(
+def test_the_wizard_never_reveals_the_token_even_if_every_stage_fails(
     tmp_path: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     for name in set(os.environ) - set(place):
