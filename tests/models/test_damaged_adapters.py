@@ -52,7 +52,7 @@ PREFIX = "base_model.model."
 Q, DOWN = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_", f"{PREFIX}model.layers.1.mlp.down_proj.lora_"
 EMBEDDING = f"{PREFIX}model.embed_tokens.weight"
 PICKLE = b"\x80\x04N."
-EXPORT_AGAIN, DOWNLOAD_AGAIN, OTHER_BASE = (
+EXPORT, DOWNLOAD, OTHER_BASE = (
     "Export the Stage 2 adapter again",
     "Copy or download it again",
     "--base-model-id",
@@ -88,14 +88,12 @@ FOLDER = {
         "is a file, but an adapter is a folder",
         "its folder",
     ),
-    "no configuration": refused(remove(CONFIG), f"has no {CONFIG}", EXPORT_AGAIN),
-    "no weights": refused(
-        remove(WEIGHTS), f"has no {WEIGHTS}[.] That file contains the adapter's weights", EXPORT_AGAIN
-    ),
+    "no configuration": refused(remove(CONFIG), f"has no {CONFIG}", EXPORT),
+    "no weights": refused(remove(WEIGHTS), f"has no {WEIGHTS}[.] That file contains the adapter's weights", EXPORT),
     "a full model instead of the weights": refused(
         lambda f: (f / WEIGHTS).rename(f / "model.safetensors"),
         "It has model.safetensors, but a full model",
-        EXPORT_AGAIN,
+        EXPORT,
     ),
     "weights only in a pickle": unsafe(
         both(remove(WEIGHTS), write("adapter_model.bin", PICKLE)),
@@ -116,25 +114,25 @@ FOLDER = {
         f"{CONFIG} is a link out of the folder",
         "Replace the link with a copy of the file",
     ),
-    "weights that are a pipe": unsafe(fifo(WEIGHTS), "is not a regular file", EXPORT_AGAIN),
+    "weights that are a pipe": unsafe(fifo(WEIGHTS), "is not a regular file", EXPORT),
 }
 
 SETTINGS = {
-    "a truncated configuration": refused(write(CONFIG, b'{"r": 3,'), "is not JSON.*JSONDecodeError", EXPORT_AGAIN),
+    "a truncated configuration": refused(write(CONFIG, b'{"r": 3,'), "is not JSON.*JSONDecodeError", EXPORT),
     "a configuration in another encoding": refused(
-        write(CONFIG, b'{"r": "\xe9"}'), "is not JSON.*UnicodeDecode", EXPORT_AGAIN
+        write(CONFIG, b'{"r": "\xe9"}'), "is not JSON.*UnicodeDecode", EXPORT
     ),
     "an endlessly nested configuration": refused(
-        write(CONFIG, b"[" * 200_000), "is not JSON.*nested too deeply", EXPORT_AGAIN
+        write(CONFIG, b"[" * 200_000), "is not JSON.*nested too deeply", EXPORT
     ),
-    "a configuration that is a list": refused(write(CONFIG, b"[]"), "not a JSON object, but a list", EXPORT_AGAIN),
-    "no peft_type": refused(without_setting("peft_type"), "has no peft_type", EXPORT_AGAIN),
+    "a configuration that is a list": refused(write(CONFIG, b"[]"), "not a JSON object, but a list", EXPORT),
+    "no peft_type": refused(without_setting("peft_type"), "has no peft_type", EXPORT),
     "IA3": refused(settings(peft_type="IA3"), "peft_type 'IA3', not 'LORA'", "peft.LoraConfig"),
     "prompt tuning": refused(settings(peft_type="PROMPT_TUNING"), "peft_type 'PROMPT_TUNING'", "peft.LoraConfig"),
     "a PEFT type of the future": refused(settings(peft_type="FUTURELORA"), "peft_type 'FUTURELORA'", "peft.LoraConfig"),
     "LoRA in lower case": refused(settings(peft_type="lora"), "peft_type 'lora'.*in capitals", "peft.LoraConfig"),
-    "a rank that is a word": refused(settings(r="three"), "PEFT cannot use.*r = 'three'", EXPORT_AGAIN),
-    "a rank of zero": refused(settings(rank_pattern={"q_proj": 0}), "rank_pattern.q_proj = 0", EXPORT_AGAIN),
+    "a rank that is a word": refused(settings(r="three"), "PEFT cannot use.*r = 'three'", EXPORT),
+    "a rank of zero": refused(settings(rank_pattern={"q_proj": 0}), "rank_pattern.q_proj = 0", EXPORT),
     "a classifier's adapter": refused(settings(task_type="SEQ_CLS"), "task_type 'SEQ_CLS'", "Pass the Stage 2 adapter"),
     "an unknown task": refused(settings(task_type="TELEPATHY"), "task_type 'TELEPATHY'", "Pass the Stage 2 adapter"),
     "no such target modules": refused(
@@ -188,38 +186,38 @@ UNTRAINABLE = {
 
 FILE = {
     "a git-lfs pointer": refused(write(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "git-lfs pointer", "lfs pull"),
-    "a web page": refused(write(WEIGHTS, b"<!doctype html><title>404</title>"), "is a web page", DOWNLOAD_AGAIN),
-    "an empty file": refused(write(WEIGHTS, b""), f"{WEIGHTS} is empty", DOWNLOAD_AGAIN),
-    "truncated in the length": refused(cut(lambda data, size: 5), "truncated: it has 5 bytes", DOWNLOAD_AGAIN),
-    "truncated in the header": refused(cut(lambda data, size: data - 100), "truncated in the header", DOWNLOAD_AGAIN),
-    "truncated in the data": refused(cut(lambda data, size: (data + size) // 2), "truncated in the data", DOWNLOAD_AGAIN),
-    "truncated by a byte": refused(cut(lambda data, size: size - 1), r"truncated in the data: .* 6,968 .* 6,967", DOWNLOAD_AGAIN),
-    "an absurd header": refused(header_length_of(1 << 62), "header would be 4,611,686,018,427,387,904 bytes", DOWNLOAD_AGAIN),
-    "a bit flipped before the header": refused(flipped(lambda data: 8), "does not begin with '{'", DOWNLOAD_AGAIN),
-    "a bit flipped in the header": refused(flipped(lambda data: data.index(b'"dtype"')), "not valid JSON: Exp", DOWNLOAD_AGAIN),
+    "a web page": refused(write(WEIGHTS, b"<!doctype html><title>404</title>"), "is a web page", DOWNLOAD),
+    "an empty file": refused(write(WEIGHTS, b""), f"{WEIGHTS} is empty", DOWNLOAD),
+    "truncated in the length": refused(cut(lambda data, size: 5), "truncated: it has 5 bytes", DOWNLOAD),
+    "truncated in the header": refused(cut(lambda data, size: data - 100), "truncated in the header", DOWNLOAD),
+    "truncated in the data": refused(cut(lambda data, size: (data + size) // 2), "truncated in the data", DOWNLOAD),
+    "truncated by a byte": refused(cut(lambda data, size: size - 1), r"truncated in the data: .* 6,968 .* 6,967", DOWNLOAD),
+    "an absurd header": refused(header_length_of(1 << 62), "header would be 4,611,686,018,427,387,904 bytes", DOWNLOAD),
+    "a bit flipped before the header": refused(flipped(lambda data: 8), "does not begin with '{'", DOWNLOAD),
+    "a bit flipped in the header": refused(flipped(lambda data: data.index(b'"dtype"')), "not valid JSON: Exp", DOWNLOAD),
     "a bit flipped in a format's name": refused(
-        flipped(lambda data: data.index(b"F32")), "unknown number format 'f32'", DOWNLOAD_AGAIN
+        flipped(lambda data: data.index(b"F32")), "unknown number format 'f32'", DOWNLOAD
     ),
-    "a duplicate name": refused(header(first_name_twice), "Its header names .* twice", DOWNLOAD_AGAIN),
-    "an invalid shape": refused(header(said_otherwise("shape", [-3, 24])), r"the invalid shape \[-3, 24\]", DOWNLOAD_AGAIN),
-    "a shape of another size": refused(header(said_otherwise("shape", [3, 25])), r"not match the shape \[3, 25\]", DOWNLOAD_AGAIN),
-    "tensors that overlap": refused(header(moved(-4, -4)), "overlaps .* by 4 bytes", DOWNLOAD_AGAIN),
-    "a gap between tensors": refused(header(moved(8, 8)), "a gap of 8 bytes before", DOWNLOAD_AGAIN),
-    "bytes after the end": refused(appended(b"12"), "2 extra bytes follow the last tensor", DOWNLOAD_AGAIN),
+    "a duplicate name": refused(header(first_name_twice), "Its header names .* twice", DOWNLOAD),
+    "an invalid shape": refused(header(said_otherwise("shape", [-3, 24])), r"the invalid shape \[-3, 24\]", DOWNLOAD),
+    "a shape of another size": refused(header(said_otherwise("shape", [3, 25])), r"not match the shape \[3, 25\]", DOWNLOAD),
+    "tensors that overlap": refused(header(moved(-4, -4)), "overlaps .* by 4 bytes", DOWNLOAD),
+    "a gap between tensors": refused(header(moved(8, 8)), "a gap of 8 bytes before", DOWNLOAD),
+    "bytes after the end": refused(appended(b"12"), "2 extra bytes follow the last tensor", DOWNLOAD),
     "integers": refused(each(lambda n, t: (n, t.to(torch.int8))), "numbers in I8", "before quantising its weights"),
     "eight-bit floats": refused(each(lambda n, t: (n, t.to(torch.float8_e4m3fn))), "in F8_E4M3", "before quantising"),
 }  # fmt: skip
 
 TENSORS = {
     "one tensor missing": refused(
-        dropped(lambda name: name == f"{Q}B.weight"), r"incomplete: 1 of its 16 tensors are missing \(.*q_proj.lora_B", EXPORT_AGAIN
+        dropped(lambda name: name == f"{Q}B.weight"), r"incomplete: 1 of its 16 tensors are missing \(.*q_proj.lora_B", EXPORT
     ),
-    "a layer missing": refused(dropped(lambda n: ".layers.0." in n), r"missing \(all of layer 0\).* 624 numbers", EXPORT_AGAIN),
-    "the last layer missing": refused(dropped(lambda n: ".layers.1." in n), r"missing \(all of layer 1\)", EXPORT_AGAIN),
+    "a layer missing": refused(dropped(lambda n: ".layers.0." in n), r"missing \(all of layer 0\).* 624 numbers", EXPORT),
+    "the last layer missing": refused(dropped(lambda n: ".layers.1." in n), r"missing \(all of layer 1\)", EXPORT),
     "a layer missing, and another rank": refused(
-        both(dropped(lambda n: ".layers.0." in n), settings(r=4)), r"tensors are missing \(all of layer 0\).* 832 numbers", EXPORT_AGAIN
+        both(dropped(lambda n: ".layers.0." in n), settings(r=4)), r"tensors are missing \(all of layer 0\).* 832 numbers", EXPORT
     ),
-    "half of the tensors missing": refused(dropped(every_second()), r"8 of its 16 tensors are missing \(base_model", EXPORT_AGAIN),
+    "half of the tensors missing": refused(dropped(every_second()), r"8 of its 16 tensors are missing \(base_model", EXPORT),
     "saved from a wrapped model": refused(renamed(lambda n: f"module.{n}"), "contain 'module.'.*wrapped model", "unwrap_model"),
     "saved from a compiled model": refused(
         renamed(lambda n: n.replace("model.layers", "_orig_mod.model.layers")), "contain '_orig_mod.'", "unwrap_model"
@@ -227,24 +225,24 @@ TENSORS = {
     "saved with the adapter's name": refused(
         renamed(lambda n: n.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")),
         "contain the adapter's own name",
-        EXPORT_AGAIN,
+        EXPORT,
     ),
-    "names without their prefix": refused(renamed(lambda n: n.removeprefix(PREFIX)), f"do not begin with '{PREFIX}'", EXPORT_AGAIN),
+    "names without their prefix": refused(renamed(lambda n: n.removeprefix(PREFIX)), f"do not begin with '{PREFIX}'", EXPORT),
     "names of a vision model": refused(
         renamed(lambda n: n.replace("model.layers", "language_model.layers")), "None of its tensor names match", OTHER_BASE
     ),
     "extra tensors": refused(
         added(**{f"{PREFIX}model.layers.1.mlp.up_proj.lora_{a}.weight": torch.ones(2, 2) for a in "AB"}),
-        "has 2 more tensors than its configuration", EXPORT_AGAIN,
+        "has 2 more tensors than its configuration", EXPORT,
     ),
     "an extra layer": refused(
         tensors(lambda t: {**t, **{n.replace("layers.1", "layers.7"): t[n] * 1.5 for n in t if "layers.1" in n}}),
         "tensors of layer 7, but the base model's last layer is 1", OTHER_BASE,
     ),
-    "DoRA only in the configuration": refused(settings(use_dora=True), r"missing \(.*lora_magnitude_vector", EXPORT_AGAIN),
-    "another rank": refused(settings(r=5), "have rank 3, but its configuration has 5", EXPORT_AGAIN),
+    "DoRA only in the configuration": refused(settings(use_dora=True), r"missing \(.*lora_magnitude_vector", EXPORT),
+    "another rank": refused(settings(r=5), "have rank 3, but its configuration has 5", EXPORT),
     "a transposed tensor": refused(
-        each(lambda n, t: (n, t.T.contiguous() if n == f"{DOWN}A.weight" else t)), r"transposed: \(40, 3\) instead", EXPORT_AGAIN
+        each(lambda n, t: (n, t.T.contiguous() if n == f"{DOWN}A.weight" else t)), r"transposed: \(40, 3\) instead", EXPORT
     ),
     "a tensor with an extra dimension": refused(
         each(lambda n, t: (n, t[None] if n == f"{DOWN}B.weight" else t)), r"1 of 16 tensors have the wrong shape", OTHER_BASE
@@ -276,7 +274,7 @@ NUMBERS = {
         adapter="whole_head",
     ),
     "never trained": refused(
-        each(lambda n, t: (n, torch.zeros_like(t) if "lora_B" in n else t)), "Every lora_B .* is zero", EXPORT_AGAIN
+        each(lambda n, t: (n, torch.zeros_like(t) if "lora_B" in n else t)), "Every lora_B .* is zero", EXPORT
     ),
 }  # fmt: skip
 
