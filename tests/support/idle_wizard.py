@@ -101,7 +101,7 @@ async def until(pilot: Pilot, holds: Callable[[], object], what: str = "it", sec
         await pilot.pause(min(0.03 + waited / 20, 0.25))
 
 
-async def look_at(pilot: Pilot, app: Wizard, stage: str) -> None:
+async def open_stage(pilot: Pilot, app: Wizard, stage: str) -> None:
     """Go to a stage by its digit and wait until it is drawn."""
     await pilot.press(str((STAGES.index(stage) + 1) % 10))
     await until(pilot, lambda: app.main.selected == stage and app.main.is_ready, stage)

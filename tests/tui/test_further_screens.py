@@ -17,7 +17,7 @@ from engine.run.folder import Run
 from engine.run.listing import runs_below
 from tests.pipeline.test_compare import compared_run
 from tests.run.test_listing import made_run
-from tests.support.idle_wizard import Sessions, look_at, screen_text, until
+from tests.support.idle_wizard import Sessions, open_stage, screen_text, until
 from tests.support.made_up_run import make_run, write_pairs
 from tests.support.shots import NOW, SHOWN, SIZES, TO_LOOK_AT, Shots, ShownPath
 from tests.tui.test_plan_window import PLANNED
@@ -84,7 +84,7 @@ async def test_a_sweep_and_other_verdicts(wizard, size: str, theme: str, tmp_pat
         for event in EVENTS:
             state = state.apply(event, NOW - 80)
         app.source._state = state
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await app.main.view.turn_to("Trials")
         await shots.take("trials", compared=False)
         assert whole.evaluation is not None
@@ -108,7 +108,7 @@ async def test_questions_and_windows(
     finished.run.folder = ShownPath(finished.run.folder)
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         for name, key in (("plan", "p"), ("palette", "ctrl+k")):
             await pilot.press(key)
             await until(pilot, lambda: app.screen is not app.main)
@@ -116,7 +116,7 @@ async def test_questions_and_windows(
             await shots.take(f"window-{name}", compared=False, is_ours=name != "palette")  # Textual's own
             await pilot.press("escape")
             await until(pilot, lambda: app.screen is app.main)
-        await look_at(pilot, app, "workspace")
+        await open_stage(pilot, app, "workspace")
         await app.main.view.turn_to("Start")
         await until(pilot, lambda: "Base model" in screen_text(app))
         await shots.take("start-finished", compared=False)
@@ -142,9 +142,9 @@ async def test_while_pairs_are_made_and_for_a_watcher(size: str, theme: str, tmp
     app = Wizard(watcher)
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await look_at(pilot, app, "pairs")
+        await open_stage(pilot, app, "pairs")
         await shots.take("watching-pairs", compared=False)
-        await look_at(pilot, app, "workspace")
+        await open_stage(pilot, app, "workspace")
         await app.main.view.turn_to("Options")
         await shots.take("watching-options", compared=False)
         shots.check()
@@ -162,7 +162,7 @@ async def test_what_failed_and_what_was_stopped(wizard, size: str, theme: str, t
             state = state.apply(finished, NOW - 50).apply(RunFinished(finished.exit_code, finished.summary), NOW - 50)
             app.source._state = state
             app.notifications._finished = state.finished
-            await look_at(pilot, app, stage)
+            await open_stage(pilot, app, stage)
             app.main.view.forget_choice()
             await shots.take(f"failed-{stage}", compared=False)
         shots.check()
@@ -186,12 +186,12 @@ async def test_a_file_of_pairs_and_the_charts_with_a_cursor(
     app = wizard(lambda folder: make_run(folder, pairs=20), charts="blocks")
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await app.main.view.turn_to("Curves")
         await until(pilot, lambda: app.main.focused is not None)
         await pilot.press("left", "left")
         await shots.take("curves-blocks-cursor", compared=False)
-        await look_at(pilot, app, "quality")
+        await open_stage(pilot, app, "quality")
         done = app.source._state.stages["quality"]
         stages = {**app.source._state.stages, "quality": replace(done, facts={"edits_bytes": 0})}
         app.source._state = replace(app.source._state, stages=stages)

@@ -71,7 +71,7 @@ class WorkspaceView(StageView):
     def _draw_start(self, state: RunState) -> None:
         read_only_reason = OWNED_BY_ANOTHER if self.source.read_only else ""
         editor = self.query_one(StartEditor)
-        editor.put(self.source.config, read_only_reason, done_stages(state))
+        editor.update(self.source.config, read_only_reason, done_stages(state))
         if self._examined is None and self.screen.focused is None and not self.source.running:
             editor.rows.focus()  # so that Enter changes the line under the cursor from the start
         key = (self.source.config, tuple(stage.status for stage in state.stages.values()))
@@ -119,7 +119,7 @@ class WorkspaceView(StageView):
             self._disk_key = (now // DISK_SECONDS, needed)
             usage = disk_usage(self.source.run.folder)
             key = None if usage is None else (round(usage[0], -7), usage[1], needed)
-            self.text_view("extra").put(
+            self.text_view("extra").update(
                 key, (lambda width: disk_lines(*usage, needed, width)) if usage is not None else None
             )
 

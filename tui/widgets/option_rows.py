@@ -57,7 +57,7 @@ class OptionRows(RowList):
         row = self.rows[self.cursor] if self.cursor < len(self.rows) else None
         return row if isinstance(row, Option) else None
 
-    def put(self, values: dict[str, Any]) -> None:
+    def update(self, values: dict[str, Any]) -> None:
         if values != self.values:
             first, self.values = not self.values, values
             self.rearrange()

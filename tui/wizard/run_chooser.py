@@ -137,8 +137,8 @@ class RunChooser(ThemedApp[Path]):
             (f"   {len(self._runs)} in ", "$muted"),
             one_line(short_path(self._search_root)),
         )
-        self.query_one("#head", TextView).put("head", lambda width: [heading.truncate(width, ellipsis=True)])
-        self.query_one("#keys", TextView).put("keys", lambda width: [KEYS.truncate(width, ellipsis=True)])
+        self.query_one("#head", TextView).update("head", lambda width: [heading.truncate(width, ellipsis=True)])
+        self.query_one("#keys", TextView).update("keys", lambda width: [KEYS.truncate(width, ellipsis=True)])
         rows = self.query_one(RunRows)
         rows.focus()
         rows.rows_changed(0 if self._new is not None else rows.index_of(self._own))
