@@ -38,10 +38,10 @@ from tests.support.damaged_adapters import (
     one_number,
     remove,
     renamed,
-    said_otherwise,
     settings,
     tensors,
     tokenizer_of,
+    with_header_field,
     without_setting,
     write,
 )  # fmt: skip
@@ -199,8 +199,8 @@ FILE = {
         flipped(lambda data: data.index(b"F32")), "unknown number format 'f32'", DOWNLOAD
     ),
     "a duplicate name": refused(header(first_name_twice), "Its header names .* twice", DOWNLOAD),
-    "an invalid shape": refused(header(said_otherwise("shape", [-3, 24])), r"the invalid shape \[-3, 24\]", DOWNLOAD),
-    "a shape of another size": refused(header(said_otherwise("shape", [3, 25])), r"not match the shape \[3, 25\]", DOWNLOAD),
+    "an invalid shape": refused(header(with_header_field("shape", [-3, 24])), r"the invalid shape \[-3, 24\]", DOWNLOAD),
+    "a shape of another size": refused(header(with_header_field("shape", [3, 25])), r"not match the shape \[3, 25\]", DOWNLOAD),
     "tensors that overlap": refused(header(moved(-4, -4)), "overlaps .* by 4 bytes", DOWNLOAD),
     "a gap between tensors": refused(header(moved(8, 8)), "a gap of 8 bytes before", DOWNLOAD),
     "bytes after the end": refused(appended(b"12"), "2 extra bytes follow the last tensor", DOWNLOAD),

@@ -14,7 +14,7 @@ from engine.core import layout
 from engine.core.events import EvalDone, Message, RunFinished, RunStarted, StageFinished, StageStarted
 from engine.core.stage_table import STAGES
 from engine.run.folder import Run
-from engine.run.listing import runs_below
+from engine.run.listing import find_runs
 from tests.pipeline.test_compare import compared_run
 from tests.run.test_listing import made_run
 from tests.support.idle_wizard import Sessions, open_stage, screen_text, until
@@ -65,7 +65,7 @@ async def test_the_list_of_runs_and_a_comparison(size: str, theme: str, tmp_path
             tmp_path / name, beta=beta, reward_accuracy=0.75, reward_accuracy_low=0.5, reward_accuracy_high=0.9
         )
     made_run(tmp_path / "broken-off", "training", "failed")
-    app = RunChooser(config(output_dir=tmp_path / "new"), tmp_path, runs_below(tmp_path))
+    app = RunChooser(config(output_dir=tmp_path / "new"), tmp_path, find_runs(tmp_path))
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
         await shots.take("runs", compared=False)
@@ -129,7 +129,7 @@ async def test_questions_and_windows(
         await pilot.press("q")
         await until(pilot, lambda: app.screen is not app.main)
         await shots.take("window-quit", compared=False)
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         shots.check()
 
 
@@ -137,7 +137,7 @@ async def test_while_pairs_are_made_and_for_a_watcher(size: str, theme: str, tmp
     folder = make_run(tmp_path / "stage3_constitutional", through="pairs", pairs=40)
     run = Run(folder)
     run.folder = ShownPath(run.folder)
-    watcher = Watcher(run, config(output_dir=folder), decides=True)
+    watcher = Watcher(run, config(output_dir=folder), allows_decisions=True)
     watcher._owner_alive, watcher._owner_asked = True, time.monotonic() + 3_600
     app = Wizard(watcher)
     async with app.run_test(size=SIZES[size]) as pilot:

@@ -336,7 +336,7 @@ async def test_a_watcher_can_decide_if_allowed(tmp_path: Path, config):
     folder = tmp_path / "run"
     (folder / "pairs").mkdir(parents=True)
     write_rows(folder / layout.PAIRS_JSONL, [row(1)])
-    app = Wizard(Watcher(Run(folder), config(output_dir=folder), decides=True))
+    app = Wizard(Watcher(Run(folder), config(output_dir=folder), allows_decisions=True))
     async with app.run_test(size=(160, 40)) as pilot:
         await browse(pilot, app)
         assert "accept" in screen_text(app).splitlines()[-1] and "watching, decisions allowed" in screen_text(app)

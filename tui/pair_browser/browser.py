@@ -320,9 +320,9 @@ class PairBrowser(Vertical):
 
     def _can_decide(self) -> bool:
         """Whether decisions are possible here; if not, a notice explains why."""
-        if not self._source.decides:
+        if not self._source.allows_decisions:
             self._notify("Another process owns this run. To decide here, use `stage3-tui attach --allow-decisions`.")
-        return self._source.decides
+        return self._source.allows_decisions
 
     # -- editing ------------------------------------------------------------------------------------------------------
 

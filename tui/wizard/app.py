@@ -195,7 +195,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             return f"■ {self.shutdown.stopping}"
         if not self.source.read_only:
             return ""
-        return "watching, decisions allowed" if self.source.decides else "watching, read-only"
+        return "watching, decisions allowed" if self.source.allows_decisions else "watching, read-only"
 
     def is_key_enabled(self, key: Key) -> bool:
         """Whether a key works now; the footer shows those."""
@@ -235,7 +235,11 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 return self.shown_state.pairs_made > 0 and (view is None or view.page != getattr(view, "PAIRS", None))
             case "default":
                 return mine
-        return self.source.decides if key.place == "pairs" and key.label not in ("filter", "sort", "next ✗") else True
+        return (
+            self.source.allows_decisions
+            if key.place == "pairs" and key.label not in ("filter", "sort", "next ✗")
+            else True
+        )
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
