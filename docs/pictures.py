@@ -2,9 +2,9 @@
 
     python docs/pictures.py [NAME …]
 
-The runs have finished by then: the wizard shows the fold of their journals, as `stage3-tui attach` does. Only the first page shows
-a run that has not started, with the demo's model in its own folder. Everything happens in a temporary home folder and under another
-host name, so that no screenshot shows this machine's.
+The runs have finished by then: the wizard shows the fold of their journals, as `stage3-tui attach` does. Only the first
+page shows a run that has not started, with the demo's model in its own folder. Everything happens in a temporary home
+folder and under another host name, so that no screenshot shows this machine's.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class PairsOptions(OptionGroup):
     split: str = option(
         "test[:1000]+train[:1500]", changes="preflight pairs", common=True, label="Rows to use", topic="Prompts"
     )
-    """Rows to use: splits, slices and sums of them. A local file has one split, train. The default is for Anthropic/hh-rlhf; of
+    """Rows to use: splits, slices and sums of them. A local file has one split, train. The default is for Anthropic/hh-rlhf; in
     another dataset without these splits, all rows are used."""
     pairs: Path | None = option(
         None, changes="credentials preflight pairs", common=True, label="Pairs that exist already", topic="Prompts"

@@ -54,7 +54,7 @@ def test_sigterm_to_the_step_saves_the_run_and_requeues_the_job(slurm):
     output, _ = job.communicate(timeout=60)
     assert job.returncode == ExitCode.TERMINATED
     assert slurm.calls("scontrol") == [["requeue", "4711"]]
-    assert "goes back into the queue" in output
+    assert "Requeueing job" in output
 
 
 @pytest.mark.parametrize("code", [int(ExitCode.DATA), int(ExitCode.MEMORY), int(ExitCode.INTERRUPTED)])

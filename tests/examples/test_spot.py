@@ -51,7 +51,7 @@ def test_an_unreadable_bucket_stops_the_script_before_it_overwrites_anything(spo
     spot.add("rclone", "exit 1")
     code, output = run_on(spot, "first")
     assert code == ExitCode.NETWORK
-    assert "nothing was started" in output
+    assert "Nothing was started" in output
     assert spot.calls("stage3-tui") == []
     assert [call[0] for call in spot.calls("rclone")] == ["copy"]
 

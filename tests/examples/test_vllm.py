@@ -101,5 +101,5 @@ def test_a_server_that_does_not_start_is_reported_and_nothing_is_run(vllm):
     script = vllm.start(SCRIPT, PORT=free_port())
     output, _ = script.communicate(timeout=60)
     assert script.returncode == ExitCode.PRECONDITION
-    assert "vLLM ended with 7" in output
+    assert "vLLM exited with 7" in output
     assert vllm.calls("stage3-tui") == []

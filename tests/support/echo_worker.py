@@ -1,4 +1,4 @@
-"""A worker without a model: it answers a task with its text, after it has slept, killed itself or failed as the task says."""
+"""A worker without a model: it returns a task's text, after sleeping, killing itself or failing as the task requires."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""A Hub on localhost that the real client can be driven against: whoami, access, info, tree, files, the browser login, in the
-moods that the real one has. Headers and bodies are those that huggingface_hub 2.4 reads; the real Hub was not asked.
+"""A fake Hub on localhost for the real client: whoami, access, info, tree, files and the browser login, with the
+failures of the real one. Headers and bodies are those that huggingface_hub 2.4 reads; they were not recorded from
+the real Hub.
 
-`hub.account` and `hub.repos[name]` are moods: one word, a list of them (one an answer, the last one stays), or a dict from
-what is asked (auth-check, info, tree, head, file) to either. A repository that is not in `hub.repos` is 404.
+`hub.account` and `hub.repos[name]` are moods: a word, a list of them (one per response, the last one repeats), or a dict from
+the resource (auth-check, info, tree, head, file) to either. A repository that is not in `hub.repos` is 404.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.support.fake_hub_responses import (
     PORTAL,
     SHARES,
     WHOLE,
-    Asked,
+    Resource,
     Share,
     entry_of,
     oid_of,
@@ -36,7 +37,7 @@ class Request(NamedTuple):
     method: str
     path: str
     authorization: str
-    """The header, as it came; empty if there was none."""
+    """The header as received; empty if there was none."""
 
 
 class FakeHub:
@@ -44,22 +45,22 @@ class FakeHub:
         self.account: Mood = "ok"
         self.repos: dict[str, Mood | dict[str, Mood]] = {}
         self.files: dict[str, dict[str, bytes]] = {}
-        """The files of a repository at every one of its commits."""
+        """The files of a repository, the same at each of its commits."""
         self.commits: dict[str, str] = {}
-        """What `main` of a repository is now; it was FIRST_COMMIT, and still is if it is not here."""
+        """The commit of a repository's `main`; FIRST_COMMIT unless it is listed here."""
         self.auth: dict[str, Any] = {"type": "access_token", "accessToken": {"role": "read", "displayName": "t"}}
-        """What whoami says of the token."""
+        """What whoami returns about the token."""
         self.refused: set[str] = set()
-        """Tokens that whoami does not take."""
+        """Tokens that whoami rejects."""
         self.login: list[str] = ["authorization_pending", "hf_oauth_FromTheBrowser12345"]
-        """Answers to who polls for a browser's login: an OAuth error, a mood, or the token; the last one stays."""
+        """Responses to polling for the browser login: an OAuth error, a mood, or the token; the last one repeats."""
         self.login_page = ""
-        """Where a person goes; empty for a page of this Hub."""
+        """Address of the login page; empty for a page of this Hub."""
         self.login_seconds: float = 900
         self.login_interval: float = 1
         self.requests: list[Request] = []
         self.elsewhere: list[Request] = []
-        """What came to the other host, that `redirect elsewhere` sends to."""
+        """Requests to the other host, to which `redirect elsewhere` leads."""
         self.closing = threading.Event()
         self._main, self._other = (ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2))
         self.endpoint = f"http://127.0.0.1:{self._main.server_address[1]}"
@@ -76,10 +77,10 @@ class FakeHub:
     def is_other(self, server: Any) -> bool:
         return server is self._other
 
-    def mood_of(self, repo: str, asked: str) -> str:
+    def mood_of(self, repo: str, resource: str) -> str:
         mood = self.repos.get(repo, "404")
         if isinstance(mood, dict):
-            mood = mood.get(asked, "ok")
+            mood = mood.get(resource, "ok")
         return next_of(mood)
 
     def commit_of(self, repo: str, revision: str) -> str | None:
@@ -109,95 +110,97 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            seen = Request(self.command, url.path, self.headers.get("Authorization", ""))
+            request = Request(self.command, url.path, self.headers.get("Authorization", ""))
             self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if hub.is_other(self.server):
-                hub.elsewhere.append(seen)
-                return self._answer_well(read_path(url.path), seen)
-            hub.requests.append(seen)
+                hub.elsewhere.append(request)
+                return self._respond_well(read_path(url.path), request)
+            hub.requests.append(request)
             if url.path.startswith("/moved/"):
-                return self._answer_well(read_path(url.path.removeprefix("/moved")), seen)
-            return self._answer_in_mood(read_path(url.path), seen)
+                return self._respond_well(read_path(url.path.removeprefix("/moved")), request)
+            return self._respond_in_mood(read_path(url.path), request)
 
         do_HEAD = do_POST = do_GET
 
-        def _answer_in_mood(self, asked: Asked, seen: Request) -> None:
-            head = "head" if asked.what == "file" and seen.method == "HEAD" else asked.what
+        def _respond_in_mood(self, resource: Resource, request: Request) -> None:
+            head = "head" if resource.kind == "file" and request.method == "HEAD" else resource.kind
             mood = "ok"
-            if asked.what == "whoami":
+            if resource.kind == "whoami":
                 mood = next_of(hub.account)
-            elif asked.what == "token" and hub.login[0] in KNOWN_MOODS:
+            elif resource.kind == "token" and hub.login[0] in KNOWN_MOODS:
                 mood = next_of(hub.login)
-            elif asked.repo:
-                mood = hub.mood_of(asked.repo, {"paths": "tree"}.get(head, head))
+            elif resource.repo:
+                mood = hub.mood_of(resource.repo, {"paths": "tree"}.get(head, head))
             if mood == "hang":
                 hub.closing.wait(30)
-            elif mood == "members":  # gated, and whoever has a token may read it
-                self._answer_well(asked, seen) if seen.authorization else self._send(*ANSWERS["gated, nobody"])
+            elif mood == "members":  # gated, but readable with any token
+                self._respond_well(resource, request) if request.authorization else self._send(
+                    *ANSWERS["gated, nobody"]
+                )
             elif mood in SHARES:
-                self._answer_well(asked, seen, SHARES[mood])
+                self._respond_well(resource, request, SHARES[mood])
             elif mood == "redirect":
-                self._redirect(f"/moved{self.path}", asked)
+                self._redirect(f"/moved{self.path}", resource)
             elif mood == "redirect elsewhere":
-                self._redirect(f"{hub.other_endpoint}{self.path}", asked)
+                self._redirect(f"{hub.other_endpoint}{self.path}", resource)
             elif mood == "portal":
                 self._send(200, {"Content-Type": "text/html"}, PORTAL)
             elif mood == "echo":
-                self._send(403, {"X-Error-Message": f"no right for {seen.authorization}"})
+                self._send(403, {"X-Error-Message": f"no right for {request.authorization}"})
             elif mood != "ok":
                 anonymous = f"{mood}, nobody"
-                self._send(*ANSWERS[anonymous if anonymous in ANSWERS and not seen.authorization else mood])
+                self._send(*ANSWERS[anonymous if anonymous in ANSWERS and not request.authorization else mood])
             else:
-                self._answer_well(asked, seen)
+                self._respond_well(resource, request)
 
-        def _answer_well(self, asked: Asked, seen: Request, share: Share = WHOLE) -> None:
-            """Like the Hub, except that only a `share` of the body is sent."""
-            if asked.repo and hub.commit_of(asked.repo, asked.revision) is None:
+        def _respond_well(self, resource: Resource, request: Request, share: Share = WHOLE) -> None:
+            """Respond like the Hub, but send only a `share` of the body."""
+            if resource.repo and hub.commit_of(resource.repo, resource.revision) is None:
                 self._send(*ANSWERS["no revision"])
-            elif asked.what == "file":
-                self._send_file(asked, share)
+            elif resource.kind == "file":
+                self._send_file(resource, share)
             else:
-                status, answer = self._json(asked, seen)
+                status, answer = self._json(resource, request)
                 self._send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode(), share)
 
-        def _json(self, asked: Asked, seen: Request) -> tuple[int, Any]:
-            files = hub.files.get(asked.repo, {})
-            if asked.what == "whoami":
-                if not seen.authorization or seen.authorization.removeprefix("Bearer ") in hub.refused:
+        def _json(self, resource: Resource, request: Request) -> tuple[int, Any]:
+            files = hub.files.get(resource.repo, {})
+            if resource.kind == "whoami":
+                if not request.authorization or request.authorization.removeprefix("Bearer ") in hub.refused:
                     return 401, {"error": "Invalid username or password."}
                 return 200, {"type": "user", "name": "someone", "auth": hub.auth}
-            if asked.what == "device":
+            if resource.kind == "device":
                 page = hub.login_page or f"{hub.endpoint}/device"
                 return 200, {"device_code": "dev-123", "user_code": "ABCD-1234", "verification_uri": page,
                              "expires_in": hub.login_seconds, "interval": hub.login_interval}  # fmt: skip
-            if asked.what == "token":
+            if resource.kind == "token":
                 given = parse_qs(self.body.decode())
                 assert given["device_code"] == ["dev-123"] and given["client_id"], given
                 answer = next_of(hub.login)
                 granted = {"access_token": answer, "token_type": "bearer", "expires_in": 2_592_000}
                 return (200, granted) if answer.startswith("hf_") else (400, {"error": answer})
-            if asked.what == "info":
+            if resource.kind == "info":
                 siblings = [{"rfilename": name} for name in files]
                 return 200, {
-                    "id": asked.repo,
-                    "sha": hub.commit_of(asked.repo, asked.revision),
+                    "id": resource.repo,
+                    "sha": hub.commit_of(resource.repo, resource.revision),
                     "siblings": siblings,
                     "tags": [],
                 }
-            if asked.what == "tree":
-                below = asked.rest + "/" if asked.rest else ""
+            if resource.kind == "tree":
+                below = resource.rest + "/" if resource.rest else ""
                 return 200, [entry_of(name, data) for name, data in files.items() if name.startswith(below)]
-            if asked.what == "paths":
-                return 200, [entry_of(name, files[name]) for name in self._paths_asked_for() if name in files]
-            return (200, {}) if asked.what == "auth-check" else (404, {"error": "Not found"})
+            if resource.kind == "paths":
+                return 200, [entry_of(name, files[name]) for name in self._requested_paths() if name in files]
+            return (200, {}) if resource.kind == "auth-check" else (404, {"error": "Not found"})
 
-        def _paths_asked_for(self) -> list[str]:
+        def _requested_paths(self) -> list[str]:
             text = self.body.decode()
             return list(json.loads(text)["paths"]) if text.startswith("{") else parse_qs(text).get("paths", [])
 
-        def _send_file(self, asked: Asked, share: Share) -> None:
-            data = hub.files.get(asked.repo, {}).get(asked.rest)
-            commit = {"X-Repo-Commit": str(hub.commit_of(asked.repo, asked.revision))}
+        def _send_file(self, resource: Resource, share: Share) -> None:
+            data = hub.files.get(resource.repo, {}).get(resource.rest)
+            commit = {"X-Repo-Commit": str(hub.commit_of(resource.repo, resource.revision))}
             if data is None:
                 self._send(404, {"X-Error-Code": "EntryNotFound", **commit})
                 return
@@ -207,14 +210,14 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             self._send(206 if start else 200, headers, data[start:], share)
 
-        def _redirect(self, target: str, asked: Asked) -> None:
+        def _redirect(self, target: str, resource: Resource) -> None:
             headers = {"Location": target}
-            data = hub.files.get(asked.repo, {}).get(asked.rest)
-            if data is None and asked.what == "file":
-                return self._send_file(asked, WHOLE)
-            if data is not None:  # what the client reads if the target is a store of files, and no Hub
+            data = hub.files.get(resource.repo, {}).get(resource.rest)
+            if data is None and resource.kind == "file":
+                return self._send_file(resource, WHOLE)
+            if data is not None:  # what the client reads if the target is a file store, not a Hub
                 headers |= {
-                    "X-Repo-Commit": str(hub.commit_of(asked.repo, asked.revision)),
+                    "X-Repo-Commit": str(hub.commit_of(resource.repo, resource.revision)),
                     "X-Linked-Size": str(len(data)),
                 }
                 headers["X-Linked-Etag"] = f'"{oid_of(data)}"'
@@ -232,6 +235,6 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 hub.closing.wait(30)
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Keep stderr clean."""
 
     return Handler

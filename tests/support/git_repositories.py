@@ -1,4 +1,4 @@
-"""Real git repositories for the tests of stage 1, and its events."""
+"""Real git repositories for the tests of stage workspace, and helpers for its events."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from engine.run.folder import Run
 from engine.stages import workspace
 from engine.stages.base import StageEnd
 
-OF_NOBODY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
-"""The tests' own git reads no configuration of this machine."""
+NO_CONFIGURATION = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+"""Keeps the tests' own git from reading this machine's configuration."""
 
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=A Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main")
     done = subprocess.run(
         ["git", *identity, "-c", "protocol.file.allow=always", "-C", str(folder), *arguments],
-        check=True, capture_output=True, text=True, env={**os.environ, **OF_NOBODY},
+        check=True, capture_output=True, text=True, env={**os.environ, **NO_CONFIGURATION},
     )  # fmt: skip
     return done.stdout.strip()
 

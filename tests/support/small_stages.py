@@ -1,4 +1,4 @@
-"""Ten small stages that write real files to a real run folder: the pipeline without the work."""
+"""Ten small stages that write real files to a real run folder: the pipeline without the computation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SmallStage:
     failure: BaseException | None = None
     ran: int = 0
     result: int = 1
-    """What it leaves for the next stage."""
+    """The value it passes to the next stage."""
     outcome: str = "done"
 
     def evidence(self, context: Context) -> dict[str, Any] | None:

@@ -129,7 +129,7 @@ async def test_questions_and_windows(
         await pilot.press("q")
         await until(pilot, lambda: app.screen is not app.main)
         await shots.take("window-quit", compared=False)
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         shots.check()
 
 

@@ -109,7 +109,7 @@ async def test_dialogs_and_the_text_editor(wizard, size: str, theme: str, tmp_pa
         await pilot.press("slash", *"reason:identical", "enter")
         await until(pilot, lambda: 0 < browser.pairs.row_count < 60)
         await pilot.press("x")
-        await until(pilot, lambda: browser.pairs.row.word == "rejected")
+        await until(pilot, lambda: browser.pairs.row.state == "rejected")
         app.clear_notifications()
         await pilot.pause(0.1)
         await shots.take("pairs-filtered")

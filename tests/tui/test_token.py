@@ -51,7 +51,7 @@ async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runne
         texts += [app.export_screenshot(), repr(field), *messages]
         assert not field.filled
     assert sessions.last.context.token.reveal() == TOKEN
-    assert sessions.last.asked == [("credentials", None)]
+    assert sessions.last.calls == [("credentials", None)]
     for text in (*texts, caplog.text):
         assert not any(TOKEN[i : i + 6] in text for i in range(3, len(TOKEN) - 6))
 

@@ -279,10 +279,10 @@ async def test_r_runs_up_to_the_selected_stage(runner: Runner, sessions: Session
         await open_stage(pilot, app, "dependencies")
         await pilot.press("r")
         await until(pilot, lambda: runner.snapshot().current is not None)
-        assert sessions.last.asked == [("dependencies", None)]
+        assert sessions.last.calls == [("dependencies", None)]
         await pilot.press("r", "a")
         assert len(sessions.made) == 1, "one engine at a time"
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         await until(pilot, lambda: not runner.running)
         assert runner.exit_code is ExitCode.DONE and sessions.last.closed
         await pilot.press("r")
@@ -297,7 +297,7 @@ async def test_a_stage_offers_its_actions_and_a_click_runs_one(runner: Runner, s
         shown = screen_text(app).splitlines()
         y = next(y for y, line in enumerate(shown) if " r  run " in line)
         await pilot.click(offset=(shown[y].index(" r  run ") + 1, y))
-        await until(pilot, lambda: sessions.made and sessions.last.asked == [("adapter", None)])
+        await until(pilot, lambda: sessions.made and sessions.last.calls == [("adapter", None)])
 
 
 async def test_the_view_follows_the_running_stage_until_the_user_selects_another(runner: Runner, sessions: Sessions):
@@ -325,7 +325,7 @@ async def test_redo_asks_first(finished: Runner, sessions: Sessions):
         await pilot.press("R")
         await until(pilot, lambda: is_open(app, Question))
         await pilot.press("y")
-        await until(pilot, lambda: sessions.made and sessions.last.asked == [("quality", "quality")])
+        await until(pilot, lambda: sessions.made and sessions.last.calls == [("quality", "quality")])
 
 
 @pytest.mark.fault("A18")
@@ -355,7 +355,7 @@ async def test_the_end_is_a_notice_if_another_stage_is_on_the_screen(
         await until(pilot, lambda: app.shown_state.running)
         await open_stage(pilot, app, looked_at)
         app.clear_notifications()
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         await until(pilot, lambda: "✓ 1 of 10 stages done" in screen_text(app))  # not "finished"
         await pilot.pause(0.2)
         assert [notice.message for notice in app._notifications] == notices
@@ -374,10 +374,10 @@ async def test_in_a_flood_of_events_drawing_is_limited_and_keys_work(
 ):
     class Flood(FakeSession):
         def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
-            self._say(StageStarted("pairs"))
+            self._emit(StageStarted("pairs"))
             for number in range(20_000):
-                self._say(Progress(number + 1, 20_000, "pairs", stage="pairs"))
-            self.let_go.wait(20)
+                self._emit(Progress(number + 1, 20_000, "pairs", stage="pairs"))
+            self.released.wait(20)
             return ExitCode.DONE
 
     made = Sessions(Flood)
@@ -397,7 +397,7 @@ async def test_in_a_flood_of_events_drawing_is_limited_and_keys_work(
         await until(
             pilot, lambda: app.shown_state.stages["pairs"].progress == Progress(20_000, 20_000, "pairs", stage="pairs")
         )
-        made.last.let_go.set()
+        made.last.released.set()
     assert 1 < len(drawn) < 200
 
 
@@ -458,7 +458,7 @@ async def test_q_asks_while_the_engine_runs_and_it_may_be_left_running(runner: R
         await pilot.pause()
     assert app.return_value is WizardEnd.LEFT_RUNNING
     assert runner.running, "the engine continues without the screen"
-    sessions.last.let_go.set()
+    sessions.last.released.set()
     runner.join(5)
     assert runner.exit_code is ExitCode.DONE
 
@@ -485,7 +485,7 @@ async def test_a_run_that_ends_while_q_asks_needs_no_answer(runner: Runner, sess
         await until(pilot, lambda: runner.running)
         await pilot.press("q")
         await until(pilot, lambda: is_open(app, Question))
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         await until(pilot, lambda: app.return_value is not None)
     assert app.return_value is WizardEnd.FINISHED and runner.exit_code is ExitCode.DONE
 
@@ -534,7 +534,7 @@ async def test_a_signal_stops_and_leaves(runner: Runner):
 async def test_a_second_signal_leaves_at_once(tmp_path, config):
     class Deaf(FakeSession):
         def run(self, **asked: object) -> ExitCode:
-            self.let_go.wait(20)
+            self.released.wait(20)
             return ExitCode.DONE
 
     made: list[Deaf] = []
@@ -557,7 +557,7 @@ async def test_a_second_signal_leaves_at_once(tmp_path, config):
         app.shutdown.by_signal("SIGTERM", ExitCode.TERMINATED)
         await pilot.pause()
     assert (app.return_value, app.return_code) == (WizardEnd.STOPPED, 143)
-    made[0].let_go.set()
+    made[0].released.set()
 
 
 def test_a_terminal_that_is_not_a_terminal_is_gone(tmp_path: Path):

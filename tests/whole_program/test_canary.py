@@ -32,7 +32,7 @@ from tests.support.fake_hub import FakeHub, fake_hub
 from tests.support.fork_server import TINY
 from tests.support.git_repositories import make_upstream
 from tests.support.planted_failures import PLANTED
-from tests.support.pseudo_terminal import OF_ANOTHER_TERMINAL, ROOT, PseudoTerminal
+from tests.support.pseudo_terminal import ROOT, TERMINAL_VARIABLES, PseudoTerminal
 from tests.tui.test_walk import LONG
 from tui.widgets.token_field import FILLED
 
@@ -122,7 +122,7 @@ def environment(tmp_path: Path, hub: FakeHub) -> dict[str, str]:
         (tmp_path / name).mkdir()
     spy_on("git", tmp_path)
     foreign = ("HF_", "HUGGING", "STAGE3_", "XDG_", "PYTEST", "TERM")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in OF_ANOTHER_TERMINAL}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in TERMINAL_VARIABLES}
     return {
         **kept,
         "PYTHONPATH": str(ROOT),

@@ -1,4 +1,5 @@
-"""People's decisions about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of this and `pairs.jsonl`.
+"""People's decisions about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of this and
+`pairs.jsonl`.
 
 An edit is `{"id", "action", "time"}`, `time` in seconds since 1970; `edit` and `note` have a `text`, and `edit` may have the
 `field` that it replaces. `undo` reverts the last edit of its pair that is still in effect, notes included; with none left it
