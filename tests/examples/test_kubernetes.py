@@ -59,7 +59,7 @@ def test_only_failures_that_the_same_command_can_fix_are_retried():
     rules = {rule["action"]: rule for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule}
     assert rules["Ignore"]["onExitCodes"]["values"] == [ExitCode.TERMINATED]
     final = set(rules["FailJob"]["onExitCodes"]["values"])
-    # A bug, the network, memory or a lock may let the next start succeed; nobody presses Ctrl+C or hangs up here.
+    # The next start may succeed after a bug, a network error, lack of memory or a lock; nobody presses Ctrl+C here.
     assert set(map(int, ExitCode)) - final - {0, ExitCode.TERMINATED} == {
         ExitCode.BUG,
         ExitCode.NETWORK,
@@ -68,7 +68,7 @@ def test_only_failures_that_the_same_command_can_fix_are_retried():
         ExitCode.HANGUP,
         ExitCode.INTERRUPTED,
     }
-    assert POD["restartPolicy"] == "Never"  # rules need it
+    assert POD["restartPolicy"] == "Never"  # podFailurePolicy requires it
 
 
 def test_the_container_has_few_privileges_and_every_folder_that_it_writes_is_a_volume():

@@ -85,7 +85,7 @@ def test_skypilot_accepts_the_task(monkeypatch):
 
 
 def skypilot_schemas(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """SkyPilot's module of schemas, without the forty packages of `import sky`: its server is mocked."""
+    """SkyPilot's module of schemas, without the forty packages that `import sky` needs; its server is mocked."""
     if (found := importlib.util.find_spec("sky")) is None or found.origin is None:
         pytest.skip(f"SkyPilot {NOT_INSTALLED}")
     folder = Path(found.origin).parent

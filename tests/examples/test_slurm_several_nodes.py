@@ -1,4 +1,4 @@
-"""examples/slurm/several-nodes.sbatch, with stand-ins for srun, with a task per node, and for scontrol, which lists nodes."""
+"""examples/slurm/several-nodes.sbatch, with stand-ins: srun starts a task per node, and scontrol lists the nodes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_after_sigterm_to_every_process_only_machine_0_determines_the_exit_code(
 
 
 def test_a_machine_that_stops_on_request_does_not_end_the_step(slurm):
-    """--kill-on-bad-exit would end machine 0 while it saves."""
+    """Otherwise, --kill-on-bad-exit would end machine 0 while it saves."""
     slurm.add("stage3-tui", '[ "$2" = 0 ] && exit 0; exit 143')
     assert start(slurm).wait(60) == 0
 

@@ -1,4 +1,4 @@
-"""A wall clock that jumps: durations are measured with the monotonic clock."""
+"""Durations are measured with the monotonic clock, whatever the wall clock does."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_journal_times_start_at_the_wall_clock(tmp_path: Path):
 def test_a_watcher_measures_time_from_the_newest_event_of_the_run(
     tmp_path: Path, config, monkeypatch: pytest.MonkeyPatch
 ):
-    """Neither the wall clock of this machine nor that of the run matters."""
+    """It depends neither on the wall clock of this machine nor on that of the run."""
     run = Run(make_run(tmp_path / "run", through="pairs", start=1.79e9 + 40 * DAY))
     watcher = Watcher(run, config())
     newest = watcher.snapshot().last_time

@@ -298,7 +298,7 @@ def test_a_second_sigterm_immediately_ends_a_run_that_hangs_in_a_save(
 def test_ctrl_c_during_a_save_keeps_the_checkpoint_and_a_second_one_ends_the_run_at_once(
     server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
 ):
-    """The second Ctrl+C is pressed on a terminal."""
+    """In the second part, Ctrl+C is pressed on a terminal."""
     folder = tmp_path / "run"
     saved = server.run(tiny(folder), rules="checkpoint=int@2", stages=MAKING)
     assert saved.code == 130 and "saved" in saved.errors

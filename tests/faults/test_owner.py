@@ -1,4 +1,4 @@
-"""The owner of a run: recognised by facts that no clock or copy can change, and never missing a request to stop."""
+"""The owner of a run is recognised by facts that no clock or copy can change, and no request to stop is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data without end, from the network or from a compressed file: a limit ends it with an error."""
+"""Endless data from the network or from a compressed file: a limit turns it into an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.hub_in_process import use
 from tests.support.templates import tokenizer_with
 
 MEMORY_LIMIT = 160 << 20
-"""No reader here may allocate more bytes in Python."""
+"""The most that a reader here may allocate in Python, in bytes."""
 
 
 @contextmanager

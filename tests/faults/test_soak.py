@@ -68,7 +68,7 @@ def test_attach_leaks_neither_memory_nor_files_over_thirty_runs(server: ForkServ
 
 
 def test_the_state_after_a_thousand_runs_is_no_larger_than_after_five_hundred(server: ForkServer, tmp_path: Path):
-    """Only the fold, over the journal of one run, repeated."""
+    """Measures only the fold, over the repeated journal of one run."""
     assert server.run(tiny(tmp_path / "run", **SMALL), stages=("adapter", "pairs")).code == 0
     events = [entry.event for entry in read_entries(tmp_path / "run" / layout.EVENTS_JSONL)]
 

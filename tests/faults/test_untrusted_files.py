@@ -104,7 +104,7 @@ def arrow(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
 def test_a_table_with_invalid_offsets_is_damaged_and_not_read_there(kind: str, tmp_path: Path):
-    """pyarrow itself reads wherever the offsets point, and the process dies."""
+    """Without the check, pyarrow reads wherever the offsets point, and the process dies."""
     right = struct.pack("<65i", *range(0, 65 * len(PROMPT), len(PROMPT)))
     wrong = struct.pack("<65i", 0, *[0x7FFFFFF0] * 64)
     assert arrow(kind).count(right) == 1

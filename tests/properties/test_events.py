@@ -57,7 +57,7 @@ EVENT: st.SearchStrategy[Event] = st.sampled_from(sorted(KINDS)).flatmap(lambda 
 @settings(max_examples=4)
 @given(st.data())
 def test_any_event_survives_the_journal_and_can_be_folded(kind: str, data: st.DataObject):
-    """It does not matter what came before: the line that began its stage or its trial may be damaged."""
+    """Earlier lines may be missing: the one that began its stage or its trial may be damaged."""
     events = data.draw(st.lists(built(KINDS[kind]), min_size=1, max_size=2))
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "events.jsonl")

@@ -1,4 +1,4 @@
-"""run.json and the manifest of a checkpoint: what was recorded is read back, and damage is reported and never a bug."""
+"""run.json and the manifest of a checkpoint: what was recorded is read back, and damage is reported."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_no_byte_of_a_checkpoint_changes_unnoticed(files: dict[str, bytes], data
 
 
 def _damaged(written: bytes, data: st.DataObject) -> bytes:
-    """The bytes cut off, or with one byte changed."""
+    """The bytes, truncated or with one byte changed."""
     index = data.draw(st.integers(0, len(written) - 1))
     if data.draw(st.booleans()):
         return written[:index]

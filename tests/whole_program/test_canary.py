@@ -1,8 +1,8 @@
 """A token goes through the whole program, while every stage fails once and leaks the token wherever it can: it must be
 found nowhere.
 
-Searched are run folder, logs, events, screenshots, archive, pickles, and caches; bytes on the terminal; arguments and
-environment of every child.
+The search covers run folder, logs, events, screenshots, archive, pickles and caches; bytes on the terminal; arguments
+and environment of every child.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ChildMonitor:
         except OSError:  # it has ended
             return
         self.commands.add(command.replace(b"\0", b" ").decode(errors="replace"))
-        is_ours = b"tests.support.planted_failures" in command  # its environment contains the token by design
+        is_ours = b"tests.support.planted_failures" in command  # the test itself put a token into its environment
         if LEAK.search(command) or (LEAK.search(environment) and not is_ours):
             self.leaks.append(f"{pid}: {command!r}")
 
@@ -228,7 +228,7 @@ def test_the_wizard_never_reveals_the_token_even_if_every_stage_fails(
 
 
 def retry_until_all_is_done(terminal: PseudoTerminal, run: Path) -> None:
-    """Press a after each failure, and take a screenshot of it."""
+    """Press `a` after each failure, and take a screenshot of it."""
     for ends in range(1, 3 * len(STAGES)):
         terminal.until(lambda ends=ends: count_ends(run) == ends, f"end {ends}", LONG)
         if run_ends(run)[-1].exit_code == 0 and Run(run).stage(STAGES[-1]).get("status") == "done":

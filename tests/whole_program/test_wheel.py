@@ -72,7 +72,7 @@ def test_the_wheel_contains_every_file_of_the_packages(environment: Path):
 
 
 def test_the_demo_starts_from_the_wheel(environment: Path, tmp_path: Path):
-    """As far as it gets without torch; the full demo is a slow test."""
+    """Runs only the stages that need no torch; the full demo is a slow test."""
     until = ("--auto", "--demo", "--until", "credentials", "--output-dir", "run")
     done = run(environment, "stage3-tui", *until, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -81,7 +81,7 @@ def test_the_demo_starts_from_the_wheel(environment: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_full_install_runs_the_full_demo(wheel: Path, tmp_path: Path):
-    """All requirements from the registry, in the versions of constraints.txt, as `uv tool install` would."""
+    """Installs all requirements from the registry, in the versions of constraints.txt, as `uv tool install` would."""
     folder = tmp_path / "venv"
     subprocess.run([uv(), "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
     constraints = ("--constraint", str(ROOT / "constraints.txt"))
