@@ -153,7 +153,7 @@ def fitting_plan(
                 break
             if lower is None:
                 raise too_small_error(
-                    inputs, plan, f"Training on a single pair does not fit ({reason})", machine.room
+                    inputs, plan, f"Training on a single pair needs more memory ({reason})", machine.room
                 ) from None
             plan = replace(lower, why={**plan.why, "micro_batch": f"{plan.micro_batch} was tried and did not fit"})
             free_memory()

@@ -135,7 +135,7 @@ def check_target(repository: Repository, source: str, *, public: bool) -> Genera
         yield Check("push: repository", "failed", f"{repo_id} is public")
         raise UnsafeError(
             f"{repo_id} is public.",
-            "Everybody would see the push.",
+            "Everyone could see what is pushed.",
             "Pass --push-public if you want that, or push under another name: a new repository is private.",
         )
     if remote is not None:

@@ -419,33 +419,33 @@ def test_a_repository_that_changes_meanwhile_is_not_overwritten(context: Context
 
 def test_a_repository_that_leaves_files_out_is_noticed(context: Context, hub: FakeHubPush):
     mode = hub._mode
-    hub._mode = lambda repo, asked: {**mode(repo, asked), "shouldIgnore": asked["path"] == "tokenizer.json"}  # type: ignore[method-assign]
+    hub._mode = lambda repo, file: {**mode(repo, file), "shouldIgnore": file["path"] == "tokenizer.json"}  # type: ignore[method-assign]
     error = refused(NetworkError, context.run)
     assert "does not show tokenizer.json" in error.what and ".gitignore" in error.why
 
 
 def test_a_repository_that_has_moved_is_not_followed(context: Context, hub: FakeHubPush):
     hub.repos[REPO] = Repo()
-    answer = hub.answer
+    respond = hub.respond
 
     def moved(step: str, path: str, body: bytes) -> tuple[int, dict[str, str], object]:
-        status, headers, data = answer(step, path, body)
+        status, headers, data = respond(step, path, body)
         return status, headers, {**data, "id": "stranger/stage3"} if step == "info" else data
 
-    hub.answer = moved  # type: ignore[method-assign]
+    hub.respond = moved  # type: ignore[method-assign]
     assert "has moved to 'stranger/stage3'" in refused(UnsafeError, context.run).what
 
 
 @pytest.mark.parametrize("step", ["info", "create", "batch", "upload"])
 def test_a_request_to_stop_ends_the_push_before_the_commit(step: str, context: Context, hub: FakeHubPush):
-    stop, answer = StopToken(), hub.answer
+    stop, respond = StopToken(), hub.respond
 
-    def asked_to_stop(at: str, path: str, body: bytes) -> tuple[int, dict[str, str], object]:
+    def respond_and_stop(at: str, path: str, body: bytes) -> tuple[int, dict[str, str], object]:
         if at == step:
             stop.request("SIGTERM")
-        return answer(at, path, body)
+        return respond(at, path, body)
 
-    hub.answer = asked_to_stop  # type: ignore[method-assign]
+    hub.respond = respond_and_stop  # type: ignore[method-assign]
     with pytest.raises(Stopped):
         pushed(context.run, stop=stop)
     assert step in hub.steps and "commit" not in hub.steps

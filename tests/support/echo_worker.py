@@ -1,4 +1,4 @@
-"""A worker without a model: it answers a task with its text, after it has slept, killed itself or failed as the task says."""
+"""A worker without a model: it returns the text of a task, or sleeps, fails or kills itself as the task specifies."""
 
 from __future__ import annotations
 

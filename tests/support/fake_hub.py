@@ -1,8 +1,8 @@
-"""A Hub on localhost that the real client can be driven against: whoami, access, info, tree, files, the browser login, in the
-moods that the real one has. Headers and bodies are those that huggingface_hub 2.4 reads; the real Hub was not asked.
+"""A Hub on localhost for the real client: whoami, access, info, tree, files and the browser login, in the moods of the real one.
 
-`hub.account` and `hub.repos[name]` are moods: one word, a list of them (one an answer, the last one stays), or a dict from
-what is asked (auth-check, info, tree, head, file) to either. A repository that is not in `hub.repos` is 404.
+Headers and bodies are those that huggingface_hub 2.4 reads; they were not compared with the real Hub. `hub.account` and
+`hub.repos[name]` are moods: a word, a list of words (one for each request; the last one stays), or a dict from the resource
+(auth-check, info, tree, head, file) to either. A repository that is not in `hub.repos` is 404.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.fake_hub_responses import (
-    ANSWERS,
+    COMPLETE,
+    DELIVERIES,
     KNOWN_MOODS,
     PORTAL,
-    SHARES,
-    WHOLE,
-    Asked,
-    Share,
+    RESPONSES,
+    Delivery,
+    Resource,
     entry_of,
     oid_of,
     read_path,
@@ -36,7 +36,7 @@ class Request(NamedTuple):
     method: str
     path: str
     authorization: str
-    """The header, as it came; empty if there was none."""
+    """The header as received; empty if it was missing."""
 
 
 class FakeHub:
@@ -44,22 +44,22 @@ class FakeHub:
         self.account: Mood = "ok"
         self.repos: dict[str, Mood | dict[str, Mood]] = {}
         self.files: dict[str, dict[str, bytes]] = {}
-        """The files of a repository at every one of its commits."""
+        """The files of each repository, the same at every commit."""
         self.commits: dict[str, str] = {}
-        """What `main` of a repository is now; it was FIRST_COMMIT, and still is if it is not here."""
+        """The commit of `main` of each repository; FIRST_COMMIT if it is not listed."""
         self.auth: dict[str, Any] = {"type": "access_token", "accessToken": {"role": "read", "displayName": "t"}}
-        """What whoami says of the token."""
+        """What whoami returns about the token."""
         self.refused: set[str] = set()
-        """Tokens that whoami does not take."""
+        """Tokens that whoami rejects."""
         self.login: list[str] = ["authorization_pending", "hf_oauth_FromTheBrowser12345"]
-        """Answers to who polls for a browser's login: an OAuth error, a mood, or the token; the last one stays."""
+        """Responses while a browser login is polled: an OAuth error, a mood, or the token; the last one stays."""
         self.login_page = ""
-        """Where a person goes; empty for a page of this Hub."""
+        """The page of the browser login; empty for a page of this Hub."""
         self.login_seconds: float = 900
         self.login_interval: float = 1
         self.requests: list[Request] = []
         self.elsewhere: list[Request] = []
-        """What came to the other host, that `redirect elsewhere` sends to."""
+        """Requests to the other host, to which `redirect elsewhere` redirects."""
         self.closing = threading.Event()
         self._main, self._other = (ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2))
         self.endpoint = f"http://127.0.0.1:{self._main.server_address[1]}"
@@ -76,10 +76,10 @@ class FakeHub:
     def is_other(self, server: Any) -> bool:
         return server is self._other
 
-    def mood_of(self, repo: str, asked: str) -> str:
+    def mood_of(self, repo: str, resource: str) -> str:
         mood = self.repos.get(repo, "404")
         if isinstance(mood, dict):
-            mood = mood.get(asked, "ok")
+            mood = mood.get(resource, "ok")
         return next_of(mood)
 
     def commit_of(self, repo: str, revision: str) -> str | None:
@@ -109,95 +109,95 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            seen = Request(self.command, url.path, self.headers.get("Authorization", ""))
+            request = Request(self.command, url.path, self.headers.get("Authorization", ""))
             self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if hub.is_other(self.server):
-                hub.elsewhere.append(seen)
-                return self._answer_well(read_path(url.path), seen)
-            hub.requests.append(seen)
+                hub.elsewhere.append(request)
+                return self._respond(read_path(url.path), request)
+            hub.requests.append(request)
             if url.path.startswith("/moved/"):
-                return self._answer_well(read_path(url.path.removeprefix("/moved")), seen)
-            return self._answer_in_mood(read_path(url.path), seen)
+                return self._respond(read_path(url.path.removeprefix("/moved")), request)
+            return self._respond_in_mood(read_path(url.path), request)
 
         do_HEAD = do_POST = do_GET
 
-        def _answer_in_mood(self, asked: Asked, seen: Request) -> None:
-            head = "head" if asked.what == "file" and seen.method == "HEAD" else asked.what
+        def _respond_in_mood(self, resource: Resource, request: Request) -> None:
+            head = "head" if resource.what == "file" and request.method == "HEAD" else resource.what
             mood = "ok"
-            if asked.what == "whoami":
+            if resource.what == "whoami":
                 mood = next_of(hub.account)
-            elif asked.what == "token" and hub.login[0] in KNOWN_MOODS:
+            elif resource.what == "token" and hub.login[0] in KNOWN_MOODS:
                 mood = next_of(hub.login)
-            elif asked.repo:
-                mood = hub.mood_of(asked.repo, {"paths": "tree"}.get(head, head))
+            elif resource.repo:
+                mood = hub.mood_of(resource.repo, {"paths": "tree"}.get(head, head))
             if mood == "hang":
                 hub.closing.wait(30)
-            elif mood == "members":  # gated, and whoever has a token may read it
-                self._answer_well(asked, seen) if seen.authorization else self._send(*ANSWERS["gated, nobody"])
-            elif mood in SHARES:
-                self._answer_well(asked, seen, SHARES[mood])
+            elif mood == "members":  # gated, but readable with any token
+                self._respond(resource, request) if request.authorization else self._send(*RESPONSES["gated, no token"])
+            elif mood in DELIVERIES:
+                self._respond(resource, request, DELIVERIES[mood])
             elif mood == "redirect":
-                self._redirect(f"/moved{self.path}", asked)
+                self._redirect(f"/moved{self.path}", resource)
             elif mood == "redirect elsewhere":
-                self._redirect(f"{hub.other_endpoint}{self.path}", asked)
+                self._redirect(f"{hub.other_endpoint}{self.path}", resource)
             elif mood == "portal":
                 self._send(200, {"Content-Type": "text/html"}, PORTAL)
             elif mood == "echo":
-                self._send(403, {"X-Error-Message": f"no right for {seen.authorization}"})
+                self._send(403, {"X-Error-Message": f"no right for {request.authorization}"})
             elif mood != "ok":
-                anonymous = f"{mood}, nobody"
-                self._send(*ANSWERS[anonymous if anonymous in ANSWERS and not seen.authorization else mood])
+                anonymous = f"{mood}, no token"
+                self._send(*RESPONSES[anonymous if anonymous in RESPONSES and not request.authorization else mood])
             else:
-                self._answer_well(asked, seen)
+                self._respond(resource, request)
 
-        def _answer_well(self, asked: Asked, seen: Request, share: Share = WHOLE) -> None:
-            """Like the Hub, except that only a `share` of the body is sent."""
-            if asked.repo and hub.commit_of(asked.repo, asked.revision) is None:
-                self._send(*ANSWERS["no revision"])
-            elif asked.what == "file":
-                self._send_file(asked, share)
+        def _respond(self, resource: Resource, request: Request, delivery: Delivery = COMPLETE) -> None:
+            """Respond like the Hub, except that `delivery` may cut the body short."""
+            if resource.repo and hub.commit_of(resource.repo, resource.revision) is None:
+                self._send(*RESPONSES["no revision"])
+            elif resource.what == "file":
+                self._send_file(resource, delivery)
             else:
-                status, answer = self._json(asked, seen)
-                self._send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode(), share)
+                status, payload = self._json(resource, request)
+                self._send(status, {"Content-Type": "application/json"}, json.dumps(payload).encode(), delivery)
 
-        def _json(self, asked: Asked, seen: Request) -> tuple[int, Any]:
-            files = hub.files.get(asked.repo, {})
-            if asked.what == "whoami":
-                if not seen.authorization or seen.authorization.removeprefix("Bearer ") in hub.refused:
+        def _json(self, resource: Resource, request: Request) -> tuple[int, Any]:
+            files = hub.files.get(resource.repo, {})
+            if resource.what == "whoami":
+                if not request.authorization or request.authorization.removeprefix("Bearer ") in hub.refused:
                     return 401, {"error": "Invalid username or password."}
                 return 200, {"type": "user", "name": "someone", "auth": hub.auth}
-            if asked.what == "device":
+            if resource.what == "device":
                 page = hub.login_page or f"{hub.endpoint}/device"
                 return 200, {"device_code": "dev-123", "user_code": "ABCD-1234", "verification_uri": page,
                              "expires_in": hub.login_seconds, "interval": hub.login_interval}  # fmt: skip
-            if asked.what == "token":
-                given = parse_qs(self.body.decode())
-                assert given["device_code"] == ["dev-123"] and given["client_id"], given
-                answer = next_of(hub.login)
-                granted = {"access_token": answer, "token_type": "bearer", "expires_in": 2_592_000}
-                return (200, granted) if answer.startswith("hf_") else (400, {"error": answer})
-            if asked.what == "info":
+            if resource.what == "token":
+                form = parse_qs(self.body.decode())
+                assert form["device_code"] == ["dev-123"] and form["client_id"], form
+                outcome = next_of(hub.login)
+                granted = {"access_token": outcome, "token_type": "bearer", "expires_in": 2_592_000}
+                return (200, granted) if outcome.startswith("hf_") else (400, {"error": outcome})
+            if resource.what == "info":
                 siblings = [{"rfilename": name} for name in files]
                 return 200, {
-                    "id": asked.repo,
-                    "sha": hub.commit_of(asked.repo, asked.revision),
+                    "id": resource.repo,
+                    "sha": hub.commit_of(resource.repo, resource.revision),
                     "siblings": siblings,
                     "tags": [],
                 }
-            if asked.what == "tree":
-                below = asked.rest + "/" if asked.rest else ""
+            if resource.what == "tree":
+                below = resource.rest + "/" if resource.rest else ""
                 return 200, [entry_of(name, data) for name, data in files.items() if name.startswith(below)]
-            if asked.what == "paths":
-                return 200, [entry_of(name, files[name]) for name in self._paths_asked_for() if name in files]
-            return (200, {}) if asked.what == "auth-check" else (404, {"error": "Not found"})
+            if resource.what == "paths":
+                return 200, [entry_of(name, files[name]) for name in self._requested_paths() if name in files]
+            return (200, {}) if resource.what == "auth-check" else (404, {"error": "Not found"})
 
-        def _paths_asked_for(self) -> list[str]:
+        def _requested_paths(self) -> list[str]:
             text = self.body.decode()
             return list(json.loads(text)["paths"]) if text.startswith("{") else parse_qs(text).get("paths", [])
 
-        def _send_file(self, asked: Asked, share: Share) -> None:
-            data = hub.files.get(asked.repo, {}).get(asked.rest)
-            commit = {"X-Repo-Commit": str(hub.commit_of(asked.repo, asked.revision))}
+        def _send_file(self, resource: Resource, delivery: Delivery) -> None:
+            data = hub.files.get(resource.repo, {}).get(resource.rest)
+            commit = {"X-Repo-Commit": str(hub.commit_of(resource.repo, resource.revision))}
             if data is None:
                 self._send(404, {"X-Error-Code": "EntryNotFound", **commit})
                 return
@@ -205,33 +205,35 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self._send(206 if start else 200, headers, data[start:], share)
+            self._send(206 if start else 200, headers, data[start:], delivery)
 
-        def _redirect(self, target: str, asked: Asked) -> None:
+        def _redirect(self, target: str, resource: Resource) -> None:
             headers = {"Location": target}
-            data = hub.files.get(asked.repo, {}).get(asked.rest)
-            if data is None and asked.what == "file":
-                return self._send_file(asked, WHOLE)
-            if data is not None:  # what the client reads if the target is a store of files, and no Hub
+            data = hub.files.get(resource.repo, {}).get(resource.rest)
+            if data is None and resource.what == "file":
+                return self._send_file(resource, COMPLETE)
+            if data is not None:  # the client needs these if the target is a file store instead of a Hub
                 headers |= {
-                    "X-Repo-Commit": str(hub.commit_of(asked.repo, asked.revision)),
+                    "X-Repo-Commit": str(hub.commit_of(resource.repo, resource.revision)),
                     "X-Linked-Size": str(len(data)),
                 }
                 headers["X-Linked-Etag"] = f'"{oid_of(data)}"'
             return self._send(307, headers)
 
-        def _send(self, status: int, headers: dict[str, str], body: bytes = b"{}", share: Share = WHOLE) -> None:
+        def _send(
+            self, status: int, headers: dict[str, str], body: bytes = b"{}", delivery: Delivery = COMPLETE
+        ) -> None:
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(int(len(body) * share.announced))}.items():
+            for name, value in {**headers, "Content-Length": str(int(len(body) * delivery.announced))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body[: int(len(body) * share.sent)])
-            if share.then_hangs:
+                self.wfile.write(body[: int(len(body) * delivery.sent)])
+            if delivery.then_hangs:
                 self.wfile.flush()
                 hub.closing.wait(30)
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Print nothing to stderr."""
 
     return Handler

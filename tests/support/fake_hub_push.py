@@ -1,9 +1,9 @@
-"""A Hub on localhost that is written to: whoami, repositories, preupload, LFS and commits, in the moods of the real one.
+"""A Hub on localhost to push to: whoami, repositories, preupload, LFS and commits, in the moods of the real one.
 
-`hub.moods[step]` is what a step answers in place of doing its work: a status ("403", "503 and what it says"), "cut" (the
-connection ends in the middle of the body), "hang", "portal" (a web page), "echo" (a 403 that repeats the token), "busy for an
-hour", "over the limit"; or a list of them, one an answer, after which it works. The steps are those of `STEPS`. The answers
-have the shapes that huggingface_hub 2.4 reads; the real Hub was not asked.
+`hub.moods[step]` sets how a step of `STEPS` responds instead of doing its work: a status ("403", or "503 and a message"),
+"cut" (the connection ends in the middle of the body), "hang", "portal" (a web page), "echo" (a 403 that repeats the token),
+"busy for an hour", "over the limit"; or a list of them, one for each request, after which the step works. The responses have
+the shapes that huggingface_hub 2.4 reads; they were not compared with the real Hub.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.push.repository import git_hash
 
 ACCOUNT = "someone"
 LFS_FROM_BYTES = 1500
-"""A larger file is kept by LFS, as safetensors and long files are on the real one."""
+"""Files of this size and more are stored in LFS, as safetensors and large files are on the real Hub."""
 STEPS = {
     "whoami": r"GET /api/whoami-v2",
     "info": r"GET /api/(?:models|datasets)/[^/]+/[^/]+",
@@ -45,7 +45,7 @@ class Repo:
     private: bool = True
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
-    """`summary`, `description`, `files` (names), of each commit."""
+    """`summary`, `description` and `files` (names) of each commit."""
 
     @property
     def sha(self) -> str:
@@ -71,19 +71,19 @@ class FakeHubPush:
             "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": "write"}},
         }
         self.large: dict[str, bytes] = {}
-        """What LFS holds, by SHA-256."""
+        """The files in LFS, by SHA-256."""
         self.before_body: Callable[[str], None] = lambda step: None
-        """Called with the step before the body of its request is read."""
+        """Called with the step, before the body of its request is read."""
         self.makes_public = False
-        """Whether a repository comes out public whatever was asked for."""
+        """Whether every repository is created as public, whatever the request."""
         self.arrived: dict[str, threading.Event] = {step: threading.Event() for step in STEPS}
-        """Set when a step is asked for the first time."""
+        """Set at the first request of a step."""
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.storage = f"http://localhost:{self._server.server_address[1]}"
-        """Another name for it: large files go to somebody else's machines."""
+        """Another host name for the same server: large files go to the machines of another company."""
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class FakeHubPush:
     def steps(self) -> list[str]:
         return [request.step for request in self.requests]
 
-    def answer(self, step: str, path: str, body: bytes) -> tuple[int, dict[str, str], Any]:
+    def respond(self, step: str, path: str, body: bytes) -> tuple[int, dict[str, str], Any]:
         """(status, headers, body as plain data or bytes) of a successful step."""
         if step == "whoami":
             return 200, {}, self.account
@@ -105,7 +105,7 @@ class FakeHubPush:
             return 200, {}, {"warnings": [], "errors": []}
         if step == "upload":
             oid = path.rpartition("/")[2].partition("?")[0]
-            if hashlib.sha256(body).hexdigest() != oid:  # the connection ended in the middle of the file
+            if hashlib.sha256(body).hexdigest() != oid:  # the upload was interrupted
                 return 400, {}, {"error": "BadDigest"}
             self.large[oid] = body
             return 200, {}, {}
@@ -120,30 +120,30 @@ class FakeHubPush:
         if step == "auth":
             return 200, {}, {}
         if step == "preupload":
-            return 200, {}, {"files": [self._mode(repo, asked) for asked in json.loads(body)["files"]]}
+            return 200, {}, {"files": [self._mode(repo, file) for file in json.loads(body)["files"]]}
         if step == "batch":
             return 200, {}, self._batch(json.loads(body))
         if step == "file":
             return self._file(repo, path)
         return self._commit(repo_id, repo, [json.loads(line) for line in body.splitlines()])
 
-    def _create(self, asked: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
-        repo_id = f"{asked.get('organization') or ACCOUNT}/{asked['name']}"
+    def _create(self, request: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        repo_id = f"{request.get('organization') or ACCOUNT}/{request['name']}"
         if repo_id in self.repos:
             return 409, {}, {"error": "You already created this model repo", "url": f"{self.endpoint}/{repo_id}"}
-        self.repos[repo_id] = Repo(private=asked.get("visibility") == "private" and not self.makes_public)
+        self.repos[repo_id] = Repo(private=request.get("visibility") == "private" and not self.makes_public)
         return 200, {}, {"url": f"{self.endpoint}/{repo_id}"}
 
-    def _mode(self, repo: Repo, asked: dict[str, Any]) -> dict[str, Any]:
-        old = repo.files.get(asked["path"])
-        large = asked["size"] >= LFS_FROM_BYTES
+    def _mode(self, repo: Repo, file: dict[str, Any]) -> dict[str, Any]:
+        old = repo.files.get(file["path"])
+        large = file["size"] >= LFS_FROM_BYTES
         oid = None if old is None else hashlib.sha256(old).hexdigest() if large else git_hash(old)
         mode = "lfs" if large else "regular"
-        return {"path": asked["path"], "uploadMode": mode, "shouldIgnore": False, **({"oid": oid} if oid else {})}
+        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **({"oid": oid} if oid else {})}
 
-    def _batch(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _batch(self, request: dict[str, Any]) -> dict[str, Any]:
         objects = []
-        for wanted in asked["objects"]:
+        for wanted in request["objects"]:
             actions = {
                 "upload": {"href": f"{self.storage}/lfs/{wanted['oid']}?signature=of-the-upload"},
                 "verify": {"href": f"{self.endpoint}/lfs/verify"},
@@ -207,7 +207,9 @@ def _info(repo_id: str, repo: Repo) -> dict[str, Any]:
 def _handler(hub: FakeHubPush) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = 1 << 16  # head and body in one packet: in two, the second waits 40 ms for the first one's receipt
+        wbufsize = (
+            1 << 16
+        )  # headers and body in one packet: otherwise the second waits 40 ms for the acknowledgement of the first
 
         def _do(self) -> None:
             path = urlsplit(self.path).path
@@ -247,11 +249,11 @@ def _handler(hub: FakeHubPush) -> type[BaseHTTPRequestHandler]:
             elif mood != "ok":
                 self._send(int(mood.split()[0]), {}, {"error": mood.partition(" ")[2] or f"it is {mood} today"})
             elif step == "none":
-                self._send(404, {}, {"error": "no such place"})
+                self._send(404, {}, {"error": "Not found"})
             else:
                 with hub.lock:
-                    answer = hub.answer(step, path, body)
-                self._send(*answer)
+                    response = hub.respond(step, path, body)
+                self._send(*response)
 
         do_GET = do_HEAD = do_POST = do_PUT = _do
 
@@ -275,6 +277,6 @@ def _handler(hub: FakeHubPush) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Print nothing to stderr."""
 
     return Handler

@@ -12,19 +12,19 @@ FINE_GRAINED = (
 )
 PORTAL = b"<html>Please log in to the hotel's network</html>"
 
-Answer = tuple[int, dict[str, str]]
+Response = tuple[int, dict[str, str]]
 
 
-def _gated(status: int, said: str) -> Answer:
-    return status, {"X-Error-Code": "GatedRepo", "X-Error-Message": said}
+def _gated(status: int, message: str) -> Response:
+    return status, {"X-Error-Code": "GatedRepo", "X-Error-Message": message}
 
 
 _NOT_FOUND = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
 
-ANSWERS: dict[str, Answer] = {
+RESPONSES: dict[str, Response] = {
     "401": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
     "gated": _gated(403, "Access to model a/b is restricted and you are not in the authorized list."),
-    "gated, nobody": _gated(401, "Access to model a/b is restricted. You must have access to it. Please log in."),
+    "gated, no token": _gated(401, "Access to model a/b is restricted. You must have access to it. Please log in."),
     "awaiting": _gated(403, "Your request to access model a/b is awaiting a review from the repo authors."),
     "rejected": _gated(403, "Your request to access model a/b has been rejected by the repo's authors."),
     "fine-grained": _gated(403, FINE_GRAINED),
@@ -41,50 +41,54 @@ ANSWERS: dict[str, Answer] = {
     "503": (503, {}),
     "418": (418, {}),
 }
-"""By mood; "MOOD, nobody" is what who comes without a token is told instead."""
+"""Responses by mood; "MOOD, no token" is the one to requests without a token."""
 
-KNOWN_MOODS = {*ANSWERS, "portal", "short"}
-"""Moods that a browser's login may have."""
+KNOWN_MOODS = {*RESPONSES, "portal", "short"}
+"""Moods of a browser login."""
 
 
-class Share(NamedTuple):
-    """The part of the body that is sent."""
+class Delivery(NamedTuple):
+    """How much of a body is announced, and how much is sent."""
 
     announced: float
-    """In Content-Length."""
+    """As a fraction, in Content-Length."""
     sent: float
     then_hangs: bool = False
 
 
-WHOLE = Share(1.0, 1.0)
-SHARES = {"short": Share(1.0, 0.5), "smaller": Share(0.5, 0.5), "hang in the middle": Share(1.0, 0.5, then_hangs=True)}
+COMPLETE = Delivery(1.0, 1.0)
+DELIVERIES = {
+    "short": Delivery(1.0, 0.5),
+    "smaller": Delivery(0.5, 0.5),
+    "hang in the middle": Delivery(1.0, 0.5, then_hangs=True),
+}
 
 
-class Asked(NamedTuple):
-    """The resource that a path names."""
+class Resource(NamedTuple):
+    """The resource that a path refers to."""
 
     what: str
-    """whoami, device, token, auth-check, info, tree, paths, file; empty for nothing that the Hub has."""
+    """whoami, device, token, auth-check, info, tree, paths, file; empty for an unknown path."""
     repo: str = ""
     revision: str = "main"
     rest: str = ""
 
 
-def read_path(path: str) -> Asked:
+def read_path(path: str) -> Resource:
     plain = {"/api/whoami-v2": "whoami", "/oauth/device": "device", "/oauth/token": "token"}
     if path in plain:
-        return Asked(plain[path])
+        return Resource(plain[path])
     parts = [unquote(part) for part in path.strip("/").split("/")]
     if parts[0] == "api" and len(parts) >= 4:
         repo, tail = "/".join(parts[2:4]), parts[4:]
         if not tail:
-            return Asked("info", repo)
+            return Resource("info", repo)
         what = {"revision": "info", "tree": "tree", "paths-info": "paths", "auth-check": "auth-check"}.get(tail[0], "")
-        return Asked(what, repo, tail[1] if len(tail) > 1 else "main", "/".join(tail[2:]))
+        return Resource(what, repo, tail[1] if len(tail) > 1 else "main", "/".join(tail[2:]))
     parts = parts[1:] if parts[0] == "datasets" else parts
     if len(parts) > 4 and parts[2] == "resolve":
-        return Asked("file", "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
-    return Asked("")
+        return Resource("file", "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+    return Resource("")
 
 
 def oid_of(data: bytes) -> str:

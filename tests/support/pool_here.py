@@ -1,4 +1,4 @@
-"""A pool of workers in this process."""
+"""A worker pool in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.workers.tasks import Task, TaskResult
 
 
 class PoolHere:
-    """A pool whose only worker is this process; what is sent and told goes through JSON, as through a pipe."""
+    """A pool whose only worker is this process. Tasks and results go through JSON, as through a pipe."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -27,5 +27,5 @@ class PoolHere:
                 yield TaskResult([json.loads(dumps(row)) for row in end.value.rows], end.value.facts)
 
     def rows(self, tasks: Sequence[Task]) -> list[Any]:
-        """All rows of their answers."""
-        return [row for told in self.results(tasks) if isinstance(told, TaskResult) for row in told.rows]
+        """The rows of all results."""
+        return [row for item in self.results(tasks) if isinstance(item, TaskResult) for row in item.rows]
