@@ -147,7 +147,7 @@ MUTANTS = (
         """            self._lock(file)
 """,
         "",
-        ("tests/run/test_folder.py::test_a_second_process_is_refused_and_told_who_holds_the_run",),
+        ("tests/run/test_folder.py::test_a_second_process_is_refused_with_the_owner_of_the_run",),
     ),
     Mutant(
         "owner beside the kernel's lock",
@@ -161,14 +161,14 @@ MUTANTS = (
         "engine/process/interactive_child.py",
         "        with job_signals_blocked():",
         "        if True:",
-        (f"{CONVERSATION}::test_a_signal_that_all_processes_of_a_job_get_does_not_end_the_child",),
+        (f"{CONVERSATION}::test_a_signal_to_all_processes_of_a_job_does_not_end_the_child",),
     ),
     Mutant(
         "they end by the signal of their launcher alone",
         "engine/process/job_signals.py",
         ".si_pid != os.getppid():",
         ".si_pid == 0:",
-        (f"{CONVERSATION}::test_what_the_child_starts_ends_by_the_signal_of_its_parent_and_by_nobody_elses",),
+        (f"{CONVERSATION}::test_a_worker_of_the_child_ends_only_by_a_signal_from_its_parent",),
     ),
     Mutant(
         "finite loss and gradient",

@@ -178,8 +178,8 @@ class LabelStatisticsFunction(torch.autograd.Function):
             return (hidden_grad.mul(grad.unsqueeze(1)).to(ctx.dtype), *(None,) * 6)
         hidden, weight, bias, labels, log_sum = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
-            found = _gradients(Head(weight, bias, *ctx.head), hidden, labels, log_sum, grad.float())
-        return (*found, None, None, None, None)
+            grads = _gradients(Head(weight, bias, *ctx.head), hidden, labels, log_sum, grad.float())
+        return (*grads, None, None, None, None)
 
 
 class _Pass:
@@ -192,12 +192,7 @@ class _Pass:
         self.head, self.hidden, self.labels = head, hidden, labels
         zeros = hidden.new_zeros(len(hidden))
         self.max_logit = torch.full_like(zeros, -torch.inf)
-        self.exp_sum, self.exp_logit_sum, self.logit_sum, self.label_logit = (
-            zeros,
-            zeros.clone(),
-            zeros.clone(),
-            zeros.clone(),
-        )
+        self.exp_sum, self.exp_logit_sum, self.logit_sum, self.label_logit = (zeros.clone() for _ in range(4))
         """Sums over the vocabulary of exp(z - max), of exp(z - max) · z, and of z; and the label's z. All (N,)."""
         self.weighted_rows = torch.zeros_like(hidden) if gradient else None
         """(N, H): the sum over the vocabulary of exp(z - max) · dz/d(W h) · W[v]."""
@@ -295,6 +290,7 @@ def _store_label_logits(into: Tensor, logits: Tensor, columns: Tensor) -> None:
 
 
 def _add_label_grads(logit_grads: Tensor, columns: Tensor, grad: Tensor) -> None:
+    """Add the gradients of the labels' own logits, for the labels that are in this tile."""
     within = (columns >= 0) & (columns < logit_grads.shape[1])
     logit_grads[within, columns[within]] += grad[within]
 

@@ -30,9 +30,9 @@ def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str
         return "float32", "on the CPU; --dtype bfloat16 takes half the time if the processor supports it"
     if gpu_has_bfloat16(device):
         return "bfloat16", "the GPU supports it"
-    found = overflow()
-    if found:
-        return "float32", f"the GPU has no bfloat16, and in float16 {found}"
+    problem = overflow()
+    if problem:
+        return "float32", f"the GPU has no bfloat16, and in float16 {problem}"
     return (
         "float16",
         "the GPU has no bfloat16; in float16 the adapter stayed finite on real prompts, forward and backward",

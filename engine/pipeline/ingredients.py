@@ -100,7 +100,7 @@ def start_overview(
     return StartOverview(found, _costs(config, run, disk))
 
 
-def values_of(config: Stage3Config) -> tuple[Ingredient, ...]:
+def ingredient_values(config: Stage3Config) -> tuple[Ingredient, ...]:
     """The ingredients with their values only: nothing is read, so they can be shown at once."""
     return (
         Ingredient("Base model", "base_model_id", config.base_model_id),

@@ -6,7 +6,7 @@ start recorded; if a stage's inputs will be made again, it names what the decisi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -180,10 +180,3 @@ def _split(context: Context) -> tuple[int, int] | None:
     """The sizes of the training set and the held-out one, once stage quality has written them."""
     quality = context.run.results.quality
     return None if quality is None else (quality.train, quality.held_out)
-
-
-def in_words(planned: list[PlannedStage]) -> Iterator[str]:
-    """One sentence for each stage that is not simply reused."""
-    for stage in planned:
-        if stage.action in ("again", "open"):
-            yield f"{STAGE[stage.name].title}: {stage.action} ({stage.why})"

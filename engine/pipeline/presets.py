@@ -32,7 +32,7 @@ class Preset:
 
 def presets(config: Stage3Config) -> tuple[Preset, ...]:
     """The available presets; each leaves the run folder and the display as they are."""
-    demo, notebook = _with(config, demo_defaults()), _with(config, {})
+    demo, notebook = _with_options(config, demo_defaults()), _with_options(config, {})
     found = [
         Preset("d", "the demo", "Embedded model, prompts and judge; offline, a minute.", demo),
         Preset("n", "the notebook's settings", "Every option at its default.", notebook),
@@ -40,11 +40,11 @@ def presets(config: Stage3Config) -> tuple[Preset, ...]:
     last = _last_run(config)
     with suppress(ConfigError):  # another version's options, no longer valid
         if last is not None:
-            found.append(Preset("l", "my last run", f"The options of {last[0].name}.", _with(config, last[1])))
+            found.append(Preset("l", "my last run", f"The options of {last[0].name}.", _with_options(config, last[1])))
     return tuple(found)
 
 
-def _with(config: Stage3Config, values: Mapping[str, Any]) -> Stage3Config:
+def _with_options(config: Stage3Config, values: Mapping[str, Any]) -> Stage3Config:
     kept = {name: getattr(config, name) for name in KEPT}
     return load_config({**values, **kept}, environment={})
 
@@ -52,7 +52,7 @@ def _with(config: Stage3Config, values: Mapping[str, Any]) -> Stage3Config:
 def _last_run(config: Stage3Config) -> tuple[Path, dict[str, Any]] | None:
     """The newest run beside this one, with its options; None if there is none."""
     own = config.output_dir.expanduser().resolve()
-    others = sorted(_others(own), key=_changed, reverse=True)
+    others = sorted(_other_runs(own), key=_modified_time, reverse=True)
     known = set(Stage3Config.model_fields)
     for folder in others:
         try:
@@ -64,12 +64,12 @@ def _last_run(config: Stage3Config) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _others(own: Path) -> Iterator[Path]:
+def _other_runs(own: Path) -> Iterator[Path]:
     beside = own.parent
     return (folder for folder in run_folders(beside, DEPTH) if folder != own) if beside.is_dir() else iter(())
 
 
-def _changed(folder: Path) -> float:
+def _modified_time(folder: Path) -> float:
     try:
         return (folder / RUN_JSON).stat().st_mtime
     except OSError:

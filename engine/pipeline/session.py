@@ -82,7 +82,7 @@ class Session:
         watcher.start()
         self._sampler.start()
         try:
-            return self._run_to_the_end(pipeline)
+            return self._run_to_end(pipeline)
         finally:
             done.set()
             self._sampler.stop()
@@ -92,7 +92,7 @@ class Session:
     def close(self) -> None:
         self._journal.close()
 
-    def _run_to_the_end(self, pipeline: Pipeline) -> ExitCode:
+    def _run_to_end(self, pipeline: Pipeline) -> ExitCode:
         """A missing run folder or a journal that cannot be written is a failure of the running stage, and is recorded like any
         other, as far as possible.
         """
@@ -151,7 +151,7 @@ def record_configuration(context: Context) -> None:
     context.run.save()
 
 
-def failure_of(error: BaseException) -> str:
+def failure_text(error: BaseException) -> str:
     """A sentence for an error that escaped a session."""
     known = as_stage3_error(error)
     return str(known) if known is not None else f"{type(error).__name__}: {error}"

@@ -163,7 +163,7 @@ def write_report(context: Context, outcomes: Sequence[TrialOutcome], picked: str
 # -- the choice --------------------------------------------------------------------------------------------------------
 
 
-def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
+def find_picked(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
     """The trial with that name or number (from 1), or the best. Raises ConfigError for an unknown one, DataError if no
     trial may be picked.
     """
@@ -187,7 +187,7 @@ def _train_picked(
     context: Context, trials: Sequence[Trial], outcomes: Sequence[TrialOutcome], pick: str
 ) -> Generator[Event, None, ExitCode]:
     """Run stages training and packaging with the picked trial's options: its checkpoint is reused, its verdict is new."""
-    chosen = picked_of(outcomes, pick)
+    chosen = find_picked(outcomes, pick)
     write_report(context, outcomes, chosen.name)
     options = next(trial.options for trial in trials if trial.name == chosen.name)
     yield Message(

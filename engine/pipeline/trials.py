@@ -37,13 +37,13 @@ def options_to_try() -> tuple[str, ...]:
     return tuple(option.name for option in options() if "training" in option.changes)
 
 
-def trials_of_grid(grid: Mapping[str, Sequence[Any]]) -> list[Trial]:
+def trials_from_grid(grid: Mapping[str, Sequence[Any]]) -> list[Trial]:
     """Every combination, in the order of the lists."""
     names = list(grid)
-    return _named([dict(zip(names, values, strict=True)) for values in itertools.product(*grid.values())])
+    return _as_trials([dict(zip(names, values, strict=True)) for values in itertools.product(*grid.values())])
 
 
-def trials_of_toml(path: Path) -> list[Trial]:
+def trials_from_toml(path: Path) -> list[Trial]:
     """`[grid]` with a list for each option, or one `[[trial]]` table per trial. Raises ConfigError."""
     try:
         data = read_toml(path)
@@ -58,7 +58,7 @@ def trials_of_toml(path: Path) -> list[Trial]:
         )
     lists = {_option(key): value if isinstance(value, list) else [value] for key, value in grid.items()}
     written = [{_option(key): value for key, value in trial.items()} for trial in listed]
-    return _named([dict(trial.options) for trial in trials_of_grid(lists)] + written if lists else written)
+    return _as_trials([dict(trial.options) for trial in trials_from_grid(lists)] + written if lists else written)
 
 
 def checked(config: Stage3Config, trials: Sequence[Trial]) -> list[Trial]:
@@ -84,7 +84,7 @@ def _option(key: str) -> str:
     return key.replace("-", "_")
 
 
-def _named(combinations: list[dict[str, Any]]) -> list[Trial]:
+def _as_trials(combinations: list[dict[str, Any]]) -> list[Trial]:
     named = {_name(options): Trial(_name(options), options) for options in combinations}
     return list(named.values())
 

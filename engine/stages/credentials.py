@@ -59,7 +59,7 @@ def run(context: Context) -> StageRun:
         yield Check("token", "failed", NO_TOKEN)
         raise no_token_to_push()
     if found is None:
-        return (yield from _anonymous(context, needs))
+        return (yield from _without_token(context, needs))
     return (yield from _with_token(context, needs, found))
 
 
@@ -91,7 +91,7 @@ def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: Foun
     context.token = found.secret
     yield from _clear_stale_variables(found.secret)
     if context.config.store_token:
-        yield _stored(found)
+        yield _store_token(found)
     facts = {"account": account.name, "role": account.role, "source": found.source}
     may = [f"read {listed(needs)}"] if needs else []
     may += [f"write to {target}"] if target else []
@@ -116,7 +116,7 @@ def _accepted_token(context: Context, found: FoundToken) -> Generator[Event, Non
     return found, hub.whoami(found.secret)
 
 
-def _anonymous(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
+def _without_token(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
     """Without a token: fine if everything is public. Raises AccessError otherwise."""
     try:
         commits = yield from _check_access(needs, None)
@@ -216,7 +216,7 @@ def _log_in(context: Context) -> Generator[Event, None, FoundToken]:
 # -- after the check ---------------------------------------------------------------------------------------------------
 
 
-def _stored(found: FoundToken) -> Check:
+def _store_token(found: FoundToken) -> Check:
     """Store the token if --store-token is given. A failure is only a warning: the run has the token in memory."""
     try:
         place = hub.store_token(found.secret)
@@ -231,5 +231,5 @@ def _clear_stale_variables(used: Secret) -> Generator[Event, None, None]:
         value = os.environ.get(variable)
         if value is not None and value.strip().strip("'\"") != used.reveal():
             del os.environ[variable]
-            text = f"{variable} held a different token than the one in use; this process ignores it."
+            text = f"{variable} holds a different token from the one in use; this process ignores it."
             yield Message("warning", text)

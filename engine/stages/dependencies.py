@@ -69,7 +69,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     if still := [item for item in table if not item.ok]:
         raise packages_error(still, "uv reported success, but they are still missing.")
     if loaded := [item.requirement.name for item in table if item.requirement.name.replace("-", "_") in sys.modules]:
-        old = f"{', '.join(loaded)} was loaded before it was installed: run the same command again to use the new version."
+        old = f"An old version of {', '.join(loaded)} is loaded. To use the new one, run the same command again."
         yield Message("warning", old)
     return True
 

@@ -64,23 +64,23 @@ def evidence(context: Context) -> dict[str, Any]:
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
     decisions, edits_bytes = read_settled_edits(run_ / layout.EDITS_JSONL)
-    tally, usable = judge_run(run_, decisions)
+    tally, usable = assess_run(run_, decisions)
     measures: KnownMeasures = {}
     if config.relevance and usable:
         workers = partial(relevance_workers, context) if relevance_process_count(config) > 1 else None
         path = run_ / layout.RELEVANCE_JSONL
         measures = yield from measure_relevance(config, usable, path, context.token_text, context.stop, workers)
         remove_shares(run_, RELEVANCE)
-        tally, usable = judge_run(run_, decisions, measures=measures)
-    yield from measure_lengths_of(context, tally, usable)
+        tally, usable = assess_run(run_, decisions, measures=measures)
+    yield from count_too_long(context, tally, usable)
     unfixable = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
     skips_judge = bool(unfixable) and config.accept_quality is None
     examined = ExaminedJudge(config) if skips_judge else (yield from _examine_judge(context))
     judgement = None
     if examined.trusted is not None:
         scores, judgement = yield from _score(context, examined, usable)
-        tally, usable = judge_run(run_, decisions, scores, measures, config.min_gain)
-        yield from measure_lengths_of(context, tally, usable)
+        tally, usable = assess_run(run_, decisions, scores, measures, config.min_gain)
+        yield from count_too_long(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
         yield Message(
             "info", "A judge chose the best of each prompt's drafts, so finding them improved proves nothing."
@@ -88,7 +88,7 @@ def run(context: Context) -> StageRun:
     judged = judgement is not None
     all_figures = figures(tally, config, judged=judged)
     for figure in all_figures:
-        yield check_of(figure)
+        yield figure_check(figure)
     if not judged:
         yield _why_unjudged(tally, examined, unfixable if skips_judge else [])
     for reason, count in tally.reasons.most_common():
@@ -103,10 +103,10 @@ def run(context: Context) -> StageRun:
         yield Message("warning", f"You opened the gate (--accept-quality): {config.accept_quality}")
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
     if not train or not held_out:
-        raise _too_few(len(usable))
+        raise _too_few_pairs(len(usable))
     _write_rows(run_ / layout.TRAIN_JSONL, train)
     _write_rows(run_ / layout.EVAL_JSONL, held_out)
-    yield Check("held out", "ok", f"{len(held_out)} pairs, by prompt, before training")
+    yield Check("held out", "ok", f"{len(held_out)} pairs, split by prompt before training")
     return StageEnd(
         f"{len(train)} pairs to train on, {len(held_out)} held out, {tally.made - len(usable)} left out",
         QualityResult(
@@ -122,7 +122,7 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _too_few(usable: int) -> DataError:
+def _too_few_pairs(usable: int) -> DataError:
     return DataError(
         f"{usable} usable pairs are too few to split into training and held-out sets.",
         "Each set needs at least one: without held-out pairs, the effect of training cannot be measured.",
@@ -130,7 +130,7 @@ def _too_few(usable: int) -> DataError:
     )
 
 
-def measure_lengths_of(context: Context, tally: Tally, usable: Sequence[Pair]) -> Iterator[Event]:
+def count_too_long(context: Context, tally: Tally, usable: Sequence[Pair]) -> Iterator[Event]:
     """Count the pairs that training will leave out as too long.
 
     The sets that this stage writes do not depend on it: another --max-length concerns only preflight and training.
@@ -186,7 +186,7 @@ def _score(
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 
 
-def judge_run(
+def assess_run(
     run: Run,
     decisions: Edits | None = None,
     scores: ScoreCache | None = None,
@@ -223,7 +223,7 @@ def judge_run(
     return tally, IndexedPairs(pairs_path, usable, as_trained) if usable else []
 
 
-def check_of(figure: Figure) -> Check:
+def figure_check(figure: Figure) -> Check:
     """A gate figure as a line of the stage's table."""
     status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
     return Check(figure.title, status, figure.sentence)  # type: ignore[arg-type]

@@ -129,6 +129,8 @@ def _driver(report: GpuReport, device: str) -> Generator[Event, None, str | None
 
 def _cuda(build: TorchBuild | None, driver: str | None, device: str) -> Check:
     if build is None:
-        return Check("CUDA of torch", "warning", "torch is not installed; stage dependencies can, with --install")
+        return Check(
+            "CUDA of torch", "warning", "torch is not installed; stage dependencies installs it with --install"
+        )
     fault = driver_fault(build, driver, device)
     return Check("CUDA of torch", "warning" if fault else "ok", visible_line(fault or str(build)))

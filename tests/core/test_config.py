@@ -19,7 +19,7 @@ def test_the_options_read_from_the_source_are_those_of_the_class():
         assert option.default == ("" if field.default is None else str(field.default))
 
 
-def test_the_defaults_of_the_notebook_stay():
+def test_the_defaults_of_the_notebook_are_kept():
     config = load_config(environment={})
     assert (config.num_examples, config.split, config.beta, config.learning_rate) == (
         2500,
@@ -58,7 +58,7 @@ def test_several_servers_are_a_list_or_text_and_each_counts_once(given: object, 
     assert load_config(toml=toml, environment={}).server_url == BOTH
 
 
-def test_one_server_is_given_as_ever_and_none_is_none():
+def test_one_server_needs_no_list_and_an_empty_value_means_none():
     assert load_config(environment={"STAGE3_SERVER_URL": BOTH[0]}).server_url == BOTH[:1]
     assert load_config({"judge_url": ""}, environment={}).judge_url is None
     before = load_config({"critic_url": BOTH}, environment={})
@@ -68,7 +68,7 @@ def test_one_server_is_given_as_ever_and_none_is_none():
 
 
 @pytest.mark.parametrize("where", ["command line", "environment", "stage3.toml"])
-def test_a_misspelt_key_names_the_nearest_one_and_where_it_stands(where: str, tmp_path: Path):
+def test_a_misspelt_option_is_reported_with_the_nearest_one_and_its_source(where: str, tmp_path: Path):
     toml = tmp_path / "stage3.toml"
     toml.write_text("num_exampels = 3\n" if where == "stage3.toml" else "")
     with pytest.raises(ConfigError, match="num_examples") as caught:
@@ -80,7 +80,7 @@ def test_a_misspelt_key_names_the_nearest_one_and_where_it_stands(where: str, tm
     assert where in caught.value.what
 
 
-def test_a_value_out_of_bounds_is_refused_with_its_source_and_the_options_sentence():
+def test_a_value_out_of_bounds_is_refused_with_its_source_and_the_options_help():
     with pytest.raises(ConfigError) as caught:
         load_config(environment={"STAGE3_TOP_P": "1.5"})
     assert "Invalid value for top_p: '1.5' (from the environment (STAGE3_TOP_P))" in caught.value.what
@@ -100,11 +100,11 @@ def test_a_value_out_of_bounds_is_refused_with_its_source_and_the_options_senten
         ("server_url", "addresses, or empty"),
     ],
 )
-def test_an_option_says_in_words_what_may_be_given(name: str, allowed: str):
+def test_an_option_describes_its_allowed_values(name: str, allowed: str):
     assert next(option for option in options() if option.name == name).allowed == allowed
 
 
-def test_changes_are_taken_all_or_none_and_each_bad_one_is_reported(config):
+def test_changes_are_applied_all_or_none_and_each_invalid_one_is_reported(config):
     before = config(seed=7)
     changed, refused = with_changes(before, {"num_examples": "31", "temperature": "0"})
     assert (changed.num_examples, changed.temperature, changed.seed, refused) == (31, 0.0, 7, {})
@@ -114,17 +114,17 @@ def test_changes_are_taken_all_or_none_and_each_bad_one_is_reported(config):
     assert with_changes(before, {"generation_batch_size": None})[0].generation_batch_size is None
 
 
-def test_an_option_that_another_one_needs_is_said_to_be_missing():
+def test_an_option_that_another_one_requires_is_reported_as_missing():
     with pytest.raises(ConfigError, match=r"^main_process_ip is missing\.") as raised:
         load_config({"num_machines": 2}, environment={})
     assert "--num-machines" in raised.value.why
 
 
-def test_the_state_of_another_optimizer_cannot_be_spread():
+def test_the_state_of_another_optimizer_cannot_be_sharded():
     with pytest.raises(ConfigError, match="--optim paged_adamw_8bit"):
         load_config({"optim": "paged_adamw_8bit", "sharding": "fsdp"}, environment={})
 
 
-def test_weights_in_four_bits_cannot_be_spread():
+def test_four_bit_weights_cannot_be_sharded():
     with pytest.raises(ConfigError, match="--load-in-4bit"):
         load_config({"load_in_4bit": True, "sharding": "fsdp"}, environment={})

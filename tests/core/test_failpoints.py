@@ -1,4 +1,4 @@
-"""A fail point fails at the call that a test asked for, and nowhere else."""
+"""A fail point fails at the requested call, and nowhere else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.core.failpoints import POINTS, VARIABLE, failing, failpoint
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_nth_call_fails_with_the_errno_that_was_asked_for_and_the_others_pass():
+def test_the_nth_call_fails_with_the_given_errno_and_the_others_succeed():
     with failing("sync=EIO@3") as armed:
         assert not failpoint("sync") and not failpoint("append") and not failpoint("sync")
         with pytest.raises(OSError, match="Input/output error") as failed:
@@ -42,14 +42,14 @@ def test_memory_runs_out_and_a_number_becomes_nan():
         assert [failpoint("loss") for _ in range(3)] == [False, True, False]
 
 
-def test_outside_of_the_block_nothing_fails():
+def test_outside_the_block_nothing_fails():
     with failing("sync=EIO@1+"):
         pass
     assert not failpoint("sync")
 
 
 @pytest.mark.parametrize("rule", ["sync", "sync=EIO", "sink=EIO@1", "sync=ENOTHING@1", "sync=EIO@x"])
-def test_a_rule_that_would_never_do_anything_is_refused(rule: str):
+def test_a_rule_that_could_never_apply_is_refused(rule: str):
     with pytest.raises(ValueError, match=r"fail point|action"), failing(rule):
         pass
 
@@ -57,7 +57,7 @@ def test_a_rule_that_would_never_do_anything_is_refused(rule: str):
 @pytest.mark.parametrize(
     ("action", "ending"), [("abort", -signal.SIGABRT), ("kill", -signal.SIGKILL), ("term", 143), ("hang", None)]
 )
-def test_a_process_takes_its_rules_from_the_environment(action: str, ending: int | None):
+def test_a_process_reads_its_rules_from_the_environment(action: str, ending: int | None):
     code = (
         "import signal, sys; from engine.process.environment import disable_core_dumps; disable_core_dumps();"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143));"
@@ -75,7 +75,7 @@ def test_a_process_takes_its_rules_from_the_environment(action: str, ending: int
         assert process.stdout.read() == b""
 
 
-def test_each_named_place_is_in_the_code_and_each_place_in_the_code_has_a_name():
+def test_the_fail_points_in_the_code_are_those_in_the_table():
     used = {
         name
         for path in (ROOT / "engine").rglob("*.py")

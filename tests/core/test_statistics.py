@@ -30,7 +30,7 @@ def test_outcomes_are_counted_as_wins_ties_losses():
     assert win_tie_loss([0.2, -0.1, 0.0, 0.3]) == (2, 1, 1)
 
 
-def test_a_rise_is_weighed_by_those_that_changed_alone():
+def test_mcnemars_test_counts_only_changes():
     before = [True, True, False, False, False, False, False, False]
     after = [True, False, True, True, True, True, True, False]
     assert mcnemar_test(before, after) == pytest.approx(2 * (1 + 6) / 64)  # five up, one down
@@ -38,7 +38,7 @@ def test_a_rise_is_weighed_by_those_that_changed_alone():
     assert mcnemar_test([], []) == 1.0
 
 
-def test_the_bootstrap_is_the_same_for_the_same_values_and_holds_the_mean():
+def test_the_bootstrap_is_deterministic_and_contains_the_mean():
     values = [0.11, 0.52, 0.37, 0.94, 0.23, 0.65]
     low, high = bootstrap_mean(values)
     assert (low, high) == bootstrap_mean(values)
@@ -46,11 +46,11 @@ def test_the_bootstrap_is_the_same_for_the_same_values_and_holds_the_mean():
     assert all(math.isnan(bound) for bound in bootstrap_mean([]))
 
 
-def test_the_wilson_interval_is_that_of_the_books():
+def test_the_wilson_interval_agrees_with_textbooks():
     assert wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
     assert wilson(0, 10) == pytest.approx((0.0, 0.278), abs=1e-3)
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_of_nothing_there_is_not_a_mean_and_a_share_of_none():
+def test_without_values_the_mean_is_nan_and_the_share_is_zero():
     assert math.isnan(mean([])) and fraction([]) == 0.0

@@ -80,32 +80,30 @@ def share_held(events: list[Any]) -> int:
     return int(re.search(r"\((\d+)%\)", text)[1])
 
 
-def test_two_processes_train_what_one_does(make: Callable[..., Context]):
-    alone, (events, trained) = run_stage(train(make("alone", 1), ROWS)), run_stage(training(make()))
-    one, two = steps_of(alone[0]), steps_of(events)
-    assert len(two) == STEPS
-    for name in ("step", "loss", "grad_norm", "margin", "reward_chosen", "accuracy", "epoch", "learning_rate"):
-        assert [getattr(step, name) for step in two] == pytest.approx([getattr(step, name) for step in one], abs=1e-5)
-    assert trained.losses == pytest.approx(alone[1].losses, abs=1e-5)
-    assert trained.first_loss == pytest.approx(alone[1].first_loss, abs=1e-6)
-    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [2, 4, 6]
-
-
 @pytest.mark.fault("A4")
-def test_a_signal_to_all_processes_at_once_loses_no_step(make: Callable[..., Context]):
-    """As Slurm sends it to a job: the run receives it, too, and tells the workers when to stop."""
-    context = make()
+def test_two_processes_train_what_one_does_and_a_signal_to_all_of_them_loses_no_step(make: Callable[..., Context]):
+    """As Slurm sends it to a job: the run receives it, too, and decides for the others when to stop."""
+    (one, alone), context, events = run_stage(train(make("alone", 1), ROWS)), make(), []
     with pytest.raises(Stopped):
         for event in training(context):
+            events.append(event)
             if isinstance(event, TrainStep) and event.step == 2:
                 send_to_all(context, signal.SIGHUP)  # the run continues without a terminal
             if isinstance(event, TrainStep) and event.step == 3:
                 send_to_all(context, signal.SIGTERM)
                 context.stop.request("SIGTERM")
     assert not ranks_of(context)
-    assert step_of(by_step(context.run / layout.CHECKPOINTS_DIR)[-1]) >= 3
+    steps = steps_of(events)
+    assert len(steps) >= 3
+    for name in ("step", "loss", "grad_norm", "margin", "reward_chosen", "accuracy", "epoch", "learning_rate"):
+        expected = [getattr(step, name) for step in steps_of(one)[: len(steps)]]
+        assert [getattr(step, name) for step in steps] == pytest.approx(expected, abs=1e-5)
+    assert next(event.step for event in events if isinstance(event, CheckpointSaved)) == 2
+    saved = step_of(by_step(context.run / layout.CHECKPOINTS_DIR)[-1])
+    assert saved >= 3
     _, trained = run_stage(train(make(processes=1), ROWS))
-    assert trained.resumed_from is not None and trained.resumed_from >= 3
+    assert trained.resumed_from == saved
+    assert trained.losses == pytest.approx(alone.losses, abs=1e-5)
 
 
 @pytest.mark.slow

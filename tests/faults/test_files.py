@@ -349,7 +349,7 @@ def test_f2_15_lines_of_another_version_are_passed_over_and_counted(
     state = fold(read_journal(path))
     assert state.skipped_lines == 1 and state.last_seq == 2 and state.stages["pairs"].status == "done"
     assert main(["status", str(run.folder)]) == 0
-    assert "1 line of logs/events.jsonl passed over" in capsys.readouterr().out
+    assert "skipped 1 line of logs/events.jsonl" in capsys.readouterr().out
     assert main(["status", "--json", str(run.folder)]) == 0
     assert json.loads(capsys.readouterr().out)["events_passed_over"] == 1
 
@@ -529,7 +529,7 @@ def test_f2_20_a_token_without_end_is_none(monkeypatch: pytest.MonkeyPatch, tmp_
     with Path("/dev/zero").open() as endless:
         monkeypatch.setattr("sys.stdin", endless)
         assert main(["--auto", "--token-stdin", "--output-dir", str(tmp_path / "run")]) == ExitCode.ACCESS
-    assert "There is no token on standard input" in capsys.readouterr().err
+    assert "There is no token in standard input" in capsys.readouterr().err
 
 
 def test_a_file_that_is_written_follows_no_link_at_its_temporary_name(tmp_path: Path):

@@ -142,7 +142,7 @@ def test_a_record_that_cannot_be_appended_says_why_and_leaves_no_part(
 
     with JsonlAppender(tmp_path / "x.jsonl") as appender:
         monkeypatch.setattr(os, "write", half)
-        with pytest.raises(MEANINGS[number].error, match="could not be written") as refused:
+        with pytest.raises(MEANINGS[number].error, match="Cannot write a record") as refused:
             appender.append({"id": 1})
     assert refused.value.what_to_do == MEANINGS[number].what_to_do
     assert (tmp_path / "x.jsonl").read_bytes() == b""

@@ -1,4 +1,4 @@
-"""Memory that is given back is there for other processes; garbage is looked for after large imports, not meanwhile."""
+"""Freed memory is available to other processes, and garbage collection pauses during large imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc keeps freed memory in this way")
-def test_what_the_c_library_keeps_of_freed_tensors_goes_back_to_the_system():
+def test_freed_memory_that_the_c_library_keeps_is_returned_to_the_system():
     start = psutil.Process().memory_info().rss
     torch.ones(30 * MIB // 4)  # after a block of this size was freed, glibc takes smaller ones from its heap
     held = []
@@ -27,14 +27,14 @@ def test_what_the_c_library_keeps_of_freed_tensors_goes_back_to_the_system():
     assert psutil.Process().memory_info().rss - start < 50 * MIB and len(pins) == 10
 
 
-def test_garbage_is_collected_again_after_imports_also_if_one_fails():
+def test_garbage_is_collected_again_after_imports_even_if_one_fails():
     with pytest.raises(ImportError), no_garbage_collection():
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled()
 
 
-def test_who_collects_no_garbage_does_not_begin_with_it_after_an_import():
+def test_garbage_collection_stays_off_if_it_was_off_before_an_import():
     gc.disable()
     try:
         with no_garbage_collection():

@@ -1,4 +1,4 @@
-"""Which GPU belongs to which device number."""
+"""The driver's index of each CUDA device."""
 
 from __future__ import annotations
 

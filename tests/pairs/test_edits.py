@@ -25,7 +25,7 @@ from engine.pairs.data.edits import (
     write_edit,
 )
 from engine.pairs.data.edits_lock import sole_writer
-from engine.pairs.generation.superseded import _put_before
+from engine.pairs.generation.superseded import _prepend
 from engine.storage.jsonl import read_jsonl
 from tests.support.good_pairs import pair
 
@@ -231,7 +231,7 @@ def test_replacing_the_file_loses_no_decision_made_meanwhile(tmp_path: Path):
     writer.start()
     rounds = 0
     while writer.is_alive() or not rounds:
-        _put_before(path, [{"id": f"old-{rounds}", "action": "reject", "time": 1.0}])
+        _prepend(path, [{"id": f"old-{rounds}", "action": "reject", "time": 1.0}])
         rounds += 1
     writer.join()
     assert set(read_edits(path)) == {*decided, *(f"old-{n}" for n in range(rounds))}

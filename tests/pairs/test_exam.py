@@ -375,7 +375,7 @@ def refused(context: Context) -> DataError:
 
 
 def sample_of(context: Context) -> list[str]:
-    tally, usable = quality.judge_run(context.run)
+    tally, usable = quality.assess_run(context.run)
     orders = tally.sample.orders
     return sorted(
         (pair.id for pair in usable if hash_of(pair.id) in orders), key=lambda each: orders.index(hash_of(each))

@@ -342,7 +342,7 @@ def test_decisions_beside_the_file_count_and_are_reported(good: Path, validated,
     assert (people["decided"], people["rejected"], people["flipped"], people["not_here"]) == (2, 1, 1, 1)
     main(["validate", str(good)])
     printed = capsys.readouterr().out
-    assert "decisions about 2 pairs" in printed and "1 pairs that are not in this file" in printed
+    assert "decisions about 2 pairs" in printed and "about 1 pair not in this file" in printed
 
 
 def test_a_damaged_decision_shuts_the_gate_and_the_error_names_its_line(good: Path, validated):
@@ -479,7 +479,7 @@ def test_the_printed_report_counts_lines_from_1_and_shows_figures_and_an_example
     assert "training pairs" in printed and "(at least 100)" in printed
     assert "left out: 1 meta" in printed and "for example line 7" in printed
     assert "[red]␛[31mask" in printed and "\x1b" not in printed
-    for word in ("asked", "draft", "revised"):
+    for word in ("prompt", "draft", "revision"):
         assert f"    {word}" in printed
 
 

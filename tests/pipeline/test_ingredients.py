@@ -11,7 +11,7 @@ from engine.core.errors import AccessError, NetworkError
 from engine.core.options import options
 from engine.demo.preset import demo_defaults
 from engine.pipeline import ingredients as module
-from engine.pipeline.ingredients import YES, Ingredient, StartOverview, ask_hub, start_overview, values_of
+from engine.pipeline.ingredients import YES, Ingredient, StartOverview, ask_hub, ingredient_values, start_overview
 from engine.pipeline.presets import KEPT, presets
 from engine.run.folder import Run
 
@@ -102,7 +102,7 @@ def test_the_status_of_each_ingredient(overview_of, given: dict[str, object], ti
 
 def test_the_values_shown_at_once_are_those_of_the_full_overview(overview_of, tmp_path):
     config = load_config({"output_dir": tmp_path / "run"}, environment={})
-    at_once, later = values_of(config), overview_of().ingredients
+    at_once, later = ingredient_values(config), overview_of().ingredients
     assert [(one.option, one.value) for one in at_once] == [(one.option, one.value) for one in later]
     assert {one.option for one in at_once} <= {option.name for option in options()}
 

@@ -14,7 +14,7 @@ from engine.core.errors import DiskError, ExitCode, NumbersError, Stopped
 from engine.core.events import Event, RunFinished, TrainStep, TrialFinished, TrialStep
 from engine.pipeline.best_trial import best_of
 from engine.pipeline.sweep import TrialOutcome, run_sweep
-from engine.pipeline.trials import trials_of_grid
+from engine.pipeline.trials import trials_from_grid
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.results import TrainingResult
@@ -22,7 +22,7 @@ from engine.run.state import RunState
 from engine.stages.base import StageEnd
 from tests.support.small_stages import SmallStage, small_stages
 
-TRIALS = trials_of_grid({"beta": [0.1, 0.2], "learning_rate": [1e-6, 1e-5]})
+TRIALS = trials_from_grid({"beta": [0.1, 0.2], "learning_rate": [1e-6, 1e-5]})
 
 
 @dataclass

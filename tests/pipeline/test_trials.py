@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from engine.core.errors import ConfigError
-from engine.pipeline.trials import checked, options_to_try, trials_of_grid, trials_of_toml
+from engine.pipeline.trials import checked, options_to_try, trials_from_grid, trials_from_toml
 
 
 def test_every_combination_is_tried_once_in_the_order_of_the_lists():
-    trials = trials_of_grid({"beta": ["0.1", "0.3"], "learning_rate": ["5e-6", "5e-5", "0.000005"]})
+    trials = trials_from_grid({"beta": ["0.1", "0.3"], "learning_rate": ["5e-6", "5e-5", "0.000005"]})
     assert [trial.name for trial in trials] == [
         "beta-0.1_learning-rate-5e-06",
         "beta-0.1_learning-rate-5e-05",
@@ -36,20 +36,20 @@ def test_trials_vary_only_options_of_the_training():
 )
 def test_invalid_trials_are_refused_before_anything_runs(grid, message, config):
     with pytest.raises(ConfigError, match=message):
-        checked(config(), trials_of_grid(grid))
+        checked(config(), trials_from_grid(grid))
 
 
 def test_values_are_parsed_like_the_configurations(config):
-    (trial,) = checked(config(), trials_of_grid({"beta": ["0.30"], "num_train_epochs": ["2"]}))
+    (trial,) = checked(config(), trials_from_grid({"beta": ["0.30"], "num_train_epochs": ["2"]}))
     assert trial.options == {"beta": 0.3, "num_train_epochs": 2.0}
 
 
 def test_a_file_has_lists_or_trials_one_by_one(tmp_path: Path):
     path = tmp_path / "sweep.toml"
     path.write_text("[grid]\nbeta = [0.1, 0.2]\n[[trial]]\nlearning-rate = 1e-6\nseed = 7\n")
-    assert [trial.name for trial in trials_of_toml(path)] == ["beta-0.1", "beta-0.2", "learning-rate-1e-06_seed-7"]
+    assert [trial.name for trial in trials_from_toml(path)] == ["beta-0.1", "beta-0.2", "learning-rate-1e-06_seed-7"]
     path.write_text("[[trial]]\nbeta = 0.5\n")
-    assert [trial.options for trial in trials_of_toml(path)] == [{"beta": 0.5}]
+    assert [trial.options for trial in trials_from_toml(path)] == [{"beta": 0.5}]
 
 
 @pytest.mark.parametrize("text", ["", "beta = [0.1]", "grid = 3", "[grid", "trial = 1"])
@@ -57,10 +57,10 @@ def test_a_file_without_trials_is_refused(text: str, tmp_path: Path):
     path = tmp_path / "sweep.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"sweep\.toml"):
-        trials_of_toml(path)
+        trials_from_toml(path)
 
 
 def test_long_names_are_cut_and_stay_different():
     lists = {name: ["0.123456789", "0.987654321"] for name in options_to_try()[:6]}
-    names = [trial.name for trial in trials_of_grid(lists)]
+    names = [trial.name for trial in trials_from_grid(lists)]
     assert len(set(names)) == 64 and max(map(len, names)) <= 80

@@ -47,7 +47,7 @@ def test_the_signal_that_ended_a_child_is_named_and_no_long_line_hides_the_last_
     assert result.ending.endswith("… / the cause")
 
 
-def test_lines_come_while_the_child_still_works() -> None:
+def test_lines_arrive_while_the_child_is_running() -> None:
     lines = stream_child(python("import time; print('first', flush=True); time.sleep(60)"), limit_seconds=60)
     assert next(lines) == "first"
     lines.close()
@@ -61,7 +61,7 @@ def test_a_closed_stream_leaves_no_process_behind() -> None:
 
 
 @pytest.mark.fault("F12")
-def test_a_child_past_its_limit_is_killed_with_its_children_though_they_ignore_term(
+def test_a_child_past_its_limit_is_killed_with_its_children_even_if_they_ignore_term(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kill, "GRACE_SECONDS", 0.3)
@@ -72,7 +72,7 @@ def test_a_child_past_its_limit_is_killed_with_its_children_though_they_ignore_t
     assert not is_running(int(result.output[0]))
 
 
-def test_a_grandchild_that_holds_the_pipes_does_not_hold_us(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grandchild_that_holds_the_pipes_does_not_block_us(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "DRAIN_SECONDS", 0.2)
     result = run_child(["sh", "-c", "sleep 985 & echo $!"], limit_seconds=60)
     assert result.code == 0 and result.seconds < 10
@@ -80,14 +80,14 @@ def test_a_grandchild_that_holds_the_pipes_does_not_hold_us(monkeypatch: pytest.
 
 
 @pytest.mark.fault("F12")
-def test_a_grandchild_in_a_session_of_its_own_is_ended_too() -> None:
+def test_a_grandchild_in_its_own_session_is_also_ended() -> None:
     result = run_child(["sh", "-c", "setsid sh -c 'trap \"\" TERM; echo $$; exec sleep 983'"], limit_seconds=0.5)
     assert result.timed_out
     assert not is_running(int(result.output[0]))
 
 
 @pytest.mark.fault("F12")
-def test_a_daemon_that_gave_up_its_parents_and_its_pipes_is_ended_with_the_child(tmp_path: Path) -> None:
+def test_a_daemon_without_parent_and_pipes_is_ended_with_the_child(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     daemon = f"setsid sh -c 'echo $$ > {noted}; exec sleep 982' </dev/null >/dev/null 2>&1 &"
     result = run_child(["sh", "-c", f"{daemon} while ! [ -s {noted} ]; do sleep 0.01; done"], limit_seconds=60)
@@ -95,7 +95,7 @@ def test_a_daemon_that_gave_up_its_parents_and_its_pipes_is_ended_with_the_child
     assert not is_running(int(noted.read_text()))
 
 
-def test_what_carries_another_childs_mark_is_left_alone() -> None:
+def test_processes_with_another_childs_mark_are_left_alone() -> None:
     other = stream_child(["sh", "-c", "echo $$; exec sleep 981"], limit_seconds=60)
     pid = int(next(other))
     run_child(["true"], limit_seconds=20)
@@ -104,7 +104,7 @@ def test_what_carries_another_childs_mark_is_left_alone() -> None:
 
 
 @pytest.mark.fault("A4")
-def test_a_child_that_gets_the_jobs_signal_before_the_run_does_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_gets_the_jobs_signal_before_the_run_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm sends it to one process after the other."""
     stop = StopToken()
     Timer(0.3, stop.request, ("SIGTERM",)).start()
@@ -122,7 +122,7 @@ def test_a_request_to_stop_ends_the_child() -> None:
 
 
 @pytest.mark.fault("F13", "G1")
-def test_what_a_child_prints_cannot_drive_a_terminal() -> None:
+def test_output_of_a_child_cannot_control_a_terminal() -> None:
     result = run_child(
         python("import os; os.write(1, b'a\\x1b]52;c;x\\x07b\\x00\\xff\\xc2\\x9b2J\\nprogress 1\\rprogress 2\\n')"),
         limit_seconds=20,
@@ -130,7 +130,7 @@ def test_what_a_child_prints_cannot_drive_a_terminal() -> None:
     assert result.output == ("a␛]52;c;x␇b␀\ufffd\\x9b2J", "progress 1", "progress 2")
 
 
-def test_what_a_child_says_is_reported_in_a_message_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_output_of_a_child_is_sent_as_messages_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     events, result = run_stage(
         stream_child_as_messages(["sh", "-c", "printf 'one\\033[2J\\n'; exit 3"], prefix="pip", limit_seconds=20)
@@ -162,7 +162,7 @@ def test_a_child_gets_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clean_environment()["PATH"] == os.environ["PATH"]
 
 
-def test_the_settings_of_uv_and_pip_are_for_uv_and_pip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_installers_get_the_settings_of_uv_and_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_INDEX_URL", "https://mirror.example.org/simple")
     monkeypatch.setenv("UV_INDEX_PRIVATE_PASSWORD", "hf_canary")
     assert "UV_INDEX_URL" not in clean_environment()
@@ -176,7 +176,7 @@ def test_git_gets_the_configured_certificates(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o000, 0o644), (0o022, 0o644), (0o077, 0o600)])
-def test_what_a_child_makes_is_never_for_others_to_change(tmp_path: Path, umask: int, mode: int) -> None:
+def test_files_that_a_child_creates_are_not_writable_by_others(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         run_child(["touch", str(tmp_path / "made")], limit_seconds=20)
@@ -186,7 +186,7 @@ def test_what_a_child_makes_is_never_for_others_to_change(tmp_path: Path, umask:
 
 
 @pytest.mark.fault("F10")
-def test_a_child_has_no_terminal_to_ask_on() -> None:
+def test_a_child_cannot_prompt_on_the_terminal() -> None:
     result = run_child(python("import sys\nprint(repr(sys.stdin.read()))\nopen('/dev/tty')"), limit_seconds=20)
     assert result.output == ("''",) and result.code != 0
 

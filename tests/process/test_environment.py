@@ -53,12 +53,12 @@ def run(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.fault("D23")
-def test_warnings_of_the_libraries_stand_in_the_log_and_not_on_the_terminal(tmp_path: Path):
+def test_warnings_of_libraries_go_to_the_log_and_not_to_the_terminal(tmp_path: Path):
     done = run(LIBRARIES, tmp_path / "run.log")
     assert (done.stdout, done.stderr) == ("", "")
     log = (tmp_path / "run.log").read_text()
-    for said in ("from transformers", "from torch", "from huggingface_hub", "`past_key_values` is deprecated"):
-        assert log.count(said) == 1, said
+    for expected in ("from transformers", "from torch", "from huggingface_hub", "`past_key_values` is deprecated"):
+        assert log.count(expected) == 1, expected
     assert "from warnings" in log
 
 

@@ -44,7 +44,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.fault("A10")
-def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path):
+def test_a_second_process_is_refused_with_the_owner_of_the_run(tmp_path: Path):
     process = holder(tmp_path)
     try:
         with pytest.raises(RunLocked, match=f"process {process.pid}"):
@@ -56,7 +56,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path):
 
 
 @pytest.mark.fault("A11")
-def test_a_killed_owner_leaves_the_run_free(tmp_path: Path):
+def test_a_killed_owner_releases_the_run(tmp_path: Path):
     process = holder(tmp_path)
     process.kill()
     process.wait()
@@ -67,7 +67,7 @@ def test_a_killed_owner_leaves_the_run_free(tmp_path: Path):
 
 
 @pytest.mark.fault("A12")
-def test_a_pid_that_was_used_again_is_not_an_owner(tmp_path: Path):
+def test_a_reused_pid_is_not_an_owner(tmp_path: Path):
     (tmp_path / "logs").mkdir()
     parent = replace(this_process(tmp_path), pid=os.getppid())
     (tmp_path / LOCK_FILE).write_text(json.dumps({**parent.as_dict(), "start_ticks": 12}))
@@ -76,7 +76,7 @@ def test_a_pid_that_was_used_again_is_not_an_owner(tmp_path: Path):
 
 @pytest.mark.fault("A15")
 @pytest.mark.parametrize("damage", ["", "{", '{"schema": 1}', '{"schema": 99, "stages": {}}', "[]", '{"stages": 3}'])
-def test_a_damaged_manifest_is_a_decision_for_a_person_and_left_as_it_is(damage: str, tmp_path: Path):
+def test_a_damaged_manifest_needs_a_decision_and_is_left_unchanged(damage: str, tmp_path: Path):
     (tmp_path / RUN_JSON).write_text(damage)
     with pytest.raises(DamagedState):
         Run(tmp_path)
@@ -84,7 +84,7 @@ def test_a_damaged_manifest_is_a_decision_for_a_person_and_left_as_it_is(damage:
 
 
 @pytest.mark.fault("A13")
-def test_what_is_set_aside_is_moved_not_deleted(tmp_path: Path):
+def test_files_that_are_set_aside_are_moved_not_deleted(tmp_path: Path):
     run = Run(tmp_path)
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "pairs.jsonl").write_text("first")
@@ -127,7 +127,7 @@ def test_a_link_that_leads_out_of_the_run_is_refused_and_nothing_is_written(name
     assert list(out.iterdir()) == []
 
 
-def test_a_link_within_the_run_is_not_danger(tmp_path: Path):
+def test_a_link_within_the_run_is_allowed(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "latest").symlink_to("checkpoints")
     run = Run(tmp_path)
@@ -154,7 +154,7 @@ for path in [run.folder, *run.folder.rglob("*")]:
 
 @pytest.mark.fault("B12")
 @pytest.mark.parametrize(("umask", "allowed"), [("000", 0o755), ("022", 0o755), ("027", 0o750), ("077", 0o700)])
-def test_whatever_the_umask_others_can_change_nothing_of_a_run(umask: str, allowed: int, tmp_path: Path):
+def test_whatever_the_umask_other_users_cannot_change_a_run(umask: str, allowed: int, tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", MODES, str(tmp_path), umask], capture_output=True, text=True, check=True
     )
@@ -178,11 +178,11 @@ except Exception as error:
 @pytest.mark.fault("B12")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
-    ("mode_of_folder", "mode_of_manifest", "told"),
+    ("mode_of_folder", "mode_of_manifest", "expected"),
     [(0o700, 0o644, RUN_JSON), (0o755, 0o600, RUN_JSON), (0o755, 0o644, LOCK_FILE)],
 )
-def test_files_of_another_user_are_named_with_their_owner(mode_of_folder: int, mode_of_manifest: int, told: str):
-    with tempfile.TemporaryDirectory() as folder:  # others may look into it; into pytest's they may not
+def test_files_of_another_user_are_reported_with_their_owner(mode_of_folder: int, mode_of_manifest: int, expected: str):
+    with tempfile.TemporaryDirectory() as folder:  # other users may enter it, but not pytest's folder
         Path(folder).chmod(0o755)
         run = Run(Path(folder) / "run")
         run.acquire()
@@ -192,11 +192,11 @@ def test_files_of_another_user_are_named_with_their_owner(mode_of_folder: int, m
         run.folder.chmod(mode_of_folder)
         done = subprocess.run([sys.executable, "-c", AS_NOBODY, str(run.folder)], capture_output=True, text=True)
     assert done.stdout.startswith("DiskError") and "belongs to root." in done.stdout, done.stderr
-    assert told in done.stdout
+    assert expected in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_folder_that_one_may_not_write_to_is_named_with_its_owner():
+def test_a_folder_without_write_permission_is_reported_with_its_owner():
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         done = subprocess.run([sys.executable, "-c", AS_NOBODY, f"{folder}/run"], capture_output=True, text=True)
@@ -212,7 +212,7 @@ def test_a_refused_file_is_reported_with_its_owner(tmp_path: Path):
 
 
 @pytest.mark.fault("B12")
-def test_a_run_folder_is_ours_alone_whatever_the_umask(tmp_path: Path):
+def test_a_run_folder_is_private_whatever_the_umask(tmp_path: Path):
     before = os.umask(0)
     try:
         run = Run(tmp_path / "artifacts/run")
@@ -223,7 +223,7 @@ def test_a_run_folder_is_ours_alone_whatever_the_umask(tmp_path: Path):
     assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700
 
 
-# -- a folder that goes away under a run -------------------------------------------------------------------------------
+# -- a folder that disappears during a run -----------------------------------------------------------------------------
 
 
 def moved(folder: Path) -> None:
@@ -237,7 +237,7 @@ def replaced(folder: Path) -> None:
 
 @pytest.mark.fault("B8")
 @pytest.mark.parametrize("goes", [moved, replaced, shutil.rmtree])
-def test_a_folder_that_is_gone_is_not_written_again(tmp_path: Path, goes: Callable[[Path], None]):
+def test_a_folder_that_is_gone_is_not_created_again(tmp_path: Path, goes: Callable[[Path], None]):
     run = Run(tmp_path / "run")
     run.acquire()
     run.save()
@@ -268,22 +268,22 @@ def test_a_run_whose_folder_is_moved_away_ends_and_continues_when_it_is_back(
     stages["pairs"] = Moves("pairs")
 
     def run(at_work: Context) -> tuple[ExitCode, list[Event]]:
-        heard: list[Event] = []
+        events: list[Event] = []
         at_work.run.acquire()
-        session = Session(at_work, lambda entry: heard.append(entry.event))
+        session = Session(at_work, lambda entry: events.append(entry.event))
         try:
-            return session.run(until="quality"), heard
+            return session.run(until="quality"), events
         finally:
             session.close()
             at_work.run.release()
 
-    code, heard = run(context())
+    code, events = run(context())
     assert code is ExitCode.DAMAGED
-    (failed,) = (event for event in heard if isinstance(event, StageFinished) and event.outcome == "failed")
+    (failed,) = (event for event in events if isinstance(event, StageFinished) and event.outcome == "failed")
     assert failed.stage == "pairs" and str(folder) in failed.what and "Move it back" in failed.what_to_do
     assert not folder.exists()
     folder.with_name("moved").rename(folder)
     stages["pairs"].ran = 1
-    code, heard = run(context())
+    code, events = run(context())
     assert code is ExitCode.DONE
     assert stages["workspace"].ran == 1, "what was done is still done"

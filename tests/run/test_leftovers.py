@@ -1,4 +1,4 @@
-"""What a killed process wrote aside goes at the next start; what somebody alive writes, and what is no such file, stays."""
+"""The temporary files of a killed process are removed at the next start. Those of a live process, and other files, stay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.run.folder import Run
 from engine.run.leftovers import remove_leftovers
 
 
-def test_files_of_processes_that_are_gone_go_and_others_stay(tmp_path: Path):
+def test_temporary_files_of_dead_processes_are_removed_and_others_stay(tmp_path: Path):
     run = Run(tmp_path / "run")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

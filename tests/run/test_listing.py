@@ -1,4 +1,4 @@
-"""Runs are found: which folders are runs, how far each got, and which trials belong to it."""
+"""Listing runs: which folders are runs, how far each got, and which trials belong to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def made_run(folder: Path, until: str = STAGES[-1], status: str = "done", **resu
     return run
 
 
-def test_runs_are_found_below_a_folder_the_newest_first_and_no_other_folder_is_one(tmp_path: Path):
+def test_runs_below_a_folder_are_found_newest_first_without_other_folders(tmp_path: Path):
     made_run(tmp_path / "early", "pairs")
     made_run(tmp_path / "deep" / "er" / "late")
     (tmp_path / "other").mkdir()
@@ -56,12 +56,12 @@ def test_a_run_is_reported_with_its_model_pairs_verdict_size_and_archive(tmp_pat
     ("status", "state"),
     [("running", "interrupted"), ("failed", "failed"), ("refused", "refused"), ("stopped", "stopped")],
 )
-def test_where_it_ended_is_reported_with_how(status: str, state: str, tmp_path: Path):
+def test_the_stage_and_state_in_which_a_run_ended_are_reported(status: str, state: str, tmp_path: Path):
     found = facts_of(made_run(tmp_path / "run", "quality", status).folder)
     assert (found.state, found.stage) == (state, "quality")
 
 
-def test_what_a_live_process_holds_is_running(tmp_path: Path):
+def test_a_run_with_a_live_owner_is_running(tmp_path: Path):
     run = made_run(tmp_path / "run", "pairs", "running")
     run.acquire()
     try:
@@ -71,12 +71,12 @@ def test_what_a_live_process_holds_is_running(tmp_path: Path):
     assert facts_of(run.folder).state == "interrupted"
 
 
-def test_a_run_that_was_asked_for_some_stages_says_which_comes_next(tmp_path: Path):
+def test_a_run_of_some_stages_reports_which_one_is_next(tmp_path: Path):
     found = facts_of(made_run(tmp_path / "run", "pairs").folder)
     assert (found.state, found.stage) == ("unfinished", "quality")
 
 
-def test_trials_stand_with_their_sweep_and_end_with_their_training(tmp_path: Path):
+def test_trials_are_listed_under_their_sweep_and_end_with_training(tmp_path: Path):
     made_run(tmp_path / "sweep", "quality")
     for name in ("b", "a"):
         made_run(tmp_path / "sweep" / "trials" / name, "training")
@@ -96,7 +96,7 @@ def test_a_damaged_run_is_listed_as_damaged(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path):
+def test_an_unreadable_folder_is_skipped(tmp_path: Path):
     made_run(tmp_path / "run")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)

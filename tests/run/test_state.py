@@ -37,7 +37,7 @@ def state_after(*events: object) -> RunState:
     return fold(Entry(seq, 100.0 + seq, event) for seq, event in enumerate(events))
 
 
-def test_the_kinds_of_the_contract_are_all_there():
+def test_all_kinds_of_the_contract_exist():
     contract = (
         "stage_started stage_finished progress pair_made pair_failed train_step eval_done checkpoint_saved telemetry "
         "message run_finished"
@@ -46,7 +46,7 @@ def test_the_kinds_of_the_contract_are_all_there():
 
 
 def test_every_kind_survives_the_journal(tmp_path: Path):
-    said = [
+    events = [
         StageStarted("pairs"),
         PairMade("x", "why?", "draft", "better", principle_ids=("kind",)),
         step(3),
@@ -54,9 +54,9 @@ def test_every_kind_survives_the_journal(tmp_path: Path):
         Message("info", "line\nwith \x1b"),
     ]
     journal = Journal(tmp_path / "events.jsonl")
-    for event in said:
+    for event in events:
         journal.append(event)
-    assert [entry.event for entry in read_entries(tmp_path / "events.jsonl")] == said
+    assert [entry.event for entry in read_entries(tmp_path / "events.jsonl")] == events
     assert [entry.seq for entry in read_entries(tmp_path / "events.jsonl")] == [0, 1, 2, 3, 4]
     journal.close()
     assert Journal(tmp_path / "events.jsonl").append(step(4)).seq == 5
@@ -69,7 +69,7 @@ def test_a_nan_in_an_event_is_written_as_a_word(tmp_path: Path):
 
 
 @pytest.mark.fault("A15")
-def test_an_event_of_a_newer_version_is_passed_over_and_its_new_fields_dropped():
+def test_unknown_kinds_and_fields_of_a_newer_version_are_dropped():
     assert event_from_dict({"kind": "telepathy"}) is None
     assert event_from_dict({"kind": "message", "level": "info", "text": "x", "colour": "red"}) == Message("info", "x")
 
@@ -86,7 +86,7 @@ def test_a_stage_runs_finishes_and_keeps_its_checks():
     assert [check.detail for check in stage.checks] == ["9"]
 
 
-def test_a_stage_that_an_earlier_process_finished_keeps_what_it_showed():
+def test_a_stage_that_an_earlier_process_finished_keeps_its_checks():
     state = state_after(
         StageStarted("adapter"),
         Check("rank", "ok", "8", stage="adapter"),
@@ -103,12 +103,12 @@ def test_a_stage_whose_process_died_waits_again():
     assert state.stages["pairs"].status == "waiting"
 
 
-def test_steps_that_are_done_again_after_a_resume_replace_the_old_telling():
+def test_steps_repeated_after_a_resume_replace_the_earlier_ones():
     state = state_after(step(1, 0.9), step(2, 0.8), step(3, 0.7), CheckpointSaved(2, "a"), step(2, 0.6), step(3, 0.5))
     assert [(s.step, s.loss) for s in state.train_steps] == [(1, 0.9), (2, 0.6), (3, 0.5)]
 
 
-def test_steps_are_the_progress_of_training_at_the_rate_of_this_process():
+def test_training_progress_is_counted_in_steps_at_the_rate_of_this_process():
     state = state_after(
         step(1), RunStarted("/run", "1", 2, "host"), StageStarted("training"), step(3), step(4), step(5)
     )
@@ -129,7 +129,7 @@ def test_a_stage_that_continues_keeps_the_pairs_that_an_earlier_process_reported
     assert state.pairs_made == 2 and len(state.newest_pairs) == 2
 
 
-def test_a_stage_that_does_not_hold_any_more_shows_nothing_of_what_it_made():
+def test_a_stale_stage_shows_nothing_that_it_made():
     """Regression test: a curve, verdict or count of an earlier run stayed on the screen until new ones arrived."""
     state = state_after(
         StageFinished("preflight", "done"),
@@ -150,7 +150,7 @@ def test_a_stage_that_does_not_hold_any_more_shows_nothing_of_what_it_made():
     assert {state.stages[name].status for name in ("preflight", "training")} == {"waiting"}
 
 
-def test_a_stage_is_expected_to_take_what_the_forecast_says_and_later_what_its_own_pace_says():
+def test_the_expected_duration_comes_from_the_forecast_and_later_from_the_stages_progress():
     state = state_after(Forecast({"pairs": 600.0}, {"training": 7e9}, on_gpu=True, gpu=1))
     assert state.expected_seconds("pairs", 101.0) == 600.0
     assert state.expected_seconds("quality", 101.0) is None
@@ -158,7 +158,7 @@ def test_a_stage_is_expected_to_take_what_the_forecast_says_and_later_what_its_o
     assert state.expected_seconds("pairs", 125.0) == 45.0
 
 
-def test_what_a_stage_left_stays_with_it_when_it_is_reused():
+def test_a_reused_stage_keeps_its_facts():
     left = {"rank": 8, "target_modules": ("q_proj",)}
     state = state_after(StageFinished("adapter", "done", "fine", facts=left))
     assert state.stages["adapter"].facts == left
@@ -166,13 +166,13 @@ def test_what_a_stage_left_stays_with_it_when_it_is_reused():
     assert state.stages["adapter"].facts == left
 
 
-def test_a_stage_that_was_skipped_is_not_called_done_when_it_is_reused():
+def test_a_skipped_stage_stays_skipped_when_it_is_reused():
     state = state_after(StageFinished("credentials", "skipped", "No token is needed."))
     state = state.apply(StageFinished("credentials", "skipped", "No token is needed.", reused=True), 9.0)
     assert (state.stages["credentials"].status, state.stages["credentials"].reused) == ("skipped", True)
 
 
-def test_the_latest_stage_is_the_one_that_began_or_ended_last():
+def test_the_latest_stage_is_the_one_that_started_or_ended_last():
     state = state_after(StageStarted("adapter"), StageFinished("adapter", "failed", "no"))
     assert (state.latest, state.current) == ("adapter", None)
     assert state.apply(StageFinished("pairs", "skipped", "fine", reused=True), 9.0).latest == "adapter"
@@ -190,5 +190,5 @@ def test_an_entry_seen_twice_changes_nothing():
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_kind_has_a_sentence_or_speaks_for_itself(kind: str):
+def test_every_kind_has_fields(kind: str):
     assert fields(KINDS[kind])

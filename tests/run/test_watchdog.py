@@ -1,4 +1,4 @@
-"""A stall is noticed, reported and logged; nothing is ended because of it."""
+"""A stall is detected, reported and logged; nothing is ended because of it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Watched:
     """A watchdog with a clock that the test controls."""
 
     def __init__(self, folder: Path) -> None:
-        self.now, self.said = 1_000.0, []
+        self.now, self.events = 1_000.0, []
         self.log = folder / "run.log"
-        self.watch = StallWatchdog(self.said.append, self.log, lambda: self.now)
+        self.watch = StallWatchdog(self.events.append, self.log, lambda: self.now)
 
     def after(self, seconds: float, event: Event | None = None) -> list[Event]:
-        """The messages when an event arrives, or a check runs, this much later."""
+        """The events after this many seconds, when `event` arrives (if any) and a check runs."""
         self.now += seconds
-        self.said.clear()
+        self.events.clear()
         if event is not None:
             self.watch.note_event(event)
         self.watch.check()
-        return list(self.said)
+        return list(self.events)
 
 
 @pytest.fixture
@@ -60,39 +60,39 @@ def test_a_long_silence_is_reported_once_and_its_end_too(watched: Watched):
     assert stalled == Stalled("training", MIN_SECONDS + 1)
     assert isinstance(message, Message) and message.level == "warning" and "5.0 min" in message.text
     assert watched.after(600) == []
-    going_on, message = watched.after(1, a_step(2))
-    assert going_on == Stalled("training", 0.0)
+    resumed, message = watched.after(1, a_step(2))
+    assert resumed == Stalled("training", 0.0)
     assert isinstance(message, Message) and "after 15.0 min" in message.text
 
 
-def test_what_took_long_before_may_take_as_long_again(watched: Watched):
+def test_a_stage_with_slow_steps_may_be_silent_for_longer(watched: Watched):
     slow = MIN_SECONDS / 2
     watched.after(slow, a_step(1))
     assert watched.after(TIMES_THE_LONGEST * slow - 1) == []
     assert watched.after(2) != []
 
 
-def test_what_one_stage_took_says_nothing_of_the_next(watched: Watched):
+def test_the_limit_of_one_stage_does_not_carry_over_to_the_next(watched: Watched):
     watched.after(MIN_SECONDS - 1, a_step(1))
     watched.after(1, StageStarted("packaging"))
     assert watched.after(MIN_SECONDS + 1) != []
 
 
-def test_a_stage_may_wait_for_a_person(watched: Watched):
+def test_an_interactive_stage_may_wait_for_the_user(watched: Watched):
     watched.after(1, StageStarted("credentials"))
     assert watched.after(3 * MIN_SECONDS) == []
 
 
 @pytest.mark.fault("A19")
-def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
+def test_a_hanging_run_reports_where_it_hangs_and_finishes_when_it_continues(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    let_go = threading.Event()
+    released = threading.Event()
 
     class Hangs(SmallStage):
         def run(self, context: Context) -> Any:
             yield Progress(1, 2, "things", stage="toolchain")
-            a_lock_that_nobody_gives_back(let_go)
+            a_lock_that_is_never_released(released)
             yield Progress(2, 2, "things", stage="toolchain")
             return StageEnd("done", Made(1))
 
@@ -105,7 +105,7 @@ def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
         states.append(states[-1].apply_entry(entry))
         if isinstance(entry.event, Stalled):
             shown.append(title_line(states[-1], "run", "", entry.time, 100).plain)
-            let_go.set()
+            released.set()
 
     at_work = context()
     at_work.run.acquire()
@@ -116,14 +116,14 @@ def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
         session.close()
         at_work.run.release()
     assert "silent for" in shown[0] and "silent for" not in shown[1]
-    assert "a_lock_that_nobody_gives_back" in (at_work.run / RUN_LOG).read_text()
+    assert "a_lock_that_is_never_released" in (at_work.run / RUN_LOG).read_text()
 
 
-def a_lock_that_nobody_gives_back(let_go: threading.Event) -> None:
-    assert let_go.wait(20)
+def a_lock_that_is_never_released(released: threading.Event) -> None:
+    assert released.wait(20)
 
 
-def test_the_end_of_a_process_is_not_a_standstill():
+def test_the_end_of_a_process_is_not_a_stall():
     state = RunState().apply(RunStarted("run", "0", 1, "here"), 1.0).apply(Stalled("pairs", 400.0), 500.0)
     assert state.stalled_since == 100.0
     assert state.apply(RunFinished(143, "stopped"), 501.0).stalled_since is None

@@ -1,4 +1,4 @@
-"""A token appears in nothing that this process writes: log, events, run.json, errors, uncaught exceptions."""
+"""A token appears in nothing that this process writes: log, events, run.json, errors, tracebacks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ UNLIKE_A_TOKEN = "correct-horse-battery"
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Path]:
-    """The log of this process in a file, as a run has it; everything as it was afterwards."""
+    """Write this process's log to a file, as a run does, and undo that afterwards."""
     root = logging.getLogger()
     handlers, level, factory = list(root.handlers), root.level, logging.getLogRecordFactory()
     hooks = sys.excepthook, threading.excepthook
@@ -56,7 +56,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
 # -- the secret itself -------------------------------------------------------------------------------------------------
 
 
-def test_a_secret_shows_itself_in_no_way_but_one() -> None:
+def test_a_secret_is_revealed_in_only_one_way() -> None:
     secret = Secret(CANARY)
     for shown in (str(secret), repr(secret), f"{secret}", f"{secret!r:>40}", str([secret]), str({1: secret})):
         assert "Canary" not in shown
@@ -65,7 +65,7 @@ def test_a_secret_shows_itself_in_no_way_but_one() -> None:
 
 
 @pytest.mark.parametrize("act", [pickle.dumps, json.dumps, copy.copy, copy.deepcopy])
-def test_a_secret_is_neither_pickled_nor_copied_nor_made_json(act: Callable[[Any], Any]) -> None:
+def test_a_secret_cannot_be_pickled_copied_or_written_as_json(act: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError) as refused:
         act({"token": Secret(CANARY)} if act is json.dumps else Secret(CANARY))
     assert "Canary" not in str(refused.value)
@@ -74,7 +74,7 @@ def test_a_secret_is_neither_pickled_nor_copied_nor_made_json(act: Callable[[Any
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_looks_like_a_token_is_masked_though_nobody_knew_it() -> None:
+def test_text_that_looks_like_a_token_is_masked_even_if_it_was_not_registered() -> None:
     for token in (
         "hf_" + "aB3" * 12,
         "hf_oauth_eyJhbGci.OiJFZERTQSJ9.x-y_z0123456789",
@@ -83,17 +83,17 @@ def test_what_looks_like_a_token_is_masked_though_nobody_knew_it() -> None:
         assert redact(f"Bearer {token}, twice: {token}") == f"Bearer {MASK}, twice: {MASK}"
 
 
-def test_names_that_begin_like_a_token_stay() -> None:
+def test_names_that_begin_like_a_token_are_kept() -> None:
     text = "hf_hub_download_to_cache_dir, hf_raise_for_status, hf_short1, _hf_hub_download_to_local_dir"
     assert redact(text) == text
 
 
-def test_a_known_value_is_masked_whatever_it_looks_like_and_inside_of_words() -> None:
+def test_a_registered_value_is_masked_even_inside_words() -> None:
     Secret(UNLIKE_A_TOKEN)
     assert redact(f"https://user:{UNLIKE_A_TOKEN}@host/x{UNLIKE_A_TOKEN}y") == f"https://user:{MASK}@host/x{MASK}y"
 
 
-def test_the_longer_of_two_values_goes_first_and_short_ones_are_left() -> None:
+def test_longer_values_are_masked_first_and_short_ones_not_at_all() -> None:
     for value in ("battery-horse", "battery-horse-staple", "is"):
         register_secret(value)
     assert redact("this is battery-horse-staple") == f"this is {MASK}"
@@ -124,7 +124,7 @@ def test_an_event_without_a_token_is_the_same_object() -> None:
     assert redacted(replace(step, loss=float("inf"))).loss == float("inf")
 
 
-def test_a_failure_never_says_a_token() -> None:
+def test_an_error_never_contains_a_token() -> None:
     error = AccessError(f"what {CANARY}", f"why {CANARY}", f"do {CANARY}")
     assert CANARY not in f"{error} {error!r} {error.as_dict()} {error.args}"
     assert error.what == f"what {MASK}"
@@ -133,33 +133,33 @@ def test_a_failure_never_says_a_token() -> None:
 # -- the log -----------------------------------------------------------------------------------------------------------
 
 
-def test_neither_message_nor_arguments_nor_traceback_reach_the_log_with_a_token(log: Path) -> None:
-    speaker = logging.getLogger("some.library")
-    speaker.warning("sent %s", CANARY)
-    speaker.error("%(token)s", {"token": CANARY})
+def test_messages_arguments_and_tracebacks_are_logged_without_tokens(log: Path) -> None:
+    logger = logging.getLogger("some.library")
+    logger.warning("sent %s", CANARY)
+    logger.error("%(token)s", {"token": CANARY})
     try:
         raise ValueError(f"no right for Bearer {CANARY}")
     except ValueError:
-        speaker.exception("it broke")
+        logger.exception("it broke")
     warnings.warn(f"{CANARY} is deprecated", UserWarning, stacklevel=1)
     text = log.read_text()
     assert CANARY not in text and text.count(MASK) >= 4
     assert "sent ***" in text and "ValueError: no right for Bearer ***" in text and "is deprecated" in text
 
 
-def test_a_librarys_own_handler_shows_none_either(log: Path) -> None:
-    """huggingface_hub and transformers log to stderr by handlers of their own."""
-    heard: list[str] = []
+def test_a_librarys_own_handler_shows_no_token(log: Path) -> None:
+    """huggingface_hub and transformers log to stderr through their own handlers."""
+    formatted: list[str] = []
 
     class Own(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(self.format(record))
+            formatted.append(self.format(record))
 
-    speaker, own = logging.getLogger("own"), Own()
-    speaker.addHandler(own)
-    speaker.warning("sent %s", CANARY)
-    speaker.removeHandler(own)
-    assert heard == [f"sent {MASK}"]
+    logger, own = logging.getLogger("own"), Own()
+    logger.addHandler(own)
+    logger.warning("sent %s", CANARY)
+    logger.removeHandler(own)
+    assert formatted == [f"sent {MASK}"]
 
 
 UNCAUGHT = """
@@ -178,7 +178,7 @@ raise RuntimeError("in the main thread: " + token.reveal())
 """
 
 
-def test_an_exception_that_nobody_caught_shows_none(tmp_path: Path) -> None:
+def test_an_uncaught_exception_shows_no_token(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNCAUGHT, str(tmp_path / "run.log")],
         input=f"{UNLIKE_A_TOKEN}\n", capture_output=True, text=True, cwd=ROOT, timeout=60,
@@ -191,7 +191,7 @@ def test_an_exception_that_nobody_caught_shows_none(tmp_path: Path) -> None:
 # -- a whole run -------------------------------------------------------------------------------------------------------
 
 
-def test_a_stage_that_breaks_with_the_token_in_its_hands_leaves_it_nowhere(
+def test_a_stage_that_crashes_while_using_the_token_leaks_it_nowhere(
     log: Path, tmp_path: Path, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path / "run")
@@ -204,17 +204,19 @@ def test_a_stage_that_breaks_with_the_token_in_its_hands_leaves_it_nowhere(
         raise RuntimeError(f"unexpected: Authorization: Bearer {token.reveal()}")
 
     monkeypatch.setattr(hub, "check_access", breaks)
-    heard: list[Any] = []
+    entries: list[Any] = []
     with fake_hub() as fake:
         use(fake, monkeypatch, tmp_path / "home")
         fake.repos = {BASE: "ok", DATA: "ok"}
-        fake.auth = {"accessToken": {"role": "read", "displayName": CANARY}}  # a Hub that repeats it in a good answer
-        session = Session(context, heard.append)
+        fake.auth = {
+            "accessToken": {"role": "read", "displayName": CANARY}
+        }  # a Hub that repeats it in a valid response
+        session = Session(context, entries.append)
         try:
             assert session.run(until="credentials") is ExitCode.BUG
         finally:
             session.close()
-    assert CANARY not in str(heard)
+    assert CANARY not in str(entries)
     manifest = json.loads((run / RUN_JSON).read_text())
     assert "store_token" not in manifest["config"] and "device_login" in manifest["config"]
     failure = manifest["error"]
@@ -225,7 +227,7 @@ def test_a_stage_that_breaks_with_the_token_in_its_hands_leaves_it_nowhere(
     assert_no_token(tmp_path)
 
 
-def test_a_fact_that_holds_a_token_is_masked_in_the_manifest(tmp_path: Path) -> None:
+def test_a_fact_that_contains_a_token_is_masked_in_the_manifest(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.record_stage("credentials", status="done", result={"seen": [CANARY, {"deep": f"x{CANARY}"}], "count": 3})
     assert_no_token(tmp_path)
@@ -243,22 +245,22 @@ subprocess.run([sys.executable, "-c", "import resource; print(resource.getrlimit
 """
 
 
-def test_neither_this_process_nor_its_children_leave_their_memory_in_a_core_dump() -> None:
+def test_core_dumps_are_disabled_for_this_process_and_its_children() -> None:
     if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
-        pytest.skip("core dumps are off on this machine, for everybody")
+        pytest.skip("core dumps are disabled on this machine")
     done = subprocess.run([sys.executable, "-c", CORE], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]
 
 
 @pytest.mark.fault("G1")
-def test_the_log_drives_no_terminal_and_no_text_in_it_passes_for_a_record(log: Path):
-    said = "\x1b]52;c;QUFB\x07\n2026-01-01 00:00:00,000 INFO y: all is well\u202e"
-    logging.getLogger("x").warning("It said %s", said)
+def test_the_log_cannot_control_a_terminal_and_no_text_in_it_looks_like_a_record(log: Path):
+    hostile = "\x1b]52;c;QUFB\x07\n2026-01-01 00:00:00,000 INFO y: all is well\u202e"
+    logging.getLogger("x").warning("It hostile %s", hostile)
     try:
         raise ValueError("\x1b[2J")
     except ValueError:
         logging.getLogger("x").exception("It broke")
-    told = log.read_text()
-    assert not any(raw in told for raw in ("\x1b", "\x07", "\u202e"))
-    assert "It said ␛]52;c;QUFB␇" in told and "ValueError: ␛[2J" in told
-    assert sum(line.startswith("20") for line in told.splitlines()) == 2
+    text = log.read_text()
+    assert not any(raw in text for raw in ("\x1b", "\x07", "\u202e"))
+    assert "It hostile ␛]52;c;QUFB␇" in text and "ValueError: ␛[2J" in text
+    assert sum(line.startswith("20") for line in text.splitlines()) == 2

@@ -146,7 +146,7 @@ def test_conflicting_tokens_are_cleared_and_reported(
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_staler")
     _, events = drive(context(tmp_path, token=CANARY))
     assert "HF_TOKEN" not in os.environ and "HUGGING_FACE_HUB_TOKEN" not in os.environ
-    assert "HF_TOKEN held a different token" in str(events) and "hf_stale" not in str(events)
+    assert "HF_TOKEN holds a different token" in str(events) and "hf_stale" not in str(events)
 
 
 @pytest.mark.fault("F1")

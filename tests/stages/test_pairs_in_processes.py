@@ -67,7 +67,46 @@ def pairs_of(context: Context) -> bytes:
     return (context.run / layout.PAIRS_JSONL).read_bytes()
 
 
-def test_two_processes_make_the_pairs_of_one_and_reuse_what_a_killed_run_left(at_work, monkeypatch):
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the prompts that worker processes were asked to make pairs of."""
+    ids: list[str] = []
+    send = WorkerPool._send
+
+    def record_and_send(self: WorkerPool, worker: Any, task: Any) -> None:
+        ids.extend(prompt["id"] for prompt in task.get("prompts", []))
+        send(self, worker, task)
+
+    monkeypatch.setattr(WorkerPool, "_send", record_and_send)
+    return ids
+
+
+def leave(context: Context, lines: list[bytes]) -> None:
+    """What a process of an earlier start had written when it was killed."""
+    share = share_file(context.run, "pairs", 1)
+    share.parent.mkdir(parents=True)
+    share.write_bytes(b"".join(lines))
+
+
+def batches_of(pairs: bytes) -> list[list[str]]:
+    ids = [str(json.loads(line)["id"]) for line in pairs.splitlines()]
+    return [ids[first : first + 2] for first in range(0, len(ids), 2)]
+
+
+def test_two_processes_make_the_pairs_of_one_and_reuse_what_an_earlier_start_left(at_work, sent):
+    alone, together = at_work("alone"), at_work("together", num_processes=2)
+    run_stage(stage.run(alone))
+    leave(together, pairs_of(alone).splitlines(keepends=True)[2:5])
+    run_stage(stage.run(together))
+    assert pairs_of(together) == pairs_of(alone)
+    expected = [name for number, batch in enumerate(batches_of(pairs_of(alone))) if number != 1 for name in batch]
+    # A batch that a killed process had half written is made again in full.
+    assert sorted(sent) == sorted(expected)
+    assert not (together.run / layout.SHARES_DIR).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_reuse_what_a_killed_run_of_two_left(at_work, sent):
     alone, together = at_work("alone"), at_work("together", num_processes=2)
     run_stage(stage.run(alone))
     events = stage.run(together)
@@ -77,21 +116,11 @@ def test_two_processes_make_the_pairs_of_one_and_reuse_what_a_killed_run_left(at
     events.close()
     assert pairs_of(alone).startswith(pairs_of(together))
     left = {row["id"] for row in earlier_rows(together.run, "pairs")}
-    made: list[str] = []
-    send = WorkerPool._send
-
-    def record_and_send(self: WorkerPool, worker: Any, task: Any) -> None:
-        made.extend(prompt["id"] for prompt in task.get("prompts", []))
-        send(self, worker, task)
-
-    monkeypatch.setattr(WorkerPool, "_send", record_and_send)
+    sent.clear()
     run_stage(stage.run(together))
     assert pairs_of(together) == pairs_of(alone)
-    ids = [str(json.loads(line)["id"]) for line in pairs_of(alone).splitlines()]
-    batches = [ids[first : first + 2] for first in range(0, len(ids), 2)]
-    # A batch that a killed process had half written is made again in full.
-    assert sorted(made) == sorted(name for batch in batches if not left.issuperset(batch) for name in batch)
-    assert len(made) < 10
+    expected = [name for batch in batches_of(pairs_of(alone)) if not left.issuperset(batch) for name in batch]
+    assert sorted(sent) == sorted(expected) and len(sent) < 10
     assert not (together.run / layout.SHARES_DIR).exists()
 
 
@@ -99,9 +128,7 @@ def test_one_process_continues_what_several_left(at_work, monkeypatch):
     complete, begun = at_work("whole"), at_work("begun")
     run_stage(stage.run(complete))
     lines = pairs_of(complete).splitlines(keepends=True)
-    share = share_file(begun.run, "pairs", 1)
-    share.parent.mkdir(parents=True)
-    share.write_bytes(b"".join(lines[2:6]))
+    leave(begun, lines[2:6])
     made: list[str] = []
     reply = LocalBackend.reply
 
@@ -113,7 +140,7 @@ def test_one_process_continues_what_several_left(at_work, monkeypatch):
     run_stage(stage.run(begun))
     assert pairs_of(begun) == pairs_of(complete)
     assert set(made).isdisjoint(json.loads(line)["prompt"] for line in lines[2:6]) and len(made) == 6
-    assert not share.exists()
+    assert not share_file(begun.run, "pairs", 1).exists()
 
 
 PAIRS = [

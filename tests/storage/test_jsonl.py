@@ -21,13 +21,13 @@ def written(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_what_was_appended_is_read_back(tmp_path: Path):
+def test_appended_records_are_read_back(tmp_path: Path):
     written(tmp_path / "x.jsonl")
     assert [row for _, row in read_jsonl(tmp_path / "x.jsonl")] == RECORDS
 
 
 @pytest.mark.fault("C1")
-def test_cut_at_every_byte_the_whole_lines_are_kept_and_the_tail_is_set_aside(tmp_path: Path):
+def test_cut_at_any_byte_complete_lines_are_kept_and_the_tail_is_set_aside(tmp_path: Path):
     whole = written(tmp_path / "x.jsonl")
     for cut in range(len(whole)):
         path = tmp_path / f"{cut}.jsonl"
@@ -44,7 +44,7 @@ def test_cut_at_every_byte_the_whole_lines_are_kept_and_the_tail_is_set_aside(tm
 
 
 @pytest.mark.fault("B1")
-def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path):
+def test_a_full_disk_leaves_only_complete_lines(tmp_path: Path):
     path = tmp_path / "x.jsonl"
     before = written(path)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path):
 
 
 @pytest.mark.fault("C2")
-def test_bad_lines_are_named_and_the_others_read(tmp_path: Path):
+def test_bad_lines_are_reported_and_the_others_read(tmp_path: Path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(
         b'\xef\xbb\xbf{"a": 1}\r\n\nnot json\n[1]\n{"x": NaN}\n{"deep": ' + b"[" * 100_000 + b'\n{"b": 2}\n'
@@ -78,6 +78,6 @@ def test_a_lone_surrogate_is_written_and_nan_is_refused():
         dumps({"x": float("nan")})
 
 
-def test_the_file_is_closed_in_children(tmp_path: Path):
+def test_children_do_not_inherit_the_file(tmp_path: Path):
     with JsonlAppender(tmp_path / "x.jsonl") as appender:
         assert not os.get_inheritable(appender._file)

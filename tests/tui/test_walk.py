@@ -31,7 +31,7 @@ from tui.screens.plan import PlanWindow
 from tui.widgets.token_field import FILLED
 from tui.wizard.app import Wizard, WizardEnd
 
-SMALL = {**SHORT, "save_steps": 25, "pilot_prompts": 0}
+SMALL = {**SHORT, "save_steps": 25, "pilot_prompts": 0, "min_pairs": 4, "eval_prompts": 1, "eval_harmless_prompts": 1}
 LONG = 240.0
 """Seconds that all ten stages may take on a busy machine."""
 
@@ -89,8 +89,8 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
         await pilot.press("7", "o")
         await until(pilot, lambda: app.main.view.STAGE == "pairs" and app.main.view.page == "Options")
         await until(pilot, lambda: "num-examples" in screen_text(app))
-        await pilot.press("slash", *"num-examples", "enter", "enter", "ctrl+u", *"26", "enter")
-        await until(pilot, lambda: runner.config.num_examples == 26)
+        await pilot.press("slash", *"num-examples", "enter", "enter", "ctrl+u", *"14", "enter")
+        await until(pilot, lambda: runner.config.num_examples == 14)
 
         await pilot.press("escape", "escape", "7", "r")
         await until(pilot, lambda: "someone/tiny without a token" in screen_text(app), "a refusal", LONG)
@@ -111,12 +111,12 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: 
         await pilot.press("7", "r")
         await until(pilot, lambda: runner.running)
         await until(pilot, lambda: not runner.running, "seven stages", LONG)
-        await until(pilot, lambda: "usable of 26 prompts" in screen_text(app))
+        await until(pilot, lambda: "usable of 14 prompts" in screen_text(app))
         await pilot.press("b")
         await until(pilot, lambda: app.main.view.query("#browser"))
         browser = app.main.view.query_one(PairBrowser)
         await until(
-            pilot, lambda: browser.pairs.count == 26 and not browser.store.unchecked and browser.pairs.has_focus
+            pilot, lambda: browser.pairs.count == 14 and not browser.store.unchecked and browser.pairs.has_focus
         )
         await pilot.press("x", "j", "m", *"fine", "ctrl+s")
         edits = runner.run / layout.EDITS_JSONL

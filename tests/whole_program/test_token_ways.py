@@ -25,7 +25,7 @@ def test_standard_input_and_a_file_come_before_the_variable(fake: FakeHub, tmp_p
     environment = {"HF_TOKEN": "hf_OfTheVariable"}
     done = auto(fake, tmp_path, environment, "--token-stdin", stdin=f"{CANARY}\n")
     assert done.returncode == 0, done.stderr
-    assert "HF_TOKEN held a different token than the one in use" in done.stdout
+    assert "HF_TOKEN holds a different token from the one in use" in done.stdout
     file = tmp_path / "token"
     file.write_text(CANARY)
     file.chmod(0o640)

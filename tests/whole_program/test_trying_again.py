@@ -22,7 +22,7 @@ from engine.core.errors import ExitCode
 from engine.core.events import Event, PairMade, TrainStep, TrialFinished, TrialStep
 from engine.pipeline import sweep
 from engine.pipeline.loop import run_stages
-from engine.pipeline.trials import trials_of_grid
+from engine.pipeline.trials import trials_from_grid
 from engine.run.context import Context
 from engine.run.folder import Run
 from tests.support.short_demo import run, short_demo
@@ -72,7 +72,7 @@ def test_more_examples_killed_among_the_pairs_and_in_the_training_end_with_the_s
     assert (hurt / layout.PAIRS_JSONL).read_bytes().startswith((begun / layout.PAIRS_JSONL).read_bytes())
 
 
-TRIALS = trials_of_grid({"beta": [0.1, 0.5]})
+TRIALS = trials_from_grid({"beta": [0.1, 0.5]})
 HALVES: dict[str, Any] = {"min_eval_pairs": 8}
 FIGURES = ("reward_accuracy", "margin", "score_change")
 

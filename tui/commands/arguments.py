@@ -25,12 +25,12 @@ MANY_OPTIONS = 40
 
 def add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Options that select the run and its stages."""
-    parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
+    parser.add_argument("--demo", action="store_true", help="use the embedded model, adapter, prompts and judge")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="the last stage to run")
     parser.add_argument(
         "--from", dest="redo_from", choices=STAGES, metavar="STAGE", help="do this stage and all later ones again"
     )
-    parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
+    parser.add_argument("--config", metavar="FILE", help="read options from a TOML file")
 
 
 def add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -70,7 +70,7 @@ def _default_shown(option: Option) -> str:
     return f" [{names.get(option.default, option.default)}]" if option.default else ""
 
 
-def config_of(given: argparse.Namespace, *, continues: bool = False) -> Stage3Config:
+def config_of(args: argparse.Namespace, *, continues: bool = False) -> Stage3Config:
     """The configuration from the arguments. With `continues`, the configuration that the run in the output folder was
     started with replaces the defaults: `stage3-tui` after `stage3-tui --demo` continues the demo.
     """
@@ -79,27 +79,27 @@ def config_of(given: argparse.Namespace, *, continues: bool = False) -> Stage3Co
     from engine.core.config import load_config
 
     names = {option.name for option in options()}
-    values = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    values = {name: value for name, value in vars(args).items() if name in names and value is not None}
     preset = None
-    if getattr(given, "demo", False):
+    if getattr(args, "demo", False):
         from engine.demo.preset import EXAMPLES, demo_defaults
 
         examples = str(values.get("num_examples", os.environ.get("STAGE3_NUM_EXAMPLES", "")))
         preset = demo_defaults(int(examples) if examples.isdecimal() else EXAMPLES)
-    toml = getattr(given, "config", None)
+    toml = getattr(args, "config", None)
     file = Path(toml) if toml else None
     config = load_config(values, toml=file, preset=preset)
     stored = stored_config(config.output_dir) if continues and preset is None else {}
     return load_config(values, toml=file, preset=stored) if stored else config
 
 
-def recorded_config(given: argparse.Namespace) -> Stage3Config:
+def recorded_config(args: argparse.Namespace) -> Stage3Config:
     """The configuration recorded by the run, as resolved at its start. Raises DamagedState."""
     from pathlib import Path
 
     from engine.core.config import load_config
 
-    folder = Path(given.output_dir)
+    folder = Path(args.output_dir)
     return load_config({**stored_config(folder), "output_dir": folder}, environment={})
 
 
@@ -111,16 +111,16 @@ def stored_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in Run(folder).manifest["config"].items() if key in known}
 
 
-def token_of(given: argparse.Namespace) -> Any:
+def token_of(args: argparse.Namespace) -> Any:
     """The token from standard input or a file, as a Secret; None without either option."""
     from engine.hub.token_file import read_token_file, token_line
 
-    if getattr(given, "token_fd", None) is not None:
-        with os.fdopen(given.token_fd, encoding="utf-8") as pipe:
+    if getattr(args, "token_fd", None) is not None:
+        with os.fdopen(args.token_fd, encoding="utf-8") as pipe:
             return token_line(pipe, "the pipe from the previous process")
-    if given.token_stdin:
+    if args.token_stdin:
         return _token_of_stdin()
-    return read_token_file(given.token_file) if given.token_file else None
+    return read_token_file(args.token_file) if args.token_file else None
 
 
 def _token_of_stdin() -> Any:
@@ -131,7 +131,7 @@ def _token_of_stdin() -> Any:
         return token_line(sys.stdin, "standard input")
     except UnicodeDecodeError:  # its message would quote the input
         raise AccessError(
-            "There is no token on standard input.", "The input is not UTF-8.", "Pass only the token, on one line."
+            "There is no token in standard input.", "The input is not UTF-8.", "Pass only the token, on one line."
         ) from None
 
 
@@ -153,13 +153,13 @@ def run_dir_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_dir_of(given: argparse.Namespace) -> Any:
+def run_dir_of(args: argparse.Namespace) -> Any:
     """The run folder of a command. Raises ConfigError if there is no run in it."""
     from pathlib import Path
 
     from engine.core.layout import EVENTS_JSONL, RUN_JSON
 
-    folder = Path(given.run_dir) if given.run_dir else config_of(given).output_dir
+    folder = Path(args.run_dir) if args.run_dir else config_of(args).output_dir
     if not (folder / RUN_JSON).exists() and not (folder / EVENTS_JSONL).exists():
         raise ConfigError(f"There is no run in {folder}.", "It has no run.json.", "Pass the folder of a run.")
     return folder
@@ -217,11 +217,11 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """Parse; the error for an unknown option names the nearest one."""
-    given, unknown = parser.parse_known_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
         known = [string for action in parser._actions for string in action.option_strings]
         nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
         hint = f"Did you mean {nearest[0]}?" if nearest else f"`{PROGRAM} --help` lists them all."
         raise ConfigError(f"Unknown option {flag!r}.", "", hint)
-    return given
+    return args

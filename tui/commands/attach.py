@@ -9,21 +9,21 @@ from tui.commands.arguments import config_of, parse, require_terminal, run_dir_o
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    if not given.in_browser:
+    args = parse(command_parser(), arguments)
+    if not args.in_browser:
         require_terminal()
     from tui.wizard.launch import attach
 
-    folder = run_dir_of(given)
-    given.output_dir = str(folder)
-    if given.hands_off and given.allow_decisions:
+    folder = run_dir_of(args)
+    args.output_dir = str(folder)
+    if args.hands_off and args.allow_decisions:
         raise ConfigError(
             "--hands-off cannot be combined with --allow-decisions.",
             "With --hands-off, nothing is written.",
             "Omit one.",
         )
-    config = config_of(given, continues=True)
-    return attach(config, folder, hands_off=given.hands_off, decides=given.allow_decisions)
+    config = config_of(args, continues=True)
+    return attach(config, folder, hands_off=args.hands_off, decides=args.allow_decisions)
 
 
 def command_parser() -> argparse.ArgumentParser:

@@ -12,12 +12,12 @@ from tui.commands.validate import is_gate_option
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    config = config_of(given)
+    args = parse(command_parser(), arguments)
+    config = config_of(args)
     require_terminal()
     from tui.wizard.pair_file import browse
 
-    return browse(Path(given.file), config)
+    return browse(Path(args.file), config)
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def command_parser() -> argparse.ArgumentParser:
         "",
         usage=f"{PROGRAM} browse FILE [OPTIONS]",
     )
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="FILE", help="a file of preference pairs")
     display = ("theme", "mouse", "ascii")
     add_options(parser, [option for option in options() if is_gate_option(option) or option.name in display])
     return parser

@@ -29,13 +29,13 @@ INDENT = " " * 14
 def main(arguments: list[str]) -> int:
     from engine.pipeline.clean import KINDS, find_removable
 
-    given = parse(command_parser(), arguments)
-    run, kinds = Run(run_dir_of(given)), given.only or KINDS
-    found = clean(run, kinds) if given.yes else find_removable(run).only(kinds)
-    if given.json:
-        print_json(as_data(run, found, removed=given.yes))
+    args = parse(command_parser(), arguments)
+    run, kinds = Run(run_dir_of(args)), args.only or KINDS
+    found = clean(run, kinds) if args.yes else find_removable(run).only(kinds)
+    if args.json:
+        print_json(as_data(run, found, removed=args.yes))
     else:
-        print_cleanup(run, found, removed=given.yes)
+        print_cleanup(run, found, removed=args.yes)
     return int(ExitCode.DONE)
 
 

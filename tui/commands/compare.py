@@ -34,15 +34,15 @@ MAX_ANSWER_CHARACTERS = 1_200
 def main(arguments: list[str]) -> int:
     from engine.pipeline.compare import compare
 
-    given = parse(command_parser(), arguments)
-    folders = [_run_folder(text) for text in given.runs]
+    args = parse(command_parser(), arguments)
+    folders = [_run_folder(text) for text in args.runs]
     if len(set(folders)) < 2:
-        raise ConfigError("`compare` needs two runs.", "You passed only one.", f"{PROGRAM} compare RUN RUN…")
+        raise ConfigError("`compare` needs two runs.", "You passed only one.", f"Run `{PROGRAM} compare RUN RUN…`.")
     found = compare(folders)
-    if given.json:
+    if args.json:
         print_json(as_data(found))
     else:
-        print_compared(found, max(given.answers, 0))
+        print_comparison(found, max(args.answers, 0))
     return int(ExitCode.DONE)
 
 
@@ -74,7 +74,7 @@ def as_data(found: RunComparison) -> dict[str, Any]:
     return {**asdict(found), "folders": [str(folder) for folder in found.folders]}
 
 
-def print_compared(found: RunComparison, answers: int) -> None:
+def print_comparison(found: RunComparison, answers: int) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     for letter, folder in zip(letters(found), found.folders, strict=True):
         console.print(Text.assemble((f"{letter}  ", "bold"), visible_line(str(folder))), soft_wrap=True)
@@ -97,7 +97,7 @@ def letters(found: RunComparison) -> list[str]:
     return [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(len(found.folders))]
 
 
-def _head(console: Console, title: str) -> None:
+def _print_heading(console: Console, title: str) -> None:
     console.print(Text(f"\n{title}", "bold"))
 
 
@@ -110,7 +110,7 @@ def _table(found: RunComparison) -> Table:
 
 
 def _print_options(console: Console, found: RunComparison) -> None:
-    _head(console, "Options that differ")
+    _print_heading(console, "Options that differ")
     if not found.options:
         console.print(Text("none"))
         return
@@ -125,7 +125,7 @@ def _value(value: Any) -> str:
 
 
 def _print_figures(console: Console, found: RunComparison) -> None:
-    _head(console, "Figures, with 95 % intervals")
+    _print_heading(console, "Figures, with 95 % intervals")
     table = _table(found)
     table.add_row(
         Text("verdict"), *(Text(visible_line(word, 20), VERDICT_STYLE.get(word, "")) for word in found.verdicts)
@@ -159,7 +159,7 @@ def _print_curves(console: Console, found: RunComparison) -> None:
         if not values:
             continue
         low, high = min(values), max(values)
-        _head(console, f"{title} (▁ {low:.3f} to █ {high:.3f})")
+        _print_heading(console, f"{title} (▁ {low:.3f} to █ {high:.3f})")
         width = max(console.width - 24, 10)
         for letter, curve in zip(letters(found), curves, strict=True):
             ends = f"{curve[0]:.3f} → {curve[-1]:.3f}" if curve else "not trained"

@@ -17,8 +17,8 @@ fish   {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    sys.stdout.write(SHELLS[given.shell]())
+    args = parse(command_parser(), arguments)
+    sys.stdout.write(SHELLS[args.shell]())
     return 0
 
 

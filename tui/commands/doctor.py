@@ -21,8 +21,8 @@ from tui.commands.table import PROGRAM
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    return print_doctor(config_of(given), bundle=Path(given.bundle) if given.bundle else None)
+    args = parse(command_parser(), arguments)
+    return print_doctor(config_of(args), bundle=Path(args.bundle) if args.bundle else None)
 
 
 def command_parser() -> argparse.ArgumentParser:

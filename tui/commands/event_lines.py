@@ -49,7 +49,7 @@ def event_line(entry: Entry) -> str:
         case StageStarted(stage=stage, sentence=sentence):
             return f"▶ {stage_number(stage)} {stage}: {sentence}"
         case StageFinished(stage=stage, outcome=outcome, summary=summary, reused=reused):
-            word = "done before" if reused else outcome
+            word = "reused" if reused else outcome
             return f"{GLYPH[outcome if not reused else 'done']} {stage_number(stage)} {stage} {word}: {visible_line(summary)}"
         case Check(status=status, name=name, detail=detail):
             return f"    {GLYPH[status]} {visible_line(name):{NAME_WIDTH}} {visible_line(detail)}".rstrip()
@@ -69,7 +69,7 @@ def event_line(entry: Entry) -> str:
         case TrialStep(trial=trial, step=step, total_steps=total, loss=loss, margin=margin):
             return f"    {trial}  step {step}/{total}  loss {loss:.4f}  margin {margin:+.4f}"
         case TrialFinished(name=name, outcome=outcome, summary=summary, reused=reused):
-            return f"  {GLYPH[outcome]} trial {name} {'done before' if reused else outcome}: {visible_line(summary)}"
+            return f"  {GLYPH[outcome]} trial {name} {'reused' if reused else outcome}: {visible_line(summary)}"
         case _:
             return ""
 

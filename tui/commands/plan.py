@@ -35,11 +35,11 @@ GLYPH: dict[Action, str] = {
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    config = config_of(given)
+    args = parse(command_parser(), arguments)
+    config = config_of(args)
     context = Context(config=config, run=Run(config.output_dir))
-    planned = planned_stages(context, until=given.until, redo_from=given.redo_from)
-    if given.json:
+    planned = planned_stages(context, until=args.until, redo_from=args.redo_from)
+    if args.json:
         print_json(plan_data(context.run.folder, planned))
     else:
         print_plan(context.run.folder, planned)

@@ -28,17 +28,17 @@ if TYPE_CHECKING:  # pydantic and rich would slow --help
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    if given.repo is None and given.run_dir is not None and is_repository(given.run_dir):
-        given.repo, given.run_dir = given.run_dir, None
-    folder = run_dir_of(given)
-    given.output_dir, public_requested = str(folder), bool(given.push_public)
-    if given.repo is not None:
-        given.push_to_hub = given.repo
-    config = config_of(given, continues=True)
+    args = parse(command_parser(), arguments)
+    if args.repo is None and args.run_dir is not None and is_repository(args.run_dir):
+        args.repo, args.run_dir = args.run_dir, None
+    folder = run_dir_of(args)
+    args.output_dir, public_requested = str(folder), bool(args.push_public)
+    if args.repo is not None:
+        args.push_to_hub = args.repo
+    config = config_of(args, continues=True)
     # The run's --push-public is for its own repository, not for another one.
-    public = config.push_public if given.repo in (None, stored_config(folder).get("push_to_hub")) else public_requested
-    return push_run(folder, config, public=public, token=token_of(given))
+    public = config.push_public if args.repo in (None, stored_config(folder).get("push_to_hub")) else public_requested
+    return push_run(folder, config, public=public, token=token_of(args))
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -74,7 +74,7 @@ def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret 
         raise ConfigError(
             "No repository to push to.",
             "You passed none, and the run has no --push-to-hub.",
-            f"`stage3-tui push {folder} OWNER/NAME`",
+            f"Run `stage3-tui push {folder} OWNER/NAME`.",
         )
     from engine.process.environment import log_to_file, quiet_libraries
     from engine.run.folder import Run

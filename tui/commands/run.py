@@ -53,35 +53,35 @@ EXIT_CODES = (
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    if given.init_config is not None:
+    args = parse(command_parser(), arguments)
+    if args.init_config is not None:
         from tui.commands.init_config import write_config
 
-        return write_config(given.init_config)
-    if given.json and not given.auto:
+        return write_config(args.init_config)
+    if args.json and not args.auto:
         raise ConfigError(
             "--json needs --auto.", "The wizard draws a screen instead.", f"Use `{PROGRAM} --auto --json`."
         )
-    config = recorded_config(given) if given.restarted else config_of(given, continues=not given.auto)
+    config = recorded_config(args) if args.restarted else config_of(args, continues=not args.auto)
     if config.machine_rank > 0:
-        return _join_training(config, auto=given.auto, json=given.json)
-    if given.auto:
+        return _join_training(config, auto=args.auto, json=args.json)
+    if args.auto:
         from tui.commands.auto import run_auto
 
         return run_auto(
             config,
-            until=given.until,
-            redo_from=given.redo_from,
-            json=given.json,
-            verbose=given.verbose,
-            token=token_of(given),
+            until=args.until,
+            redo_from=args.redo_from,
+            json=args.json,
+            verbose=args.verbose,
+            token=token_of(args),
         )
     require_terminal()
-    if not given.restarted and given.output_dir is None and not _is_chosen(config, arguments):
+    if not args.restarted and args.output_dir is None and not _choose_run(config, arguments):
         return int(ExitCode.DONE)
     from tui.wizard.launch import run_wizard_process
 
-    return run_wizard_process(config, token_of(given), start_until=given.until if given.restarted else None)
+    return run_wizard_process(config, token_of(args), start_until=args.until if args.restarted else None)
 
 
 def _join_training(config: Stage3Config, *, auto: bool, json: bool) -> int:
@@ -96,7 +96,7 @@ def _join_training(config: Stage3Config, *, auto: bool, json: bool) -> int:
     return run_joining(config, json=json)
 
 
-def _is_chosen(config: Stage3Config, arguments: list[str]) -> bool:
+def _choose_run(config: Stage3Config, arguments: list[str]) -> bool:
     """Let the user choose a run if there are several beside `--output-dir`. For another one, this process restarts itself,
     so that it has a single thread and that run's options. False if the user left.
     """

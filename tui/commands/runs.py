@@ -31,12 +31,12 @@ WIDE = 120
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    folder = Path(given.folder) if given.folder else config_of(given).output_dir.parent
+    args = parse(command_parser(), arguments)
+    folder = Path(args.folder) if args.folder else config_of(args).output_dir.parent
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder.", "", f"Pass a folder: `{PROGRAM} runs FOLDER`.")
     found = runs_below(folder.resolve())
-    if given.json:
+    if args.json:
         print_json({"folder": str(folder.resolve()), "runs": [as_data(run) for run in found]})
     else:
         print_runs(folder.resolve(), found)

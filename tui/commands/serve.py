@@ -19,10 +19,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    folder = Path(run_dir_of(given)).absolute()
-    if not 0 < given.port < 65_536:
-        raise ConfigError(f"--port {given.port} is not a port.", "Ports are 1 to 65535.", f"Use --port {PORT}.")
+    args = parse(command_parser(), arguments)
+    folder = Path(run_dir_of(args)).absolute()
+    if not 0 < args.port < 65_536:
+        raise ConfigError(f"--port {args.port} is not a port.", "Ports are 1 to 65535.", f"Use --port {PORT}.")
     try:
         from tui.process.browser import serve
     except ImportError as error:
@@ -33,14 +33,14 @@ def main(arguments: list[str]) -> int:
         ) from error
     for name in TOKEN_VARIABLES:  # watching needs no token
         os.environ.pop(name, None)
-    if given.host not in LOOPBACK:
+    if args.host not in LOOPBACK:
         print(
-            f"warning: other machines can reach {given.host}, and the connection is not encrypted. "
+            f"warning: other machines can reach {args.host}, and the connection is not encrypted. "
             "An SSH tunnel to the loopback address is safer.",
             file=sys.stderr,
             flush=True,
         )
-    return serve(command_of(folder, control=given.control), host=given.host, port=given.port, title=folder.name)
+    return serve(command_of(folder, control=args.control), host=args.host, port=args.port, title=folder.name)
 
 
 def command_of(folder: Path, *, control: bool) -> str:

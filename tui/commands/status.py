@@ -23,8 +23,8 @@ from tui.process.output import print_json
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    return print_status(run_dir_of(given), as_json=given.json)
+    args = parse(command_parser(), arguments)
+    return print_status(run_dir_of(args), as_json=args.json)
 
 
 def command_parser() -> argparse.ArgumentParser:

@@ -21,8 +21,8 @@ START_SECONDS = 5.0
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    return stop_run(run_dir_of(given), given.wait)
+    args = parse(command_parser(), arguments)
+    return stop_run(run_dir_of(args), args.wait)
 
 
 def command_parser() -> argparse.ArgumentParser:

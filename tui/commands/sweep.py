@@ -36,14 +36,14 @@ DEFAULT_TRIALS_HELP = "a TOML file: [grid] with a list for each option, or [[tri
 def main(arguments: list[str]) -> int:
     from engine.pipeline.trials import checked, options_to_try
 
-    given = parse(command_parser(), arguments)
-    grid = {name: text.split(",") for name in options_to_try() if "," in (text := str(getattr(given, name) or ""))}
+    args = parse(command_parser(), arguments)
+    grid = {name: text.split(",") for name in options_to_try() if "," in (text := str(getattr(args, name) or ""))}
     for name in grid:
-        setattr(given, name, None)
-    config = config_of(given)
-    trials = checked(config, _trials(grid, given.trials))
-    config = with_doubled_eval_set(config, given)
-    return run_sweep_and_print(config, trials, given)
+        setattr(args, name, None)
+    config = config_of(args)
+    trials = checked(config, _trials(grid, args.trials))
+    config = with_doubled_eval_set(config, args)
+    return run_sweep_and_print(config, trials, args)
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def command_parser() -> argparse.ArgumentParser:
         "For example: stage3-tui sweep --beta 0.05,0.1,0.3 --learning-rate 5e-6,5e-5 --pick best",
         usage=f"{PROGRAM} sweep --OPTION VALUE,VALUE… [OPTIONS]",
     )
-    parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
+    parser.add_argument("--demo", action="store_true", help="use the embedded model, adapter, prompts and judge")
     parser.add_argument("--trials", metavar="FILE", help=DEFAULT_TRIALS_HELP)
     parser.add_argument(
         "--pick",
@@ -64,7 +64,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="events on stdout, one JSON object per line")
     parser.add_argument("--verbose", action="store_true", help="print every check and checkpoint")
-    parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
+    parser.add_argument("--config", metavar="FILE", help="read options from a TOML file")
     parser.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
     add_token_options(parser)
     add_options(parser, options())
@@ -72,43 +72,43 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _trials(grid: dict[str, list[str]], file: str | None) -> list[Trial]:
-    from engine.pipeline.trials import options_to_try, trials_of_grid, trials_of_toml
+    from engine.pipeline.trials import options_to_try, trials_from_grid, trials_from_toml
 
     if file is not None:
         if grid:
             raise ConfigError(
                 "--trials cannot be combined with lists of values.", "", "Put the lists into the file's [grid]."
             )
-        return trials_of_toml(Path(file))
+        return trials_from_toml(Path(file))
     if not grid:
         raise ConfigError(
             "A sweep needs several values of at least one option.",
             "No option has a list of values.",
             f"For example, --beta 0.05,0.1. It can vary {', '.join(options_to_try())}.",
         )
-    return trials_of_grid(grid)
+    return trials_from_grid(grid)
 
 
-def with_doubled_eval_set(config: Stage3Config, given: argparse.Namespace) -> Stage3Config:
+def with_doubled_eval_set(config: Stage3Config, args: argparse.Namespace) -> Stage3Config:
     """Hold out twice as many pairs, unless their number was set: one half selects, the other gives the verdict."""
-    if given.min_eval_pairs is not None or given.eval_fraction is not None:
+    if args.min_eval_pairs is not None or args.eval_fraction is not None:
         return config
     doubled = {"min_eval_pairs": 2 * config.min_eval_pairs, "eval_fraction": min(2 * config.eval_fraction, 0.5)}
     return config.model_copy(update=doubled)
 
 
-def run_sweep_and_print(config: Stage3Config, trials: list[Trial], given: argparse.Namespace) -> int:
+def run_sweep_and_print(config: Stage3Config, trials: list[Trial], args: argparse.Namespace) -> int:
     def sweep(session: Session) -> int:
         from engine.pipeline.sweep import run_sweep
 
-        return int(session.drive(run_sweep(session.context, trials, given.pick), STAGES))
+        return int(session.drive(run_sweep(session.context, trials, args.pick), STAGES))
 
     def restart_command(_: Run) -> list[str]:
         return [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--token-stdin")]
 
-    code = run_and_print(config, sweep, restart_command, json=given.json, verbose=given.verbose, token=token_of(given))
+    code = run_and_print(config, sweep, restart_command, json=args.json, verbose=args.verbose, token=token_of(args))
     report = read_report(Run(config.output_dir))
-    if report is not None and not given.json:
+    if report is not None and not args.json:
         print_table(report)
     return code
 

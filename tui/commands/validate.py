@@ -45,9 +45,9 @@ TEXT_SHOWN = 100
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(command_parser(), arguments)
-    config = config_of(given)
-    if given.push_dataset and not given.export:
+    args = parse(command_parser(), arguments)
+    config = config_of(args)
+    if args.push_dataset and not args.export:
         raise ConfigError(
             "--push-dataset needs --export.",
             "It pushes the file that --export writes.",
@@ -55,17 +55,17 @@ def main(arguments: list[str]) -> int:
         )
     judged = partial(
         validate,
-        Path(given.pairs),
+        Path(args.pairs),
         config,
-        meter=load_meter(config) if given.base_model_id is not None else None,
-        export=Path(given.export) if given.export else None,
-        force=given.force,
-        split=given.split,
+        meter=load_meter(config) if args.base_model_id is not None else None,
+        export=Path(args.export) if args.export else None,
+        force=args.force,
+        split=args.split,
     )
     push = None
-    if given.push_dataset:
-        push = partial(_push, given.push_dataset, config, token_of(given))
-    return print_validation(judged, as_json=given.json, push=push)
+    if args.push_dataset:
+        push = partial(_push, args.push_dataset, config, token_of(args))
+    return print_validation(judged, as_json=args.json, push=push)
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -76,7 +76,7 @@ def command_parser() -> argparse.ArgumentParser:
         f"Exit code 0 if the gate is open, 9 if it is shut or a line is not a pair.\n\nForms of rows (--form): {forms()}.",
         usage=f"{PROGRAM} validate PAIRS [--json] [--export TRAIN.jsonl] [OPTIONS]",
     )
-    parser.add_argument("pairs", metavar="PAIRS")
+    parser.add_argument("pairs", metavar="PAIRS", help="a file or folder, a Hub id, or -")
     parser.add_argument("--split", help="split of a folder or a dataset; default: all of a folder, train of a dataset")
     parser.add_argument("--json", action="store_true", help="one JSON object: pairs, figures, gate, verdicts")
     parser.add_argument(
@@ -226,7 +226,7 @@ def _print_report(result: Validation) -> None:
     _print_bad_lines(console, result.bad_lines, figures["bad_lines"])
     console.print(Text(_conclusion(report), style="bold"))
     if report["export"]:
-        console.print(Text(_exported(report["export"])))
+        console.print(Text(_export_summary(report["export"])))
 
 
 def _print_figures(console: Console, report: dict[str, Any]) -> None:
@@ -246,9 +246,9 @@ def _print_figures(console: Console, report: dict[str, Any]) -> None:
 
 def _print_counts(console: Console, report: dict[str, Any]) -> None:
     if report["left_out"]:
-        console.print(Text(f"left out: {_counted(report['left_out'])}"))
+        console.print(Text(f"left out: {_count_list(report['left_out'])}"))
     if report["principles"]:
-        console.print(Text(f"principles: {_counted(report['principles'])}"))
+        console.print(Text(f"principles: {_count_list(report['principles'])}"))
     if report["scored"]:
         by = f"by {visible_line(report['scored_by'], 60)}" if report["scored_by"] else "by the file's own scores"
         console.print(
@@ -256,11 +256,15 @@ def _print_counts(console: Console, report: dict[str, Any]) -> None:
         )
     people = report["people"]
     if people["decided"] or people["not_here"] or people["damaged"] or people["torn"]:
-        kinds = _counted({word: people[word] for word in ("accepted", "rejected", "flipped", "edited") if people[word]})
-        console.print(Text(f"decisions about {people['decided']:,} pairs (edits.jsonl){': ' if kinds else ''}{kinds}"))
+        kinds = _count_list(
+            {word: people[word] for word in ("accepted", "rejected", "flipped", "edited") if people[word]}
+        )
+        console.print(
+            Text(f"decisions about {plural(people['decided'], 'pair')} (edits.jsonl){': ' if kinds else ''}{kinds}")
+        )
         if people["not_here"]:
             console.print(
-                Text(f"decisions about {people['not_here']:,} pairs that are not in this file", style="yellow")
+                Text(f"decisions about {plural(people['not_here'], 'pair')} not in this file", style="yellow")
             )
         if people["torn"]:
             console.print(Text("the last line of edits.jsonl is incomplete and ignored", style="yellow"))
@@ -268,7 +272,7 @@ def _print_counts(console: Console, report: dict[str, Any]) -> None:
             console.print(Text(f"line {bad['line'] + 1} of edits.jsonl: {visible_line(bad['reason'])}", style="red"))
 
 
-def _counted(counts: dict[str, int]) -> str:
+def _count_list(counts: dict[str, int]) -> str:
     shown = list(counts.items())[:BAD_LINES_SHOWN]
     more = f", and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
     return ", ".join(f"{count:,} {visible_line(name, 60)}" for name, count in shown) + more
@@ -278,7 +282,7 @@ def _print_examples(console: Console, examples: dict[str, list[dict[str, Any]]])
     for reason, rows in list(examples.items())[:BAD_LINES_SHOWN]:
         row = rows[0]
         console.print(Text(f"{visible_line(reason, 60)}, for example line {row['line'] + 1}:", style="dim"))
-        for word, key in (("asked", "prompt"), ("draft", "base_response"), ("revised", "revised_response")):
+        for word, key in (("prompt", "prompt"), ("draft", "base_response"), ("revision", "revised_response")):
             console.print(Text(f"    {word:8} {visible_line(row[key], TEXT_SHOWN)}", style="dim"))
 
 
@@ -300,7 +304,7 @@ def _conclusion(report: dict[str, Any]) -> str:
     return "The gate is open."
 
 
-def _exported(export: dict[str, Any]) -> str:
+def _export_summary(export: dict[str, Any]) -> str:
     path = visible_line(export["path"])
     if export["written"]:
         return f"Wrote {export['pairs']:,} training pairs to {path}."

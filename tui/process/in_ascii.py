@@ -46,10 +46,10 @@ _BRAILLE, _DOTS = range(0x2800, 0x2900), " .:;=+*%#"
 @lru_cache(4096)
 def in_ascii(text: str) -> str:
     """The text in ASCII, with the same number of cells."""
-    return "".join(map(_letter, text))
+    return "".join(map(_to_ascii, text))
 
 
-def _letter(character: str) -> str:
+def _to_ascii(character: str) -> str:
     if character.isascii():
         return character
     code = ord(character)

@@ -32,13 +32,13 @@ def reexec(command: list[str], token: Secret | None) -> NoReturn:
         if number > 2:  # the driver frees memory when the last of its files is closed
             _close_at_exec(number)
     if token is not None:
-        command = [*command, "--token-fd", str(_on_a_pipe(token.reveal()))]
+        command = [*command, "--token-fd", str(_pipe_with(token.reveal()))]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(command[0], command)
 
 
-def _on_a_pipe(text: str) -> int:
+def _pipe_with(text: str) -> int:
     """The read end of a pipe with the text, which so appears neither in the process list nor in a file."""
     read, write = os.pipe()
     os.write(write, text.encode() + b"\n")

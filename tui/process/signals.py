@@ -11,9 +11,7 @@ from types import FrameType
 from engine.core.errors import ExitCode
 
 SAME_SECONDS = 1.0
-"""A SIGTERM this soon after another one counts as the same: some schedulers send it to a job's parent, which forwards it, and
-to the process itself.
-"""
+"""A SIGTERM this soon after another one counts as the same: if every process of a job receives it, the parent forwards it, too."""
 
 
 class StopSignals:

@@ -52,13 +52,13 @@ class _UnfailingFile(io.FileIO):
 
     def write(self, data: object, /) -> int:
         try:
-            return self._write_when_it_can(data)
+            return self._write_when_ready(data)
         except OSError as error:
             self.lost = error
             redirect_to_devnull(self.fileno())
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
-    def _write_when_it_can(self, data: object) -> int:
+    def _write_when_ready(self, data: object) -> int:
         while (written := super().write(data)) is None:  # type: ignore[arg-type]
             select.select([], [self.fileno()], [])  # another process made it non-blocking, and it is full
         return written
@@ -95,8 +95,8 @@ def _draw_in_ascii(error: UnicodeError) -> tuple[str, int]:
     """Error handler for `codecs`: replaces characters that the encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(map(_drawn, error.object[error.start : error.end])), error.end
+    return "".join(map(_replacement, error.object[error.start : error.end])), error.end
 
 
-def _drawn(character: str) -> str:
+def _replacement(character: str) -> str:
     return f"\\u{ord(character):04x}" if "\ud800" <= character <= "\udfff" else in_ascii(character)

@@ -23,7 +23,7 @@ class Detacher:
     def __init__(self, pipe: int | None) -> None:
         self._pipe = pipe
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Detach from the terminal; the shell gets its prompt back. Works once; afterwards, nothing can be shown."""
         if self._pipe is None:
             return
@@ -81,9 +81,9 @@ class _Parent:
                     return 0
                 return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]) & 0xFF
             os.read(self._wake_read, 512)
-            self._stop_with_the_child()
+            self._suspend_with_child()
 
-    def _stop_with_the_child(self) -> None:
+    def _suspend_with_child(self) -> None:
         """Ctrl+Z suspends only the child: suspend this process, too, so that the shell notices, and resume the child later."""
         pid, status = os.waitpid(self._pid, os.WNOHANG | os.WUNTRACED)
         if pid and os.WIFSTOPPED(status):

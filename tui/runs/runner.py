@@ -18,7 +18,7 @@ from engine.core.events import Message, RunFinished
 from engine.core.stage_table import STAGES
 from engine.machine.error_mapping import as_stage3_error
 from engine.pipeline.plan import PlannedStage, planned_stages
-from engine.pipeline.session import Listener, Session, failure_of
+from engine.pipeline.session import Listener, Session, failure_text
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.journal import Entry, read_journal
@@ -140,6 +140,6 @@ class Runner:
         code = known.exit_code if known is not None else ExitCode.BUG
         now = self.now()
         with self._lock:
-            state = self._state.apply(Message("error", failure_of(error)), now)
-            self._state = as_idle(state.apply(RunFinished(int(code), failure_of(error)), now))
+            state = self._state.apply(Message("error", failure_text(error)), now)
+            self._state = as_idle(state.apply(RunFinished(int(code), failure_text(error)), now))
         self.exit_code = code

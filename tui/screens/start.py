@@ -9,7 +9,7 @@ from textual.content import Content
 
 from engine.core.options import options
 from engine.core.sizes import format_size
-from engine.pipeline.ingredients import Costs, Ingredient, StartOverview, Status, values_of
+from engine.pipeline.ingredients import Costs, Ingredient, StartOverview, Status, ingredient_values
 from tui.formatting import approx_duration, memory, one_line
 from tui.widgets.layout import EMPTY, fit, shortened, spread
 from tui.widgets.option_help import DoneStages
@@ -78,7 +78,7 @@ class StartEditor(OptionsEditor):
     def compose(self) -> ComposeResult:
         assert self._config is not None
         yield TextView(id="start-head")
-        yield StartRows(values_of(self._config), id="start-rows")
+        yield StartRows(ingredient_values(self._config), id="start-rows")
         yield TextView(id="start-costs")
         yield from self.panel()
 
@@ -91,7 +91,7 @@ class StartEditor(OptionsEditor):
         self._config, self._read_only_reason = config, read_only_reason
         self._done = self._done if done is None else done
         known = {one.title: one for one in self._overview.ingredients} if self._overview is not None else {}
-        values = values_of(config)
+        values = ingredient_values(config)
         self.rows.show(tuple(self._unless_changed(one, known.get(one.title)) for one in values))
         self.rows.put({one.option: getattr(config, one.option) for one in values})
         self.show_option()

@@ -86,7 +86,7 @@ def _screen_then_engine(runner: Runner, detacher: Detacher) -> tuple[WizardEnd, 
     end, screen_code = run_wizard(runner)
     if end is WizardEnd.LEFT_RUNNING:
         install_signal_handlers(runner.stop)
-        detacher.leave()
+        detacher.detach()
     if end is WizardEnd.STOPPED and runner.running and screen_code:
         os._exit(screen_code)  # a second signal ends it at once; everything acknowledged is on disk
     runner.join()

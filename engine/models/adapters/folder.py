@@ -103,8 +103,8 @@ def _links_outside(path: Path, folder: Path) -> bool:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The `checkpoint-N` with the most steps among those that contain an adapter; None if none does."""
-    found = [(int(name[1]), path) for path in folder.iterdir() if (name := _CHECKPOINT.fullmatch(path.name))]
-    return next((path for _, path in sorted(found, reverse=True) if (path / ADAPTER_WEIGHTS).is_file()), None)
+    checkpoints = [(int(name[1]), path) for path in folder.iterdir() if (name := _CHECKPOINT.fullmatch(path.name))]
+    return next((path for _, path in sorted(checkpoints, reverse=True) if (path / ADAPTER_WEIGHTS).is_file()), None)
 
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")

@@ -76,16 +76,16 @@ def read_header(file: BinaryIO, size: int) -> Header:
 def _entries(text: bytes) -> dict[str, Any]:
     duplicates: list[str] = []
 
-    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            duplicates.extend(name for name in found if sum(name == other for other, _ in pairs) > 1)
-        return found
+    def record_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
+            duplicates.extend(name for name in entries if sum(name == other for other, _ in pairs) > 1)
+        return entries
 
     try:
         if not text.startswith(b"{"):
             raise ValueError("it does not begin with '{'")
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=reject_duplicates)
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=record_duplicates)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"Its header is not valid JSON: {error}.") from error
     if duplicates:

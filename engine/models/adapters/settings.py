@@ -72,9 +72,9 @@ def read_settings(folder: Path) -> AdapterSettings:
     data = _read_object(folder)
     kind = data.get("peft_type")
     if kind != "LORA":
-        found = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
+        description = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
         raise PreconditionError(
-            f"{safe_path(path)} has {found}.",
+            f"{safe_path(path)} has {description}.",
             "Stage 3 trains only LoRA adapters." + _spelling(kind),
             EXPORT_AGAIN if kind is None else "Train Stage 2 with `peft.LoraConfig`, and pass that adapter.",
         )

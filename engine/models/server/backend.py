@@ -39,7 +39,7 @@ from engine.security.sanitize import lone_surrogate, visible_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCHES_PER_SLOT = 4
+CONVERSATIONS_PER_SLOT = 4
 """Conversations per concurrent request in a batch. More than one, because slots are idle while the last replies arrive."""
 
 # OpenAI sends "stop"; some servers send one of the others instead.
@@ -85,6 +85,7 @@ class ServerBackend:
                 for conversation, seed in zip(conversations, seeds, strict=True)
             ]
         )
+        # A refusal for any other reason may be due to the server or the model's name rather than to the conversation.
         served = [not response.refused or response.too_long or response.failed for response in responses]
         self._has_served = self._has_served or any(served)
         if responses and not self._has_served:
@@ -98,7 +99,7 @@ class ServerBackend:
         return prompt_length(self.tokenizer, conversation)
 
     def batch_size(self, longest: int) -> int:
-        return self.client.concurrency * BATCHES_PER_SLOT
+        return self.client.concurrency * CONVERSATIONS_PER_SLOT
 
     def clear_cache(self) -> None:
         """Nothing to do: the server has its own cache."""

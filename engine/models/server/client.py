@@ -60,7 +60,7 @@ class ServerClient:
         self.pool = ServerPool(addresses, concurrency, role=role, emit=emit)
         self._api = ChatApi(model, timeout_seconds)
         self._retry = RetryPolicy(stop, self.pool, sleep)
-        self._listing_the_model: set[Server] = set()
+        self._servers_with_model: set[Server] = set()
         self._stop, self._sleep = stop, sleep
 
     @property
@@ -85,7 +85,7 @@ class ServerClient:
     def record_listing(self, server: Server, models: Collection[str]) -> None:
         """Remember whether the server lists the model. If it lists only others after an outage, it stays out."""
         if self.model in models:
-            self._listing_the_model.add(server)
+            self._servers_with_model.add(server)
 
     def chat(
         self,
@@ -159,7 +159,7 @@ class ServerClient:
         return asyncio.run(run())
 
     async def _check_health(self, server: Server, client: AsyncClient) -> None:
-        needs_model = server in self._listing_the_model
+        needs_model = server in self._servers_with_model
         why = await self._api.health(server.address, client, needs_model=needs_model)
         if why:
             self.pool.keep_out(server, f"The server at {server.address} {why}")

@@ -51,13 +51,13 @@ def parse_load(text: str) -> ServerLoad:
 
 
 def _samples(text: str) -> Mapping[str, list[float]]:
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    samples: defaultdict[str, list[float]] = defaultdict(list)
     for name, digits in _SAMPLE.findall(text):
         try:
-            found[name].append(float(digits))
+            samples[name].append(float(digits))
         except ValueError:
             continue  # digits and signs that are not a number
-    return found
+    return samples
 
 
 def _sum(values: Sequence[float]) -> float | None:

@@ -92,12 +92,12 @@ class ServerPool:
         `release`.
         """
         while True:
-            found = self.available(tried)
-            if not found and tried:
+            candidates = self.available(tried)
+            if not candidates and tried:
                 return None
-            if not found and force:
+            if not candidates and force:
                 return self._taken(min(self.servers, key=lambda server: server.retry_at))
-            free = [server for server in found if server.in_flight < self.concurrency]
+            free = [server for server in candidates if server.in_flight < self.concurrency]
             if free:
                 return self._taken(min(free, key=lambda server: (server.in_flight, server.sent)))
             await self._changed.wait()

@@ -168,16 +168,16 @@ def _text_before_reply(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour)
     """Find what is between the generation prompt and the reply. It must be the same in first and later turns, and with a system
     message.
     """
-    found = {
+    boundaries = {
         _around_boundary(tokenizer, conversation, behaviour.options)
         for conversation in (_ONE_TURN, _TWO_TURNS, [_message("system", _SYSTEM), *_TWO_TURNS])
     }
-    if len(found) > 1:
+    if len(boundaries) > 1:
         written = " and ".join(
-            repr(shown[-60:]) for shown in sorted({prompt_end or reply_start for prompt_end, reply_start in found})
+            repr(text[-60:]) for text in sorted({prompt_end or reply_start for prompt_end, reply_start in boundaries})
         )
         raise _Fault(f"its generation prompt differs from one conversation to the next ({written})")
-    prompt_end, reply_start = found.pop()
+    prompt_end, reply_start = boundaries.pop()
     empty_thought = reply_start if _visible_text(tokenizer, reply_start) or has_thought(reply_start) else ""
     if closes_thought(prompt_end):
         return replace(behaviour, only_in_prompt=prompt_end, only_with_reply=empty_thought)
