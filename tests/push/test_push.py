@@ -37,7 +37,7 @@ from engine.packaging.zip_writer import MANIFEST
 from engine.pipeline.loop import run_pipeline
 from engine.push import request_limits
 from engine.push.permissions import missing_permission
-from engine.push.push import Pushed, push
+from engine.push.push import PushResult, push
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.stop import StopToken
@@ -88,7 +88,7 @@ def context(finished: Context, tmp_path: Path) -> Context:
     return copied(finished, tmp_path / "run")
 
 
-def pushed(run: Run, repo_id: str = REPO, *, public: bool = False, **others: object) -> tuple[list[object], Pushed]:
+def pushed(run: Run, repo_id: str = REPO, *, public: bool = False, **others: object) -> tuple[list[object], PushResult]:
     arguments = {"token": TOKEN, "accept_lookalikes": False, "stop": StopToken(), **others}
     return run_stage(push(run, repo_id, public=public, **arguments))  # type: ignore[arg-type]
 
@@ -119,7 +119,7 @@ def test_a_push_makes_a_private_repository_with_one_commit(context: Context, hub
     assert commit["files"] == IN_THE_REPO
     assert commit["summary"] == "Stage 3 constitutional LoRA adapter; against Stage 2: cannot tell"
     assert sha256_of_file(context.run.archive) in commit["description"]
-    assert done == Pushed(REPO, done.page, True, 8, sum(map(len, repo.files.values())), False)
+    assert done == PushResult(REPO, done.page, True, 8, sum(map(len, repo.files.values())), False)
     assert done.page.startswith(f"{hub.endpoint}/{REPO}/commit/")
     assert repo.files["README.md"] == (context.run / CARD).read_bytes()
     assert repo.files["adapter_model.safetensors"] == (context.run / WEIGHTS).read_bytes()
