@@ -92,7 +92,7 @@ def train_and_resume(
 ) -> Generator[Event, None, RehearsalResult]:
     """Train under `plan`, interrupt after the first checkpoint, then resume.
 
-    processes   the number on this machine
+    processes   number of processes on this machine
 
     Raises RestartNeeded or MemoryExhausted if it does not fit; then nothing in the rehearsal's folder is usable.
     """
