@@ -1,9 +1,10 @@
-"""Peak memory and CPU seconds of a step, with a mask of all columns and by rows: each cell in a process of its own.
+"""Peak memory and CPU seconds of a training step, with a full attention mask and by rows. Each cell runs in its own
+process.
 
-One optimizer step of the engine's trainer, after one that is not measured, on pairs of these lengths (prompt+chosen+rejected
-tokens, and how many of them in one pass). The model is the folder --model with --adapter, or SmolLM2's shape with 4 layers and
-random weights. Memory and seconds are those of bench/head.py. Ragged batches have prompts of half to the whole of that length, and
-the replies take what is left of it.
+Measures one optimizer step of the engine's trainer, after an unmeasured one, on pairs of the given lengths (tokens of
+prompt+chosen+rejected, and pairs per pass). The model is --model with --adapter, or SmolLM2's shape with 4 layers and
+random weights. Memory and seconds are measured as in bench/head.py. In ragged batches, prompts have half to all of that
+length, and the replies get the rest.
 
     python bench/attention.py [--shapes 30+994+994 1000+60+60 500+300+300x4 …] [--ways mask rows] [--ragged] [--threads 1]
                               [--dtype float32] [--model DIR --adapter DIR]
@@ -20,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.head import GIB, in_a_process, pairs_of, policy_of, step_of, trainer_of
+from bench.head import GIB, make_pairs, make_policy, make_trainer, measure_step, run_cell
 
 SHAPES = ["30+994+994", "300+500+500", "1000+60+60", "100+150+150", "40+60+60", "100+150+150x8"]
 
@@ -39,10 +40,10 @@ def main() -> None:
     if arguments.cell:
         print(json.dumps(measure(arguments, *json.loads(arguments.cell))))
         return
-    print(f"{'pairs':20}{'attention':10}{'peak GiB':>9}{'of the step':>12}{'CPU s':>8}{'loss':>12}")
+    print(f"{'pairs':20}{'attention':10}{'peak GiB':>9}{'step GiB':>12}{'CPU s':>8}{'loss':>12}")
     for shape in arguments.shapes:
         for way in arguments.ways:
-            cell = in_a_process(__file__, shape, way)
+            cell = run_cell(__file__, shape, way)
             print(
                 f"{shape:20}{way:10}{cell['peak'] / GIB:9.2f}{cell['added'] / GIB:12.2f}{cell['seconds']:8.2f}"
                 f"{cell['loss']:12.7f}",
@@ -59,21 +60,21 @@ def measure(arguments: argparse.Namespace, shape: str, way: str) -> dict[str, An
     ROWS_FROM["cpu"] = 0 if way == "rows" else sys.maxsize
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        policy = policy_of(arguments, 49152)
-        pairs = pairs_of(policy, sizes_of(shape, arguments.ragged))
-        trainer = trainer_of(policy, pairs, arguments.dtype, "chunked", Path(folder))
+        policy = make_policy(arguments, 49152)
+        pairs = make_pairs(policy, pair_sizes(shape, arguments.ragged))
+        trainer = make_trainer(policy, pairs, arguments.dtype, "chunked", Path(folder))
         assert trainer.model.get_base_model().config._attn_implementation == NAME
-        return step_of(trainer)
+        return measure_step(trainer)
 
 
-def sizes_of(shape: str, ragged: bool) -> list[tuple[int, int, int]]:
-    """`100+150+150x8` is eight pairs of prompts of 100 tokens and replies of 150."""
+def pair_sizes(shape: str, ragged: bool) -> list[tuple[int, int, int]]:
+    """(prompt, chosen, rejected) tokens of each pair. `100+150+150x8`: eight pairs, prompts of 100 tokens, replies of 150."""
     lengths, _, count = shape.partition("x")
     prompt, chosen, rejected = map(int, lengths.split("+"))
     sizes = []
     for number in range(int(count or 1)):
-        less = number * prompt // (2 * int(count or 1)) if ragged else 0
-        sizes.append((prompt - less, chosen + less // 2, rejected + less - less // 2))
+        shift = number * prompt // (2 * int(count or 1)) if ragged else 0
+        sizes.append((prompt - shift, chosen + shift // 2, rejected + shift - shift // 2))
     return sizes
 
 

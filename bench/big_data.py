@@ -1,7 +1,7 @@
-"""A set of a million pairs: checked, imported, made into a training set, opened in the browser. Seconds and peak memory, each step
-in a process of its own.
+"""Seconds and peak memory to check a million pairs, import them, make a training set of them, and open them in the
+browser. Each step runs in its own process.
 
-The pairs are made here: sentences put together at random, 0.8 kB each, all usable, no two alike. Nothing scores them and no model
+The pairs are synthetic: random sentences, 0.8 kB each, all usable and all different. No judge scores them and no model
 reads them. Step "encode" is what training does before it loads a model, with the demo's tokenizer.
 
     python bench/big_data.py [--pairs 1000000] [--folder DIR] [--steps make validate export import quality browser encode]
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--steps", nargs="+", default=list(STEPS_OF_THE_BENCH))
+    parser.add_argument("--steps", nargs="+", default=list(BENCH_STEPS))
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
@@ -78,19 +78,19 @@ def main() -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
             print(
-                f"{step:12}{found['seconds']:10.1f}{found['cpu']:10.1f}{found['peak']:10.0f}  {found['said']}",
+                f"{step:12}{found['seconds']:10.1f}{found['cpu']:10.1f}{found['peak']:10.0f}  {found['result']}",
                 flush=True,
             )
 
 
 def measure(given: argparse.Namespace) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
-    said = STEPS_OF_THE_BENCH[given.step](given.folder, given.pairs)
+    result = BENCH_STEPS[given.step](given.folder, given.pairs)
     figures = {
         "seconds": time.perf_counter() - wall,
         "cpu": time.process_time() - cpu,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "said": said,
+        "result": result,
     }
     print(json.dumps(figures))
 
@@ -171,7 +171,7 @@ def encode(folder: Path, _: int) -> str:
     return f"{len(pairs):,} pairs, {tokens:,} tokens, {len(too_long):,} too long; {before:.0f} MB before the first"
 
 
-STEPS_OF_THE_BENCH: dict[str, Callable[[Path, int], str]] = {
+BENCH_STEPS: dict[str, Callable[[Path, int], str]] = {
     "make": make, "validate": validate, "export": export, "import": imported, "quality": quality,
     "browser": browser, "encode": encode,
 }  # fmt: skip
@@ -189,7 +189,7 @@ def run_of(folder: Path) -> Context:
 
 
 def finished(context: Context, stage: Iterator[Any]) -> str:
-    """What a stage says at its end; the train file must be there if it is stage quality."""
+    """Run a stage to its end and return its summary, with the size of the training set if there is one."""
     while True:
         try:
             next(stage)

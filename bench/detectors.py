@@ -1,15 +1,16 @@
-"""How well "not a usable reply" is told from a reply, on pairs that were read and labelled one by one.
+"""How well the detectors recognise unusable replies, on pairs that were read and labelled one by one.
 
     python bench/detectors.py ../shared/data/gemma-2b-it-pairs.jsonl \\
         --labels ../shared/data/gemma-2b-it-pairs.labels.jsonl [--labels MORE]
 
-Over the labelled pairs that are not identical; positive is every kind but `answer`. The weights of the meta detector are learned:
-"as shipped" has seen the lines of the published labels and of `more_labels.jsonl`; "cross-validated" fits them anew for each tenth
-of the labelled lines on the other nine, and judges a line by weights that never saw it.
+Only labelled pairs that are not identical count; every kind but `answer` is positive. The weights of the meta detector
+are learned: "as shipped" has seen the published labels and those in `more_labels.jsonl`; "cross-validated" fits new
+weights for each tenth of the labelled lines on the other nine, and judges a line with weights that never saw it.
 
-The notebook's checks are those of github.com/Jai-Dhiman/ml-learning, retold: cell 8 of Stage3_Constitutional_Training.ipynb,
-the phrases of scripts/analyze_pairs.py, and those of the parser in src/training/critique_revision.py at c9a5e3e. That
-parser also cut lines off and took answers out of quotes; what it would have made of these pairs cannot be known from them.
+The notebook's checks are reimplemented from github.com/Jai-Dhiman/ml-learning: cell 8 of
+Stage3_Constitutional_Training.ipynb, the phrases of scripts/analyze_pairs.py, and those of the parser in
+src/training/critique_revision.py at c9a5e3e. That parser also cut lines off and took answers out of quotes; what it
+would have made of these pairs is unknown.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is not part of the installed package
 
 import torch
 
@@ -55,18 +56,18 @@ class Counts(NamedTuple):
         return 2 * self.hits / max(2 * self.hits + self.misses + self.false_alarms, 1)
 
 
-def counts_of(said: Sequence[bool], true: Sequence[bool]) -> Counts:
-    pairs = Counter(zip(said, true, strict=True))
+def counts_of(predicted: Sequence[bool], true: Sequence[bool]) -> Counts:
+    pairs = Counter(zip(predicted, true, strict=True))
     return Counts(pairs[True, True], pairs[False, True], pairs[True, False])
 
 
-def interval(said: Sequence[bool], true: Sequence[bool]) -> tuple[float, float]:
-    """The middle 95 % of F1 over lines drawn again with replacement."""
+def interval(predicted: Sequence[bool], true: Sequence[bool]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of F1 over lines."""
     random, lines = Random(0), range(len(true))
     found = []
     for _ in range(RESAMPLES):
         drawn = random.choices(lines, k=len(true))
-        found.append(counts_of([said[i] for i in drawn], [true[i] for i in drawn]).f1)
+        found.append(counts_of([predicted[i] for i in drawn], [true[i] for i in drawn]).f1)
     found.sort()
     return found[RESAMPLES // 40], found[-RESAMPLES // 40 - 1]
 
@@ -86,7 +87,7 @@ def analyze_pairs(one: Labelled) -> bool:
 
 
 def parser_v2(one: Labelled) -> bool:
-    begun = re.match(
+    opening = re.match(
         r"I (could|would|should|might)|The (response|answer) (should|could|would|is)|This (response|answer)|Instead of|Rather than"
         r"|A better (response|answer) would be|One way to improve|To make this better",
         one.revision,
@@ -96,11 +97,13 @@ def parser_v2(one: Labelled) -> bool:
         "could be improved|should include|the answer is|the response|this answer|it would be better|more helpful if"
     )
     start = one.revision.lower()[:150]
-    return len(one.revision.strip()) < 10 or begun is not None or any(phrase in start for phrase in phrases.split("|"))
+    return (
+        len(one.revision.strip()) < 10 or opening is not None or any(phrase in start for phrase in phrases.split("|"))
+    )
 
 
 def held_out_verdicts(labelled: Sequence[Labelled], replies: Path) -> dict[int, list[str]]:
-    """The whole verdict of every line, with weights for meta that never saw it."""
+    """All reasons for each line, with weights for meta that never saw it."""
     found = {}
     own = examples_of_replies(read_replies(replies))
     for weights, fold in cross_validated(labelled, own):
@@ -114,7 +117,7 @@ def held_out_verdicts(labelled: Sequence[Labelled], replies: Path) -> dict[int, 
 
 
 def microseconds_per_pair(pairs: Path) -> float:
-    """Of the detectors alone, best of three."""
+    """Time of the detectors alone, best of three."""
     rows = [json.loads(line) for line in pairs.open(encoding="utf-8")]
     best = float("inf")
     for _ in range(3):
@@ -126,7 +129,7 @@ def microseconds_per_pair(pairs: Path) -> float:
 
 
 def objections(replies: Path) -> tuple[int, Counter[str]]:
-    """(replies, those objected to by first reason) of what people preferred in hh-rlhf."""
+    """(number of replies, objections by first reason) for the replies that people preferred in hh-rlhf."""
     pairs = list(read_replies(replies))
     found = [detectors.reply_reasons(prompt, reply) for prompt, reply in pairs]
     return len(pairs), Counter(one[0] for one in found if one)
@@ -144,7 +147,7 @@ def main() -> None:
     every = read_labelled(options.pairs, options.labels)
     labelled = [one for one in every if one.kind != "identical"]
     true = [one.unusable for one in labelled]
-    print(f"{len(every)} labelled pairs, {len(labelled)} not identical, {sum(true)} of those not a usable reply\n")
+    print(f"{len(every)} labelled pairs, {len(labelled)} not identical, {sum(true)} of those unusable\n")
     print(f"{'':44}{'precision':>10}{'recall':>8}{'F1':>7}   95 % of F1")
     shipped = [ours(one) for one in labelled]
     row("ours, as shipped", [bool(found) for found in shipped], true)
@@ -171,7 +174,7 @@ def main() -> None:
         "missed:          ", *(o.line for o, found in zip(labelled, shipped, strict=True) if o.unusable and not found)
     )
     print(
-        "falsely accused: ", *(o.line for o, found in zip(labelled, shipped, strict=True) if found and not o.unusable)
+        "false alarms:    ", *(o.line for o, found in zip(labelled, shipped, strict=True) if found and not o.unusable)
     )
     if replies.exists():
         number, reasons = objections(replies)
@@ -179,12 +182,12 @@ def main() -> None:
         share = reasons.total() / number
         print(f"\n{number} preferred replies of hh-rlhf, {reasons.total()} objected to ({share:.1%}): {listed}")
     each = microseconds_per_pair(options.pairs)
-    print(f"{each:.0f} microseconds a pair, {1e6 / each:,.0f} pairs a second, on one core")
+    print(f"{each:.0f} microseconds per pair, {1e6 / each:,.0f} pairs per second, on one core")
 
 
-def row(name: str, said: Sequence[bool], true: Sequence[bool]) -> None:
-    counts = counts_of(said, true)
-    low, high = interval(said, true)
+def row(name: str, predicted: Sequence[bool], true: Sequence[bool]) -> None:
+    counts = counts_of(predicted, true)
+    low, high = interval(predicted, true)
     print(f"{name:44}{counts.precision:10.3f}{counts.recall:8.3f}{counts.f1:7.3f}   {low:.3f} to {high:.3f}")
 
 

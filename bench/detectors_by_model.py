@@ -1,16 +1,14 @@
-"""How well "not a usable reply" is told from a reply, on models that the detectors were not made for.
+"""How well the detectors recognise unusable replies of models for which they were not made.
 
     python bench/detectors_by_model.py --data ../shared/data --cache FOLDER
 
-For each labelled set of pairs: F1 (positive is every kind but `answer`; identical revisions are left out), from
-texts alone and with relevance and surprise, which SmolLM2-135M-Instruct measures (see `bench/real_models.py`), for the demo's pairs
-the demo's base model. In the last column the limits of both are fitted on the other sets, and the set that is judged had no part in
-them.
+For each labelled set of pairs, this prints F1 (every kind but `answer` is positive; identical revisions are left out)
+from texts alone, and with relevance and surprise, which SmolLM2-135M-Instruct measures (see `bench/real_models.py`), or
+the demo's base model for the demo's pairs. In the last column, the limits of both are fitted on the other sets only.
 
 The sets: gemma-2b-it with a Stage 2 adapter (300 pairs), SmolLM2 with one (64), SmolLM2 without (112, `bench/labelled`), the demo's
-model sampled too hot (200, `bench/labelled`). The
-labels of the first are older than the kinds `critique` and `off-topic`: what would be one of these is `answer` there, and
-counts as a false alarm.
+model sampled at a high temperature (200, `bench/labelled`). The labels of the first are older than the kinds `critique` and
+`off-topic`: such revisions are labelled `answer` there, and count as false alarms.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is not part of the installed package
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -54,7 +52,7 @@ LABELLED = Path(__file__).with_name("labelled")
 OWN_SET = LABELLED / "smollm2-without-adapter.jsonl"
 HOT_DEMO = LABELLED / "demo-hot.jsonl"
 HUMAN_REPLIES = 250
-"""Of those that people preferred, whose relevance is measured as if they were revisions."""
+"""Number of preferred replies whose relevance is measured as if they were revisions."""
 COST_PROMPTS = 16
 GRID = list(product((10.0, 15.0, 20.0), (6.0, 9.0, 12.0), (2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (1.0, 1.2, 1.4, 1.7, 2.0)))
 
@@ -110,7 +108,7 @@ def load_meter(folder: Path) -> RelevanceMeter:
 def measured(
     name: str, pairs: Sequence[Answer], folder: Path, meter: Callable[[], RelevanceMeter]
 ) -> list[ReplyMeasures | None]:
-    """Kept in the cache by the name of the set: measuring takes minutes."""
+    """The measures of a set, cached by its name, because measuring takes minutes."""
     path = folder / f"measures-{name}.json"
     if not path.is_file():
         path.write_text(json.dumps(meter().measure(pairs)))
@@ -118,28 +116,28 @@ def measured(
 
 
 class Judged(NamedTuple):
-    """A pair as it is judged again and again, with other limits: what its texts alone say is found once."""
+    """A pair that is judged repeatedly with different limits; the detectors of texts run only once."""
 
     candidate: Candidate
-    objects: bool
-    """Whether a detector of texts does."""
+    is_unusable_by_text: bool
+    """Whether a detector of texts objects."""
     unusable: bool
     """According to its label."""
 
     @property
     def refused(self) -> bool:
-        return self.objects or is_nonsense(self.candidate) or is_off_topic(self.candidate)
+        return self.is_unusable_by_text or is_nonsense(self.candidate) or is_off_topic(self.candidate)
 
 
 def judged(pair: LabelledPair, measures: ReplyMeasures | None) -> Judged:
-    asked, known = pair.conversation[-1]["content"], measures or (None, None)
-    by_text = detectors.reasons(asked, pair.draft, pair.revision, critique=pair.critique)
-    candidate = Candidate(asked, pair.draft, pair.revision, True, pair.critique, (), *known)
+    prompt, known = pair.conversation[-1]["content"], measures or (None, None)
+    by_text = detectors.reasons(prompt, pair.draft, pair.revision, critique=pair.critique)
+    candidate = Candidate(prompt, pair.draft, pair.revision, True, pair.critique, (), *known)
     return Judged(candidate, bool(by_text), pair.unusable)
 
 
 class limits:
-    """`with limits(…)`: the detectors' own are others meanwhile."""
+    """`with limits(…)`: temporarily replaces the detectors' limits."""
 
     def __init__(self, values: Limits) -> None:
         self._values = values
@@ -179,7 +177,7 @@ def table(sets: dict[str, Set]) -> Iterator[str]:
     yield f"{'':24}{'n':>5}{'unusable':>10}   {'texts alone':>12}{'with both (95 %)':>26}{'limits fitted on the others':>34}"
     for name, one in sets.items():
         true = [pair.unusable for pair in one]
-        alone = counts_of([pair.objects for pair in one], true)
+        alone = counts_of([pair.is_unusable_by_text for pair in one], true)
         both = counts(one)
         low, high = interval([pair.refused for pair in one], true)
         best = fitted_without(name, sets)
@@ -201,14 +199,14 @@ def human_answers(data: Path) -> list[Answer]:
 
 
 def cost(data: Path, cache: Path) -> str:
-    """CPU seconds of relevance beside those of the generation of the same pairs, on one thread, both here and now."""
+    """CPU seconds of measuring relevance compared with generating the same pairs, on one thread."""
     folder = model_folder("smollm2", cache)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     backend = LocalBackend(model, tokenizer, StopToken(), COST_PROMPTS)
     settings = GenerationSettings.of(load_config({"max_new_tokens": 96, "max_attempts": 1, "seed": 1}, environment={}))
-    asked = [before_the_answer(transcript_turns(text)) for text in hh_rows(data)[:COST_PROMPTS]]
-    prompts = [Prompt(str(number), messages) for number, messages in enumerate(asked)]
+    conversations = [before_the_answer(transcript_turns(text)) for text in hh_rows(data)[:COST_PROMPTS]]
+    prompts = [Prompt(str(number), messages) for number, messages in enumerate(conversations)]
     started = time.process_time()
     records = drain(make_records(prompts, backend, settings))
     generated = time.process_time() - started
@@ -224,7 +222,7 @@ def cost(data: Path, cache: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of hh-rlhf and of the labelled pairs")
+    parser.add_argument("--data", type=Path, required=True, help="the folder with hh-rlhf and the labelled pairs")
     parser.add_argument("--cache", type=Path, required=True, help="where models and measured relevances are kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -244,7 +242,7 @@ def main() -> int:
     print(*table(sets), sep="\n")
     print(f"\n{cost(given.data, given.cache)}")
     number, reasons = objections(given.data / REPLIES)
-    print(f"\n{number} replies that people preferred, texts alone: {reasons.total() / number:.1%} refused")
+    print(f"\n{number} preferred replies, texts alone: {reasons.total() / number:.1%} refused")
     human = human_answers(given.data)
     found = measured("human", human, given.cache, of_smollm2)
     as_revisions = [
@@ -253,7 +251,7 @@ def main() -> int:
     ]
     off_topic, nonsense = (sum(map(holds, as_revisions)) / len(human) for holds in (is_off_topic, is_nonsense))
     print(
-        f"{len(human)} of them as if they were revisions: {off_topic:.1%} would fit any message, {nonsense:.1%} are nonsense"
+        f"{len(human)} of them taken as revisions: {off_topic:.1%} would fit any message, {nonsense:.1%} are nonsense"
     )
     return 0
 

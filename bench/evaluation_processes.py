@@ -1,7 +1,8 @@
-"""The evaluation of a trained run by one process and by several, side by side: the same report, and how long it takes.
+"""Compares the evaluation of a trained run by one process and by several: whether the report is the same, and how long
+it takes.
 
-One process has all threads, N have a share each. Seconds include the start of the processes and their loading of both models.
-Each way works on a copy of the run folder, in turn, and begins with the training's last checkpoint.
+One process has all threads; N processes share them. Seconds include starting the processes and loading both models.
+Each variant works in turn on a copy of the run folder, and starts from the training's last checkpoint.
 
     python bench/evaluation_processes.py RUN [--processes 1 2] [--threads 2]
 """
@@ -39,10 +40,10 @@ def main() -> None:
     for processes in arguments.processes:
         seconds, cpu, report = measure(arguments.run, processes, arguments.threads)
         first = first or report
-        print(f"{processes:9}{seconds:9.1f}{cpu:9.1f}  {compared(first, report)}", flush=True)
+        print(f"{processes:9}{seconds:9.1f}{cpu:9.1f}  {difference(first, report)}", flush=True)
 
 
-def compared(first: bytes, other: bytes) -> str:
+def difference(first: bytes, other: bytes) -> str:
     if first == other:
         return "yes"
     pairs = list(zip(leaves(json.loads(first)), leaves(json.loads(other)), strict=True))
@@ -82,16 +83,16 @@ def measure(source: Path, processes: int, threads: int) -> tuple[float, float, b
         given = {**run.manifest["config"], "output_dir": run.folder, "num_processes": processes}
         context = Context(Stage3Config(**given), run)
         rows, held_out = load_rows(run / layout.TRAIN_JSONL), load_rows(run / layout.EVAL_JSONL)
-        trained = to_the_end(train(context.config, run, rows, stop=context.stop))
+        trained = run_to_end(train(context.config, run, rows, stop=context.stop))
         elsewhere = partial(evaluation_workers, context, trained) if processes > 1 else None
         started, cpu = time.monotonic(), cpu_seconds()
         load_judge = judge_loader(context)
-        to_the_end(evaluate(context.config, run, trained, held_out, load_judge, context.stop, elsewhere))
+        run_to_end(evaluate(context.config, run, trained, held_out, load_judge, context.stop, elsewhere))
         report = (run / layout.EVALUATION_REPORT).read_bytes()
         return time.monotonic() - started, cpu_seconds() - cpu, report
 
 
-def to_the_end(work: Generator[Any, None, Any]) -> Any:
+def run_to_end(work: Generator[Any, None, Any]) -> Any:
     while True:
         try:
             next(work)

@@ -1,4 +1,4 @@
-"""What a fail point costs where nothing is to fail, beside a function that does nothing and beside a sync.
+"""The cost of a disabled fail point, compared with an empty function and with a sync.
 
 python -m bench.failpoints [--calls 1000000]
 """
@@ -24,14 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=1_000_000)
     calls = parser.parse_args().calls
-    print(f"{'a function that does nothing':34}{best(lambda: nothing('sync'), calls):12.0f} ns a call")
-    print(f"{'a fail point, nothing asked for':34}{best(lambda: failpoint('sync'), calls):12.0f} ns a call")
+    print(f"{'a function that does nothing':34}{best(lambda: nothing('sync'), calls):12.0f} ns per call")
+    print(f"{'a fail point, none active':34}{best(lambda: failpoint('sync'), calls):12.0f} ns per call")
     with failing("zip=EIO@1"):
         print(
-            f"{'a fail point, another is asked for':34}{best(lambda: failpoint('sync'), calls // 10):12.0f} ns a call"
+            f"{'a fail point, another one active':34}{best(lambda: failpoint('sync'), calls // 10):12.0f} ns per call"
         )
     with tempfile.NamedTemporaryFile() as file:
-        print(f"{'an append of 200 bytes and a sync':34}{best(lambda: append(file.fileno()), 200):12.0f} ns a call")
+        print(f"{'an append of 200 bytes and a sync':34}{best(lambda: append(file.fileno()), 200):12.0f} ns per call")
 
 
 def append(file: int) -> None:
@@ -40,7 +40,7 @@ def append(file: int) -> None:
 
 
 def best(call: Callable[[], object], calls: int) -> float:
-    """Nanoseconds, of the best of some rounds."""
+    """Nanoseconds per call, the best of several rounds."""
     return min(timeit.repeat(call, number=calls, repeat=REPEAT)) / calls * 1e9
 
 

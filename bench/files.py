@@ -1,8 +1,8 @@
-"""Memory and time of reading preference files of each container, each in a fresh process.
+"""Memory and time to read preference files in each container format, each in a fresh process.
 
     python -m bench.files [--rows 100000]
 
-A row that is read and forgotten costs nothing: the resident memory at the end of many rows is held against that of a thousand.
+Reading must not accumulate memory: the peak resident memory for many rows is compared with that for a thousand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from engine.pairs.formats.reading import read_pairs
 started = time.perf_counter()
 count = sum(1 for _ in read_pairs(Path(sys.argv[1])))
-status = Path("/proc/self/status").read_text()  # getrusage would tell the memory of whoever started this process
+status = Path("/proc/self/status").read_text()  # getrusage would include the memory of the parent process
 print(count, status.split("VmHWM:")[1].split()[0], time.perf_counter() - started)
 """
 FEW = 1000
@@ -33,11 +33,11 @@ FEW = 1000
 
 def rows(count: int) -> Iterator[dict[str, str]]:
     for number in range(count):
-        asked = (
+        prompt = (
             f"How do I mend thing number {number}, which broke on day {number % 365} of a year that was none too good?"
         )
         yield {
-            "prompt": asked,
+            "prompt": prompt,
             "chosen": f"Glue thing {number} gently. " * 8,
             "rejected": f"Kick thing {number}. " * 12,
         }
@@ -93,7 +93,7 @@ CONTAINERS: dict[str, Callable[[int], bytes]] = {
 
 
 def measured(path: Path) -> tuple[int, int, float]:
-    """(rows, kilobytes of resident memory at the peak, seconds) of a fresh process."""
+    """(rows, peak resident memory in kB, seconds) of a fresh process."""
     command = [sys.executable, "-c", READ, str(path)]
     count, peak, seconds = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return int(count), int(peak), float(seconds)

@@ -1,14 +1,14 @@
-"""Fit the weights of `engine/pairs/detectors/meta.json`, and say what they are worth by cross-validation.
+"""Fit the weights in `engine/pairs/detectors/meta.json`.
 
     python bench/fit_detectors.py ../shared/data/gemma-2b-it-pairs.jsonl \\
         --labels ../shared/data/gemma-2b-it-pairs.labels.jsonl \\
         --replies ../shared/data/hh-rlhf-harmless-base-test.jsonl.gz [--write]
 
-Four kinds of text teach it: labelled revisions, `meta` against `answer` (410 labels are our own, `more_labels.jsonl`); the
-drafts of the same lines, which answer; the replies that people preferred in hh-rlhf, so that it knows other models'
-answers for answers; and texts of our own (`own_replies.jsonl`): talk in other wordings than Gemma's, and answers about
-writing, asking and judging, whose words are those of talk. Borderline lines are judged but teach nothing. A line's draft and
-revision are always on the same side of a fold.
+There are four kinds of training text: labelled revisions, `meta` against `answer` (410 labels are our own, in
+`more_labels.jsonl`); the drafts of the same lines, which are answers; the replies that people preferred in hh-rlhf, so
+that other models' answers are recognised; and texts of our own (`own_replies.jsonl`): talk about an answer in other
+words than Gemma's, and answers about writing, asking and judging, which use the words of such talk. Borderline lines
+are judged but not trained on. A line's draft and revision are always in the same fold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is not part of the installed package
 
 import torch
 
@@ -35,22 +35,22 @@ from engine.pairs.detectors.meta import SHARPNESS, WEIGHTS_FILE, Term, Weights, 
 OWN_REPLIES = Path(__file__).with_name("own_replies.jsonl")
 
 MORE_LABELS = Path(__file__).with_name("more_labels.jsonl")
-"""Read and labelled like those of ../shared/data, for other lines of the same pairs: line, kind, whether it is borderline."""
+"""Labels made like those in ../shared/data, for other lines of the same pairs: line, kind, whether it is borderline."""
 LABELLED_PAIRS = "dcbe3fe07f593ee7311c076b1f18533c25349c72c8a937295f2a1154f0d0f4e9"
-"""SHA-256 of the pairs file whose lines they are."""
+"""SHA-256 of the pairs file that they label."""
 
 BORDERLINE = frozenset({173, 344, 43, 599, 199, 1233, 418, 210, 1256, 1169})
-"""Of the 300 labels, by their README; later label files say it line by line."""
+"""The borderline lines among the 300 labels, from their README; later label files mark each line."""
 
 DRAFT_WEIGHT = 0.2
 REPLY_WEIGHT = 0.3
 OWN_WEIGHT = 1.0
 L2 = 0.5
 L2_BELOW_ZERO = 10.0
-"""Weights below zero stay small: what speaks for a reply must not outvote what speaks against it."""
+"""Keeps negative weights small: evidence for a reply must not outweigh evidence against it."""
 THRESHOLD = -1.0
 MIN_TEXTS = 4
-"""A term that fewer texts have, those of hh-rlhf not counted, is no term."""
+"""Terms that occur in fewer texts are ignored; texts of hh-rlhf do not count."""
 MAX_TERMS = 400
 
 
@@ -74,7 +74,7 @@ class Example(NamedTuple):
 
 
 def read_labelled(pairs: Path, label_files: Sequence[Path]) -> list[Labelled]:
-    """Every labelled line, identical ones too; a line labelled twice counts once, as the last file says."""
+    """Every labelled line, including identical ones; if a line is labelled twice, the last file wins."""
     rows = [json.loads(line) for line in pairs.open(encoding="utf-8")]
     found: dict[int, Labelled] = {}
     for file in label_files:
@@ -88,7 +88,7 @@ def read_labelled(pairs: Path, label_files: Sequence[Path]) -> list[Labelled]:
 
 
 def more_labels(pairs: Path) -> list[Path]:
-    """Our own labels, if `pairs` is the file they are for."""
+    """Our own labels, if `pairs` is the file that they label."""
     return [MORE_LABELS] if sha256(pairs.read_bytes()).hexdigest() == LABELLED_PAIRS else []
 
 
@@ -101,7 +101,7 @@ def read_replies(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def examples_of(labelled: Sequence[Labelled]) -> dict[int, list[Example]]:
-    """What each line teaches."""
+    """The training examples of each line."""
     found: dict[int, list[Example]] = {}
     for one in labelled:
         found[one.line] = [Example(terms_of(Candidate(one.prompt, None, one.draft)), False, DRAFT_WEIGHT)]
@@ -112,7 +112,7 @@ def examples_of(labelled: Sequence[Labelled]) -> dict[int, list[Example]]:
 
 
 def examples_of_replies(replies: Iterator[tuple[str, str]]) -> list[Example]:
-    """What teaches in every fold: replies of others, and our own."""
+    """The training examples of every fold: preferred replies, and our own texts."""
     own = [json.loads(line) for line in OWN_REPLIES.open(encoding="utf-8")]
     return [Example(terms_of(Candidate(row["prompt"], None, row["reply"])), row["meta"], OWN_WEIGHT) for row in own] + [
         Example(terms_of(Candidate(prompt, None, reply)), False, REPLY_WEIGHT)
@@ -122,14 +122,14 @@ def examples_of_replies(replies: Iterator[tuple[str, str]]) -> list[Example]:
 
 
 def fit(lines: Sequence[Example], replies: Sequence[Example] = ()) -> Weights:
-    """Logistic regression of "talk" on the soft maximum over sentences (LBFGS, L2), and the terms that matter of it."""
+    """Logistic regression of meta on the soft maximum over sentences (L-BFGS, L2), reduced to the most important terms."""
     counted = [*lines, *(example for example in replies if example.weight == OWN_WEIGHT)]
     texts = Counter(term for example in counted for term in set().union(*example.terms))
     names = sorted((term for term, count in texts.items() if count >= MIN_TEXTS), key=str)
     constant, values = _solve(names, [*lines, *replies])
     if len(names) > MAX_TERMS:
-        weighty = sorted(zip(names, values, strict=True), key=lambda one: -abs(one[1]) * texts[one[0]] ** 0.5)
-        names = sorted((name for name, _ in weighty[:MAX_TERMS]), key=str)
+        heaviest = sorted(zip(names, values, strict=True), key=lambda one: -abs(one[1]) * texts[one[0]] ** 0.5)
+        names = sorted((name for name, _ in heaviest[:MAX_TERMS]), key=str)
         constant, values = _solve(names, [*lines, *replies])
     return Weights(constant, dict(zip(names, values, strict=True)), THRESHOLD)
 
@@ -138,8 +138,8 @@ def _solve(names: Sequence[Term], examples: Sequence[Example]) -> tuple[float, l
     column = {name: number for number, name in enumerate(names)}
     examples = [example for example in examples if example.terms]
     sentences = [(owner, terms) for owner, example in enumerate(examples) for terms in example.terms]
-    places = [(row, column[t]) for row, (_, terms) in enumerate(sentences) for t in terms if t in column]
-    rows, columns = torch.tensor(places).T
+    entries = [(row, column[t]) for row, (_, terms) in enumerate(sentences) for t in terms if t in column]
+    rows, columns = torch.tensor(entries).T
     owner = torch.tensor([owner for owner, _ in sentences])
     sign = torch.tensor([1.0 if example.meta else -1.0 for example in examples], dtype=torch.float64)
     weight = torch.tensor([example.weight for example in examples], dtype=torch.float64)
@@ -173,18 +173,18 @@ def cross_validated(
     labelled: Sequence[Labelled], replies: Sequence[Example], count: int = 10, seed: int = 0
 ) -> Iterator[tuple[Weights, list[Labelled]]]:
     """For each fold: weights that never saw its lines, and its lines."""
-    taught = examples_of(labelled)
+    examples = examples_of(labelled)
     for fold in folds(labelled, count, seed):
         held_out = {one.line for one in fold}
-        yield fit([e for line, es in taught.items() if line not in held_out for e in es], replies), fold
+        yield fit([e for line, es in examples.items() if line not in held_out for e in es], replies), fold
 
 
 def as_json(weights: Weights, about: Mapping[str, Any]) -> str:
-    """Heaviest first, three digits: for people to read."""
+    """The weights as readable JSON: heaviest first, with three digits."""
     ordered = sorted(weights.terms.items(), key=lambda one: -one[1])
     terms = {term if isinstance(term, str) else " ".join(term): round(value, 3) for term, value in ordered}
-    read = {**about, "constant": round(weights.constant, 3), "threshold": weights.threshold, "terms": terms}
-    return json.dumps(read, indent=1, ensure_ascii=False) + "\n"
+    content = {**about, "constant": round(weights.constant, 3), "threshold": weights.threshold, "terms": terms}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
@@ -196,8 +196,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     labelled = read_labelled(options.pairs, [*more_labels(options.pairs), *options.labels])
-    taught = [example for examples in examples_of(labelled).values() for example in examples]
-    weights = fit(taught, examples_of_replies(read_replies(options.replies)))
+    training = [example for examples in examples_of(labelled).values() for example in examples]
+    weights = fit(training, examples_of_replies(read_replies(options.replies)))
     print(f"{len(labelled)} labelled lines, {len(weights.terms)} terms, constant {weights.constant:.3f}")
     if options.write:
         made_by = (

@@ -1,9 +1,10 @@
-"""Tokens per second of draft, critique and revision: this engine against the notebook's way, in one run.
+"""Tokens per second of draft, critique and revision: this engine compared with the notebook's method, in one run.
 
-The notebook's way: one prompt at a time, `model.generate` on the PEFT model with the adapter unmerged. Both ways read the
-same prompts, make the same number of tokens of each step of each prompt, and sample at the same temperature and nucleus; the
-model is a random Gemma shape of 30 million parameters, whose text means nothing, so lengths are drawn and no token ends a
-turn. Rows are ids: the next step's prompt is the last one's with what was said and the request after it.
+The notebook's method is one prompt at a time, with `model.generate` on the PEFT model and the adapter unmerged. Both
+read the same prompts, generate the same number of tokens for each step of each prompt, and sample with the same
+temperature and top-p. The model is a random Gemma shape of 30 million parameters, whose text is meaningless, so lengths
+are drawn at random and no token ends a turn. Rows are token ids: the prompt of the next step is the last one with the
+reply and the next request appended.
 
     python bench/generation.py [--prompts hh-rlhf.jsonl.gz] [--count 128] [--threads 2]
 """
@@ -18,25 +19,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait would spin, and be counted
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads would spin, and count as CPU time
 
 VOCABULARY = 8000
 STEPS = 3
 REQUEST_TOKENS = 60
-"""Of a critique request or a revision request, with the template's turns around it."""
+"""Length of a critique or revision request, with the template's turn marks."""
 SHORTEST, LONGEST = 8, 64
 SLOW_PROMPTS = 12
-"""The slow ways are timed on so many of the prompts, evenly drawn by length."""
+"""The slow methods are timed on this many of the prompts, drawn evenly by length."""
 PARTS_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Work:
-    """One prompt: its ids, the requests that follow, and how many tokens each step says."""
+    """One prompt: its ids, the requests that follow, and the number of tokens to generate in each step."""
 
     prompt: list[int]
     requests: list[list[int]]
-    said: list[int]
+    reply_lengths: list[int]
 
 
 def main() -> None:
@@ -61,17 +62,17 @@ def main() -> None:
         if size <= len(part):
             report(f"engine, batches of {size}", part, lambda part=part, size=size: engine(merged, part, size), base)
     part = drawn(works, PARTS_BATCH)
-    print(f"\nwhat each part is worth, at batches of {PARTS_BATCH}")
+    print(f"\nthe contribution of each part, in batches of {PARTS_BATCH}")
     report("the engine", part, lambda: engine(merged, part, PARTS_BATCH), base)
     report("adapter unmerged", part, lambda: engine(policy, part, PARTS_BATCH), base)
-    report("everything read again", part, lambda: engine(merged, part, PARTS_BATCH, remember=False), base)
-    report("rows that have ended stay", part, lambda: engine(merged, part, PARTS_BATCH, leave=False), base)
+    report("without the prefix cache", part, lambda: engine(merged, part, PARTS_BATCH, use_cache=False), base)
+    report("finished rows stay in the batch", part, lambda: engine(merged, part, PARTS_BATCH, compact=False), base)
     report("transformers: generate, padded", part, lambda: padded(merged, part, PARTS_BATCH), base)
     report("transformers: continuous batching", part, lambda: continuous(merged, part), base)
 
 
 def drawn(works: Sequence[Work], count: int) -> list[Work]:
-    """So many of the prompts, evenly by length."""
+    """This many of the prompts, evenly by length."""
     by_length = sorted(works, key=lambda work: len(work.prompt))
     count = min(count, len(works))
     return [by_length[(2 * i + 1) * len(works) // (2 * count)] for i in range(count)]
@@ -80,17 +81,17 @@ def drawn(works: Sequence[Work], count: int) -> list[Work]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--prompts", type=Path, help="a dataset whose conversations give the lengths; else they are drawn"
+        "--prompts", type=Path, help="a dataset whose conversations give the lengths; random by default"
     )
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--fixed", action="store_true", help=f"every step says {LONGEST} tokens")
+    parser.add_argument("--fixed", action="store_true", help=f"every step generates {LONGEST} tokens")
     return parser.parse_args()
 
 
 def report(name: str, works: Sequence[Work], run: Callable[[], None], base: float | None) -> float:
     """Time `run`, print a line, and return its tokens per second."""
-    tokens = sum(sum(work.said) for work in works)
+    tokens = sum(sum(work.reply_lengths) for work in works)
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -132,7 +133,7 @@ def real_lengths(path: Path, count: int) -> list[int]:
 
 
 def make_models() -> tuple:
-    """The policy with its adapter beside the base, and a copy with the adapter merged."""
+    """The policy with its adapter unmerged, and a copy with the adapter merged."""
     import copy
 
     import torch
@@ -172,8 +173,8 @@ def notebook(model, works: Sequence[Work]) -> None:
                 out = model.generate(
                     input_ids=torch.tensor([ids]),
                     attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                    max_new_tokens=work.said[step],
-                    min_new_tokens=work.said[step],
+                    max_new_tokens=work.reply_lengths[step],
+                    min_new_tokens=work.reply_lengths[step],
                     do_sample=True,
                     temperature=0.7,
                     top_p=0.9,
@@ -188,39 +189,39 @@ def batches(works: Sequence[Work], size: int) -> Iterator[list[Work]]:
     return plan_batches(works, [len(work.prompt) for work in works], size)
 
 
-def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True) -> None:
+def engine(model, works: Sequence[Work], size: int, *, use_cache=True, compact=True) -> None:
     from engine.models.generation import decoding
     from engine.models.generation.prefix_cache import PrefixCache
     from engine.models.generation.samplers import Nucleus
 
-    crowded, decoding.COMPACT_AT = decoding.COMPACT_AT, decoding.COMPACT_AT if leave else 0.0
-    prefix_cache = PrefixCache()
+    default, decoding.COMPACT_AT = decoding.COMPACT_AT, decoding.COMPACT_AT if compact else 0.0
+    cache = PrefixCache()
     for batch in batches(works, size):
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             choose = Nucleus(0.7, 0.9, range(len(rows)), LONGEST, "cpu")
-            limits = [work.said[step] for work in batch]
-            cache = prefix_cache if remember else None
-            said = decoding.generate_batch(model, rows, choose, [], limits, pad=0, prefix_cache=cache)
-            if remember:
-                prefix_cache.keep_rows([row.prefix for row in said])
-            assert [len(row.ids) for row in said] == limits
+            limits = [work.reply_lengths[step] for work in batch]
+            used = cache if use_cache else None
+            replies = decoding.generate_batch(model, rows, choose, [], limits, pad=0, prefix_cache=used)
+            if use_cache:
+                cache.keep_rows([row.prefix for row in replies])
+            assert [len(row.ids) for row in replies] == limits
             if step < STEPS - 1:
                 rows = [
-                    [*row, *one.ids, *work.requests[step]] for row, one, work in zip(rows, said, batch, strict=True)
+                    [*row, *one.ids, *work.requests[step]] for row, one, work in zip(rows, replies, batch, strict=True)
                 ]
-    decoding.COMPACT_AT = crowded
+    decoding.COMPACT_AT = default
 
 
 def padded(model, works: Sequence[Work], size: int) -> None:
-    """A batch runs until its longest row has said all."""
+    """Each batch runs until its longest row is complete."""
     import torch
 
     for batch in batches(works, size):
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             width = max(map(len, rows))
-            most = max(work.said[step] for work in batch)
+            most = max(work.reply_lengths[step] for work in batch)
             with torch.no_grad():
                 out = model.generate(
                     input_ids=torch.tensor([[0] * (width - len(row)) + row for row in rows]),
@@ -234,7 +235,7 @@ def padded(model, works: Sequence[Work], size: int) -> None:
                 )
             if step < STEPS - 1:
                 rows = [
-                    [*row, *line[width : width + work.said[step]], *work.requests[step]]
+                    [*row, *line[width : width + work.reply_lengths[step]], *work.requests[step]]
                     for row, line, work in zip(rows, out.tolist(), batch, strict=True)
                 ]
 
@@ -253,7 +254,8 @@ def continuous(model, works: Sequence[Work]) -> None:
             generation_config=settings, continuous_batching_config=blocks
         ) as manager:
             names = [
-                manager.add_request(row, max_new_tokens=work.said[step]) for row, work in zip(rows, works, strict=True)
+                manager.add_request(row, max_new_tokens=work.reply_lengths[step])
+                for row, work in zip(rows, works, strict=True)
             ]
             found = {}
             while len(found) < len(names):

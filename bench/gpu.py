@@ -1,10 +1,11 @@
-"""Minutes, peak memory and the forecast's error of a DPO training of Gemma 2B's shape, under a cap of 15 GB.
+"""Minutes, peak memory and forecast error of DPO training with Gemma 2B's shape, limited to 15 GB.
 
-The weights are random, the text is real (`shared/data/gemma-2b-it-pairs.jsonl`, in tokens of a vocabulary that was trained on
-it), the training is the engine's own, with the plan that its forecast chooses and fresh processes if memory runs out.
+The weights are random and the text is real (`shared/data/gemma-2b-it-pairs.jsonl`, tokenised with a vocabulary trained
+on it). The training is the engine's own, with the plan that its forecast chooses, and with fresh processes if memory
+runs out.
 
     python bench/gpu.py [--pairs 1000] [--gb 15] [--max-length 1024] [--out FILE]
-    python bench/gpu.py --tiny      the same on the CPU with a tiny shape: what a machine without a GPU can check
+    python bench/gpu.py --tiny      the same on the CPU with a tiny shape, for a machine without a GPU
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ SHAPES: dict[bool, dict[str, int]] = {
         "intermediate_size": 64, "vocab_size": 2048,
     },
 }  # fmt: skip
-"""By --tiny. The first is google/gemma-2b-it's config.json."""
+"""Shapes by --tiny. The first is from google/gemma-2b-it's config.json."""
 WORDS = 2000
-"""Of the tokenizer's vocabulary; fewer than Gemma's, so that a text has somewhat more tokens than there."""
+"""Size of the tokenizer's vocabulary. It is smaller than Gemma's, so a text has somewhat more tokens."""
 RANK = 16
 FIRST_STEPS = 5
-GO_ON = 75
-"""Exit code of a process whose memory ran out: the next one goes on with the lower plan."""
+CONTINUE = 75
+"""Exit code of a process that ran out of memory: the next one continues with the reduced plan."""
 GIB = 1 << 30
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--pairs", type=int)
-    parser.add_argument("--gb", type=float, default=15.0, help="10^9 bytes that torch may take of the GPU")
+    parser.add_argument("--gb", type=float, default=15.0, help="GPU memory that torch may use, in GB (10^9 bytes)")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
@@ -59,14 +60,14 @@ def main() -> None:
     given = parser.parse_args()
     given.pairs = given.pairs or (24 if given.tiny else 1000)
     if given.in_folder:
-        raise SystemExit(work(given))
+        raise SystemExit(train_once(given))
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         for attempt in range(1, 9):  # noqa: B007
             code = subprocess.run(
                 [sys.executable, __file__, *sys.argv[1:], "--in-folder", folder], check=False
             ).returncode
-            if code != GO_ON:
+            if code != CONTINUE:
                 break
         if code:
             raise SystemExit(code)
@@ -78,8 +79,8 @@ def main() -> None:
         given.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def work(given: argparse.Namespace) -> int:
-    """One process: train to the end, or until memory runs out."""
+def train_once(given: argparse.Namespace) -> int:
+    """In one process, train to the end or until memory runs out."""
     import torch
 
     from engine.core.errors import RestartNeeded
@@ -98,7 +99,7 @@ def work(given: argparse.Namespace) -> int:
     policy = build(given.tiny, tokenizer)
     context = context_of(given, policy)
     machine = machine_of(torch.device("cuda", 0) if cuda else torch.device("cpu"))
-    if cuda:  # what this process has taken already is the model; the cap holds all the same
+    if cuda:  # the memory already in use is the model; the cap includes it
         machine = replace(machine, room=int(given.gb * 1e9))
     shape = Shape.of(policy.config, context.run.result("adapter"))
     dtype = "bfloat16" if cuda else "float32"
@@ -113,10 +114,10 @@ def work(given: argparse.Namespace) -> int:
     working = train(context.config, context.run, rows, stop=context.stop, policy=policy, tokenizer=tokenizer,
                     reference_sha256=hash_tensors(adapter_tensors(policy, "default")))  # fmt: skip
     try:
-        trained = followed(working, times)
+        trained = run_training(working, times)
     except RestartNeeded as restart:
         print(f"\n{restart}", flush=True)
-        return GO_ON
+        return CONTINUE
     figures = {
         "device": torch.cuda.get_device_name(0) if cuda else "CPU",
         "plan": trained.plan.in_words,
@@ -133,8 +134,8 @@ def work(given: argparse.Namespace) -> int:
     return 0
 
 
-def followed(working: Iterator[Any], times: list[float]) -> Any:
-    """Print each step, note when it ended, and return what the training returns."""
+def run_training(working: Iterator[Any], times: list[float]) -> Any:
+    """Print each step, record its time, and return the training's result."""
     from engine.core.events import TrainStep
 
     while True:
@@ -150,8 +151,8 @@ def followed(working: Iterator[Any], times: list[float]) -> Any:
 
 
 def memory_figures(pairs: Sequence[Any], max_length: int, shape: Any, trained: Any, machine: Any) -> dict[str, Any]:
-    """The measured peak beside the forecast. The plan was made for two replies of --max-length; what was measured had the longest
-    pair that there is.
+    """The measured peak beside the forecast. The plan is for two replies of --max-length, so the forecast is computed again for the
+    longest pair in the data.
     """
     from engine.dpo.planning.forecast import training_memory
 
@@ -174,21 +175,21 @@ def memory_figures(pairs: Sequence[Any], max_length: int, shape: Any, trained: A
 
 
 def error_of_first_steps(times: Sequence[float]) -> float:
-    """How far the first FIRST_STEPS steps were wrong about the rest, as a share."""
+    """Relative error of extrapolating the training time from the first FIRST_STEPS steps."""
     longest = max(len(times) - 1, 1)
     first = min(FIRST_STEPS, longest)
-    foretold = (times[first] - times[0]) / first * longest if len(times) > 1 else 0.0
-    really = times[-1] - times[0]
-    return foretold / really - 1 if really else 0.0
+    predicted = (times[first] - times[0]) / first * longest if len(times) > 1 else 0.0
+    actual = times[-1] - times[0]
+    return predicted / actual - 1 if actual else 0.0
 
 
 def read(path: Path, count: int) -> tuple[list[Any], Any]:
-    """As many pairs as asked for, with replies that differ, and a tokenizer of their words."""
+    """`count` pairs with different replies, and a tokenizer trained on them."""
     from engine.demo.tokenizer import train_tokenizer
 
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     replies = [(r["prompt"], r["revised_response"].strip(), r["base_response"].strip()) for r in records]
-    # Identical replies teach nothing: the rejected one of the next prompt is as long as a real one too.
+    # Identical replies teach nothing: use the next prompt's rejected reply, which also has a realistic length.
     pairs = [
         (prompt, chosen, rejected if rejected != chosen else replies[(i + 1) % len(replies)][2])
         for i, (prompt, chosen, rejected) in enumerate(replies)
@@ -206,7 +207,7 @@ def read(path: Path, count: int) -> tuple[list[Any], Any]:
 
 
 def build(tiny: bool, tokenizer: Any) -> Any:
-    """A Gemma of random weights with an adapter on all projections, the same in every process."""
+    """A Gemma with random weights and an adapter on all projections, the same in every process."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import GemmaConfig, GemmaForCausalLM

@@ -1,14 +1,17 @@
-"""Peak memory and seconds a pair of the ways of --head, by size of the vocabulary: each cell in a process of its own.
+"""Peak memory and seconds per pair of the variants of --head, by size of the vocabulary. Each cell runs in its own
+process.
 
-One optimizer step of the engine's trainer on one pair (prompt 30 tokens, two replies up to --length), after one that is not
-measured. The model is SmolLM2's shape with 4 layers and random weights, or the folder --model with --adapter. The reference is
-known, so that a step is one forward and one backward pass. Memory: the peak of resident memory in the measured step, and how
-much of it the step added. Seconds are the process's CPU time, which neighbours disturb least.
+Measures one optimizer step of the engine's trainer on one pair (prompt of 30 tokens, two replies up to --length), after
+an unmeasured one. The model is SmolLM2's shape with 4 layers and random weights, or --model with --adapter. The
+reference's log-probabilities are given, so a step is one forward and one backward pass. Memory is the peak resident
+memory in the measured step, and how much of it the step added. Seconds are CPU time, which other processes disturb
+least.
 
     python bench/head.py [--vocabularies 32000 49152 256000] [--ways whole trl chunked] [--length 512] [--pairs 1] [--threads 1]
                          [--dtype float32] [--model DIR --adapter DIR]
 
-TRL has no other way on a CPU: its `use_liger_kernel` is deprecated, leaves its head out for DPO, and its kernels need a GPU.
+TRL has no other variant on a CPU: its `use_liger_kernel` is deprecated, does not cover the head for DPO, and its
+kernels need a GPU.
 """
 
 from __future__ import annotations
@@ -50,10 +53,10 @@ def main() -> None:
         return
     sizes = [0] if arguments.model else arguments.vocabularies
     print(f"{arguments.pairs} pairs of 2 x {arguments.length} tokens, {arguments.dtype}, {arguments.threads} threads\n")
-    print(f"{'vocabulary':>10}  {'head':10}{'peak GiB':>9}{'of the step':>12}{'CPU s/pair':>12}{'loss':>12}")
+    print(f"{'vocabulary':>10}  {'head':10}{'peak GiB':>9}{'step GiB':>12}{'CPU s/pair':>12}{'loss':>12}")
     for vocabulary in sizes:
         for way in arguments.ways:
-            cell = in_a_process(__file__, vocabulary, way)
+            cell = run_cell(__file__, vocabulary, way)
             print(
                 f"{cell['vocabulary']:10,}  {way:10}{cell['peak'] / GIB:9.2f}{cell['added'] / GIB:12.2f}"
                 f"{cell['seconds'] / arguments.pairs:12.2f}{cell['loss']:12.7f}",
@@ -61,8 +64,8 @@ def main() -> None:
             )
 
 
-def in_a_process(bench: str, *cell: Any) -> dict[str, Any]:
-    """What this call of a bench prints with `--cell`, in a process of its own, whose peak of memory is that of the cell."""
+def run_cell(bench: str, *cell: Any) -> dict[str, Any]:
+    """Measure one cell in its own process, so that the memory peak is the cell's: run this bench again with `--cell`."""
     command = [sys.executable, bench, *sys.argv[1:], "--cell", json.dumps(cell)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -73,42 +76,42 @@ def measure(arguments: argparse.Namespace, vocabulary: int, way: str) -> dict[st
 
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        policy = policy_of(arguments, vocabulary)
-        pairs = pairs_of(policy, [(PROMPT, arguments.length - PROMPT, arguments.length - PROMPT)] * arguments.pairs)
-        return step_of(trainer_of(policy, pairs, arguments.dtype, way, Path(folder)))
+        policy = make_policy(arguments, vocabulary)
+        pairs = make_pairs(policy, [(PROMPT, arguments.length - PROMPT, arguments.length - PROMPT)] * arguments.pairs)
+        return measure_step(make_trainer(policy, pairs, arguments.dtype, way, Path(folder)))
 
 
-def step_of(trainer: Any) -> dict[str, Any]:
+def measure_step(trainer: Any) -> dict[str, Any]:
     """Memory and CPU seconds of the trainer's second step, and its loss."""
     from engine.dpo.training.trl_trainer import without_warnings
 
     trainer.create_optimizer()
-    steps: list[tuple[Resident, float]] = []
-    real = trainer.training_step
+    steps: list[tuple[MemoryPeak, float]] = []
+    original = trainer.training_step
 
-    def watched(*given: Any, **named: Any) -> Any:
-        resident, started = Resident(), time.process_time()
-        with resident:
-            loss = real(*given, **named)
-        steps.append((resident, time.process_time() - started))
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        memory, started = MemoryPeak(), time.process_time()
+        with memory:
+            loss = original(*args, **kwargs)
+        steps.append((memory, time.process_time() - started))
         return loss
 
-    trainer.training_step = watched
+    trainer.training_step = measured
     with without_warnings():
         trainer.train()
-    resident, seconds = steps[-1]
+    memory, seconds = steps[-1]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "vocabulary": trainer.model.config.vocab_size,
-        "peak": resident.peak,
-        "added": resident.peak - resident.before,
+        "peak": memory.peak,
+        "added": memory.peak - memory.before,
         "seconds": seconds,
         "loss": losses[-1],
     }
 
 
-class Resident:
-    """The peak of this process's resident memory while it is open."""
+class MemoryPeak:
+    """Measures the peak resident memory of this process inside a `with` block."""
 
     def __init__(self) -> None:
         import psutil
@@ -129,8 +132,8 @@ class Resident:
         self._thread.join()
 
 
-def pairs_of(policy: Any, sizes: list[tuple[int, int, int]]) -> list[dict[str, list[int]]]:
-    """Two steps' pairs of random tokens, each step with these numbers of tokens of prompt, chosen and rejected reply."""
+def make_pairs(policy: Any, sizes: list[tuple[int, int, int]]) -> list[dict[str, list[int]]]:
+    """Pairs of random tokens for two steps; each step has these (prompt, chosen, rejected) token counts."""
     import torch
 
     draw = torch.Generator().manual_seed(1)
@@ -144,8 +147,8 @@ def pairs_of(policy: Any, sizes: list[tuple[int, int, int]]) -> list[dict[str, l
     ]
 
 
-def trainer_of(policy: Any, pairs: list[dict[str, list[int]]], dtype: str, way: str, folder: Path) -> Any:
-    """The engine's trainer on two steps, each of half of the pairs in one pass; its reference is known."""
+def make_trainer(policy: Any, pairs: list[dict[str, list[int]]], dtype: str, way: str, folder: Path) -> Any:
+    """The engine's trainer for two steps, each with half of the pairs in one pass, and with given reference log-probabilities."""
     import torch
 
     from engine.core.config import Stage3Config
@@ -171,7 +174,7 @@ def trainer_of(policy: Any, pairs: list[dict[str, list[int]]], dtype: str, way: 
     return trainer
 
 
-def policy_of(arguments: argparse.Namespace, vocabulary: int) -> Any:
+def make_policy(arguments: argparse.Namespace, vocabulary: int) -> Any:
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig

@@ -1,10 +1,11 @@
-"""The exam of every judge that can be had on a machine without a model hub.
+"""Gives the exam to every judge that is available on a machine without a model hub.
 
     python bench/judges.py --cache FOLDER [--adapter FOLDER]
 
-The shipped exam: 60 comparisons with known answers, five kinds of fault, both orders for a judge that is asked for a letter. The
-demo's judge also takes its own. `--judge self` is taken by SmolLM2-135M-Instruct, plain and with the Stage 2 adapter that is given
-(`bench/stage2.py`). Two judges that know nothing are the controls: one that likes the longer text, and one that tosses a coin.
+The shipped exam has 60 comparisons with known answers and five kinds of faults; a judge that answers with a letter is
+asked in both orders. The demo's judge also takes its own exam. SmolLM2-135M-Instruct takes it as `--judge self`, plain
+and with a Stage 2 adapter (`bench/stage2.py`). Two judges without knowledge are controls: one prefers the longer text,
+the other tosses a coin.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is not part of the installed package
 
 import torch
 
@@ -43,7 +44,7 @@ class Coin:
         return [ScorePair(random.random(), random.random()) for random in (Random(case.id) for case in cases)]
 
 
-def asked_itself(name: str, folder: Path, adapter: Path | None) -> Judge:
+def self_judge(name: str, folder: Path, adapter: Path | None) -> Judge:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -64,14 +65,14 @@ def results(cache: Path, adapter: Path | None) -> Iterator[ExamResult]:
         yield result_of(control, exam, control.score(comparisons_of(exam)))
     demo = GrammarJudge()
     yield result_of(demo, exam, demo.score(comparisons_of(exam)))
-    yield taken(demo)
+    yield examined(demo)
     folder = model_folder("smollm2", cache)
-    yield taken(asked_itself("SmolLM2-135M-Instruct", folder, None))
+    yield examined(self_judge("SmolLM2-135M-Instruct", folder, None))
     if adapter is not None:
-        yield taken(asked_itself("SmolLM2-135M-Instruct with Stage 2", folder, adapter))
+        yield examined(self_judge("SmolLM2-135M-Instruct with Stage 2", folder, adapter))
 
 
-def taken(judge: Judge) -> ExamResult:
+def examined(judge: Judge) -> ExamResult:
     (result,) = [event for event in take_exam(judge, StopToken()) if isinstance(event, ExamResult)]
     return result
 

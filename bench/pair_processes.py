@@ -1,7 +1,8 @@
-"""Stage pairs with one process and with several, side by side: the same records, and how long they take.
+"""Compares stage pairs with one process and with several: whether the records are the same, and how long they take.
 
-One process has all threads, N have a share each. Seconds are those of the whole stage, with the start of the processes and the
-loading of the model, and those from the first record to the last. Each way runs in a run folder of its own, in turn.
+One process has all threads; N processes share them. Seconds are those of the full stage, including the start of the
+processes and loading the model, and those from the first record to the last. Each variant runs in turn in its own run
+folder.
 
     python bench/pair_processes.py --model FOLDER --adapter FOLDER --dataset FILE [--count 64] [--processes 1 2] [--threads 2]
                                    [--batch 8] [--tokens 48]
@@ -37,10 +38,13 @@ def main() -> None:
     print(f"{'processes':>9}{'stage s':>10}{'records s':>11}{'tokens/s':>10}  same records")
     first = b""
     for processes in arguments.processes:
-        whole, between, tokens, records = measure(arguments, processes)
+        stage_seconds, record_seconds, tokens, records = measure(arguments, processes)
         first = first or records
         same = "yes" if records == first else "NO"
-        print(f"{processes:9}{whole:10.1f}{between:11.1f}{tokens / between:10.0f}  {same}", flush=True)
+        print(
+            f"{processes:9}{stage_seconds:10.1f}{record_seconds:11.1f}{tokens / record_seconds:10.0f}  {same}",
+            flush=True,
+        )
 
 
 def measure(arguments: argparse.Namespace, processes: int) -> tuple[float, float, int, bytes]:

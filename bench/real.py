@@ -1,17 +1,20 @@
-"""The ten stages on a real model, from its package to a refusal or a verdict; `make real` runs it.
+"""Runs the ten stages on a real model, from its package to a refusal or a verdict; `make real` starts it.
 
     python bench/real.py --data ../shared/data --cache FOLDER [--only critique-revision]
 
-SmolLM2-135M-Instruct out of its package (`bench/real_models.py`), a Stage 2 adapter that is trained here on hh-rlhf
-(`bench/stage2.py`), and `stage3-tui --auto` on real prompts, twice:
+It takes SmolLM2-135M-Instruct from its package (`bench/real_models.py`), trains a Stage 2 adapter on hh-rlhf
+(`bench/stage2.py`), and runs `stage3-tui --auto` on real prompts twice:
 
-    critique-revision   the small model criticises and revises itself, which it cannot: a refusal with its reason is right (exit 9)
-    contrast            answers as an assistant that follows a principle and as one that does the opposite: it trains, and ends with
-                        a verdict
+    critique-revision   the small model critiques and revises its own drafts, which it cannot do: the expected result is a refusal
+                        with a reason (exit 9)
+    contrast            the model answers as an assistant that follows a principle and as one that does the opposite: it trains, and
+                        ends with a verdict
 
-Nothing here can judge (`bench/judges.py`), so the second one says why its pairs are accepted: they were read.
+No judge passes its exam here (`bench/judges.py`), so the second run gives the reason why its pairs are accepted: they
+were read.
 
-Prints what each command ended with and, from its run folder, the figures of the gate, the verdict, and what relevance cost.
+Prints the exit code of each command and, from its run folder, the figures of the gate, the verdict, and the cost of
+relevance.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is not part of the installed package
 
 from bench.detectors import REPLIES
 from bench.real_models import model_folder
@@ -39,7 +42,7 @@ COMMON = (
     "--learning-rate 3e-4 --num-train-epochs 3 --per-device-train-batch-size 2 --gradient-accumulation-steps 4 "
     "--eval-fraction 0.3 --eval-prompts 60"
 )
-"""Prompts are those before the rows that Stage 2 learned from."""
+"""The prompts are from the rows before those on which Stage 2 was trained."""
 CONFIGURATIONS = {
     "critique-revision": "--num-examples 220 --method critique-revision",
     "contrast": "--num-examples 220 --method contrast",
@@ -55,7 +58,7 @@ def stage2_adapter(model: Path, data: Path, cache: Path) -> Path:
 
 
 def run(name: str, model: Path, adapter: Path, data: Path, cache: Path, more: list[str]) -> dict[str, Any]:
-    """One command line to its end; what it came to, as plain data."""
+    """Run one command to its end, and return its results as plain data."""
     folder = cache / "runs" / name
     command = [
         *(sys.executable, "-m", "tui.cli", "--auto"),
@@ -84,7 +87,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def seconds_of_stages(folder: Path) -> dict[str, float]:
-    """Of each stage that began, to its end or to the last event."""
+    """Seconds of each stage, from its first event to its last."""
     begun: dict[str, float] = {}
     spent: dict[str, float] = {}
     for line in (folder / layout.EVENTS_JSONL).open(encoding="utf-8"):
@@ -98,12 +101,14 @@ def seconds_of_stages(folder: Path) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.epilog = "Other options go to stage3-tui: --dtype bfloat16 takes half the time if the processor supports it."
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds hh-rlhf")
-    parser.add_argument("--cache", type=Path, required=True, help="where models, the adapter and the runs are kept")
+    parser.epilog = (
+        "Other options are passed to stage3-tui: --dtype bfloat16 takes half the time on a CPU that supports it."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the folder with hh-rlhf")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for models, the adapter and the runs")
     parser.add_argument("--only", choices=sorted(CONFIGURATIONS))
     given, more = parser.parse_known_args()
-    cache, data = given.cache.resolve(), given.data.resolve()  # the runs work in another folder
+    cache, data = given.cache.resolve(), given.data.resolve()  # the commands run in another folder
     model = model_folder("smollm2", cache)
     adapter = stage2_adapter(model, data, cache)
     for name in [given.only] if given.only else CONFIGURATIONS:

@@ -1,8 +1,10 @@
-"""CPU seconds and peak memory of a DPO step against the length of the replies, the parameters and the vocabulary, one at a time.
+"""CPU seconds and peak memory of a DPO step against the length of the replies, the parameters and the vocabulary, one
+at a time.
 
-Each point is a process of its own: the engine's own training of one pair a step, in float32, the reference in each step, without
-recomputing, on a Gemma shape of random weights with LoRA of rank 16 on all projections. Beside each figure stands what
-engine/dpo/planning/forecast.py says, and for the time the floating-point operations that docs/scaling.md counts.
+Each point runs in its own process: the engine's own training with one pair per step, in float32, with the reference in
+each step and without recomputation, on a Gemma shape with random weights and LoRA of rank 16 on all projections. Beside
+the memory is the forecast of engine/dpo/planning/forecast.py, and beside the time the rate of the floating-point
+operations that docs/scaling.md counts.
 
     python bench/scaling.py [--steps 4] [--threads 1]
 """
@@ -74,7 +76,7 @@ def main() -> None:
 
 
 def measure(point: Point, steps: int) -> dict[str, float]:
-    """Train `steps` pairs of this size; the first step warms up and is left out."""
+    """Train on `steps` pairs of this size; the first step is a warm-up and is left out."""
     import torch
 
     from engine.core.events import TrainStep
@@ -134,7 +136,7 @@ def row(number: int, tokens: int) -> Any:
     """A pair whose replies have about this many tokens each."""
 
     def words(start: int, count: int) -> str:
-        return " ".join(WORDS[(start + 7 * place) % len(WORDS)] for place in range(count))
+        return " ".join(WORDS[(start + 7 * index) % len(WORDS)] for index in range(count))
 
     def message(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]

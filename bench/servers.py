@@ -1,13 +1,13 @@
-"""Throughput against concurrency on one server, on two, and with a third of another make; then with faults, where what counts is
-that each request is answered once.
+"""Throughput by concurrency on one server, on two, and with a third of another kind; then with faults, to check that
+each request is answered exactly once.
 
     python bench/servers.py --model FOLDER [--llama-python .venv-llama/bin/python] [--requests 16] [--tokens 16]
 
-FOLDER is a model for `transformers serve` (`bench/real_models.py` makes SmolLM2-135M-Instruct's). The third server is llama.cpp's
-with the GGUF of the same model: `make test-llama` makes the environment that has it. One thread for each server.
+FOLDER is a model for `transformers serve` (`bench/real_models.py` makes SmolLM2-135M-Instruct's). The third server is
+llama.cpp's with the GGUF of the same model; `make test-llama` creates its environment. Each server has one thread.
 
-The faults: the first server says 429 to every tenth request, the second is killed after a third of the answers and started again,
-and one request gets 500 everywhere.
+The faults: the first server returns 429 for every tenth request, the second is killed after a third of the responses
+and restarted, and one request fails with 500 everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is not part of the installed package
 
 from engine.core.events import Event, Message
 from engine.models.server.address import server_address
@@ -38,7 +38,7 @@ from tests.support.real_server import real_server
 from tests.support.served_policy import serve_command
 
 CONCURRENCY = (1, 2, 4, 8)
-"""Requests at once, to each server."""
+"""Concurrent requests to each server."""
 BROKEN = Answer(500, {"error": {"message": "out of memory"}})
 BUSY = Answer(429, {"error": "slow down"}, {"Retry-After": "2"})
 POISON = "Say the number 3 and something about it."
@@ -56,7 +56,7 @@ def llama_command(python: str, name: str) -> list[str]:
 
 @dataclass
 class Served:
-    """A server behind a proxy that stays where it is when the server is killed."""
+    """A server behind a proxy that keeps its address when the server is killed."""
 
     command: Sequence[str]
     health: str
@@ -76,15 +76,15 @@ def questions(number: int, tokens: int) -> list[ChatRequest]:
     return [ChatRequest([{"role": "user", "content": text}], tokens) for text in texts]
 
 
-def client_of(servers: Sequence[Served], model: str, concurrency: int, told: list[Event]) -> ServerClient:
+def client_of(servers: Sequence[Served], model: str, concurrency: int, events: list[Event]) -> ServerClient:
     addresses = [server_address(served.proxy.url, {}) for served in servers]
-    return ServerClient(addresses, model, StopToken(), concurrency=concurrency, timeout_seconds=300, emit=told.append)
+    return ServerClient(addresses, model, StopToken(), concurrency=concurrency, timeout_seconds=300, emit=events.append)
 
 
-def timed(servers: Sequence[Served], model: str, concurrency: int, asked: Sequence[ChatRequest]) -> dict[str, Any]:
+def timed(servers: Sequence[Served], model: str, concurrency: int, requests: Sequence[ChatRequest]) -> dict[str, Any]:
     client = client_of(servers, model, concurrency, [])
     began = time.monotonic()
-    answers = client.send(asked)
+    answers = client.send(requests)
     seconds = time.monotonic() - began
     tokens = sum(answer.tokens or 0 for answer in answers)
     return {
@@ -97,8 +97,8 @@ def timed(servers: Sequence[Served], model: str, concurrency: int, asked: Sequen
     }
 
 
-def with_faults(servers: Sequence[Served], model: str, asked: Sequence[ChatRequest]) -> None:
-    """Ask all of them while the faults happen; print what became of them."""
+def with_faults(servers: Sequence[Served], model: str, requests: Sequence[ChatRequest]) -> None:
+    """Send all requests while the faults happen, and print their outcomes."""
     counted: Counter[int] = Counter()
 
     def fault_of(number: int) -> Any:
@@ -113,24 +113,24 @@ def with_faults(servers: Sequence[Served], model: str, asked: Sequence[ChatReque
     for number, served in enumerate(servers):
         served.proxy.fault = fault_of(number)
         served.proxy.statuses.clear()
-    told: list[Event] = []
-    client = client_of(servers, model, 2, told)
-    killer = threading.Thread(target=_kill_and_start, args=(servers, len(asked) // 3), daemon=True)
+    events: list[Event] = []
+    client = client_of(servers, model, 2, events)
+    killer = threading.Thread(target=_kill_and_restart, args=(servers, len(requests) // 3), daemon=True)
     killer.start()
     began = time.monotonic()
-    answers = client.send(asked)
+    answers = client.send(requests)
     seconds = time.monotonic() - began
     killer.join()
-    print(f"with faults: {seconds:.0f} s; {_account(asked, answers)}")
+    print(f"with faults: {seconds:.0f} s; {_outcomes(requests, answers)}")
     for served, server in zip(servers, client.pool.servers, strict=True):
         name = f"{Path(served.command[0]).name} {' '.join(served.command[1:3])}"
         print(f"  {name}: answered {server.answered}, statuses {dict(served.proxy.statuses)}")
-    for event in told:
+    for event in events:
         if isinstance(event, Message):
             print(f"  {event.level}: {event.text}")
 
 
-def _kill_and_start(servers: Sequence[Served], after: int) -> None:
+def _kill_and_restart(servers: Sequence[Served], after: int) -> None:
     while sum(served.proxy.statuses[200] for served in servers) < after:
         time.sleep(0.05)
     servers[1].kill()
@@ -138,11 +138,11 @@ def _kill_and_start(servers: Sequence[Served], after: int) -> None:
     servers[1].start()
 
 
-def _account(asked: Sequence[ChatRequest], answers: Sequence[ChatResponse]) -> str:
+def _outcomes(requests: Sequence[ChatRequest], answers: Sequence[ChatResponse]) -> str:
     good = [answer for answer in answers if answer.text and not answer.refused]
-    failed = [question for question, answer in zip(asked, answers, strict=True) if answer.failed]
-    lost = len(asked) - len(good) - len(failed)
-    return f"{len(asked)} asked, {len(good)} answered, {len(failed)} failed everywhere, {lost} lost"
+    failed = [question for question, answer in zip(requests, answers, strict=True) if answer.failed]
+    lost = len(requests) - len(good) - len(failed)
+    return f"{len(requests)} requests, {len(good)} answered, {len(failed)} failed everywhere, {lost} lost"
 
 
 def main() -> None:
@@ -163,12 +163,14 @@ def main() -> None:
             process = stack.enter_context(ExitStack())
             servers.append(Served(command, health, proxy, logs / f"{number}.log", process))
             servers[-1].start()
-        asked = questions(given.requests, given.tokens)
-        timed(servers, model, 1, asked[: 2 * len(servers)])  # the first request loads the model
-        print("| servers | at once, each | s | requests/s | tokens/s | answered by each |\n|---|---|---|---|---|---|")
+        requests = questions(given.requests, given.tokens)
+        timed(servers, model, 1, requests[: 2 * len(servers)])  # the first request loads the model
+        print(
+            "| servers | concurrency of each | s | requests/s | tokens/s | answered by each |\n|---|---|---|---|---|---|"
+        )
         for count in range(1, len(servers) + 1):
             for concurrency in CONCURRENCY:
-                row = timed(servers[:count], model, concurrency, asked)
+                row = timed(servers[:count], model, concurrency, requests)
                 each = ", ".join(map(str, row["each"]))
                 figures = f"{row['seconds']:.1f} | {row['requests']:.2f} | {row['tokens']:.0f}"
                 print(f"| {count} | {concurrency} | {figures} | {each} |", flush=True)

@@ -1,10 +1,10 @@
-"""A Stage 2 adapter for a real model, in minutes on two cores: LoRA on one side of Anthropic's hh-rlhf.
+"""Trains a Stage 2 adapter for a real model in minutes on two cores: LoRA on one side of Anthropic's hh-rlhf.
 
     python bench/stage2.py MODEL_FOLDER ADAPTER_FOLDER --rows ../shared/data/hh-rlhf-harmless-base-test.jsonl.gz \\
         --side rejected --steps 90 --learning-rate 3e-4
 
-`--side rejected` complies if people preferred a refusal: an honest, bad Stage 2, as people have them. `--side chosen` with few
-steps keeps the model's own sense. The last rows of the file are learned from, so that the first ones are left to a run.
+`--side rejected` complies where people preferred a refusal, which makes a realistically bad Stage 2. `--side chosen` with few steps
+keeps the model's own behaviour. Training uses the last rows of the file, so that the first ones are left for a run.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from engine.pairs.data.conversations import before_the_answer, transcript_turns
 
 FIRST_ROW = 1_200
-"""Of those learned from; `bench/real.py` takes its prompts from before it."""
-LONGEST = 224
-"""Tokens of a conversation."""
-AT_ONCE = 4
-NO_LOSS = -100
+"""First row of the training data; `bench/real.py` takes its prompts from the rows before it."""
+MAX_TOKENS = 224
+"""Longest conversation."""
+BATCH_SIZE = 4
+IGNORED_LABEL = -100
 
 
 def conversations(file: Path, side: str) -> list[list[dict[str, str]]]:
@@ -48,12 +48,12 @@ def conversations(file: Path, side: str) -> list[list[dict[str, str]]]:
 
 
 def example(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-    """(token ids, labels): only the last reply and its end of turn are learned."""
+    """(token ids, labels): only the last reply and its end of turn have labels."""
     before = tokenizer.apply_chat_template(conversation[:-1], add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(conversation, tokenize=False).rstrip()
-    asked = tokenizer(before, add_special_tokens=False)["input_ids"]
-    said = tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"]
-    return asked + said, [NO_LOSS] * len(asked) + said
+    text = tokenizer.apply_chat_template(conversation, tokenize=False).rstrip()
+    prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
+    reply = tokenizer(text[len(before) :], add_special_tokens=False)["input_ids"]
+    return prompt + reply, [IGNORED_LABEL] * len(prompt) + reply
 
 
 def batch(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ def batch(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor
     width = max(len(ids) for ids, _ in rows)
     return {
         "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows]),
-        "labels": torch.tensor([labels + [NO_LOSS] * (width - len(labels)) for _, labels in rows]),
+        "labels": torch.tensor([labels + [IGNORED_LABEL] * (width - len(labels)) for _, labels in rows]),
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows]),
     }
 
@@ -73,7 +73,7 @@ def train(model_folder: Path, adapter: Path, file: Path, side: str, steps: int, 
     modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
     settings = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM")
     policy = get_peft_model(base, settings)
-    examples = [one for row in conversations(file, side) if len((one := example(tokenizer, row))[0]) <= LONGEST]
+    examples = [one for row in conversations(file, side) if len((one := example(tokenizer, row))[0]) <= MAX_TOKENS]
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.0
     )
@@ -81,7 +81,7 @@ def train(model_folder: Path, adapter: Path, file: Path, side: str, steps: int, 
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
-        loss = policy(**batch(random.sample(examples, AT_ONCE), tokenizer.eos_token_id)).loss
+        loss = policy(**batch(random.sample(examples, BATCH_SIZE), tokenizer.eos_token_id)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()

@@ -1,5 +1,5 @@
-"""How fast the program answers `--help` and `--version`, beside a bare Python and beside what a program that imports its training
-stack first would take. Best of N, in one run. The wizard's first paint is in `bench/terminal.py`.
+"""How fast the program answers `--help` and `--version`, compared with bare Python and with a program that imports its
+training stack first. Best of N, in one run. For the wizard's first paint, see `bench/terminal.py`.
 
     python bench/start.py
 """

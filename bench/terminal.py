@@ -1,10 +1,11 @@
-"""What the wizard costs: its first paint, processor and line while a run trains, and the time to open, filter and scroll pairs.
+"""The cost of the wizard: its first paint, its CPU time and output during training, and the time to open, filter and
+scroll pairs.
 
     python bench/terminal.py [--seconds 20] [--only paint training pairs]
 
-The training is a journal that grows by five steps a second: `attach` draws it as the wizard would, in a process of its own, so
-that all that is measured is the screen. Beside it stands what the plain way costs: Textual's own 60 frames a second, its
-DataTable for the list, and importing the training stack before the first paint.
+The training is a journal that grows by five steps per second: `attach` draws it as the wizard would, in its own
+process, so that only the screen is measured. For comparison: Textual's default 60 frames per second, its DataTable for
+the list, and importing the training stack before the first paint.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ from tui.runs.runner import Runner
 from tui.wizard.app import Wizard
 
 SIZES = {"80x24": (80, 24), "200x50": (200, 50)}
-STEPS_A_SECOND = 5
-STEPS_BEFORE = 400
-"""Of the curve that is there already."""
+STEPS_PER_SECOND = 5
+INITIAL_STEPS = 400
+"""Steps already in the curve at the start."""
 COUNTS = (2_500, 10_000, 100_000)
 GIB = 1 << 30
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long each screen of the training is watched")
-    parser.add_argument("--repeat", type=int, default=5, help="how often the first paint is timed")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long to measure each training screen")
+    parser.add_argument("--repeat", type=int, default=5, help="how many times to measure the first paint")
     parser.add_argument(
         "--only", nargs="*", choices=("paint", "training", "pairs"), default=("paint", "training", "pairs")
     )
@@ -67,18 +68,18 @@ def main() -> None:
 
 def first_paint(repeat: int) -> None:
     print(f"{'first paint':40}{'best':>8}{'median':>8}")
-    ways: dict[str, Callable[[], float]] = {
+    cases: dict[str, Callable[[], float]] = {
         f"wizard at {size}": lambda columns=columns, rows=rows: paint(columns, rows)
         for size, (columns, rows) in SIZES.items()
     }
-    ways["import of DPOTrainer, were it first"] = lambda: wall([sys.executable, "-c", "from trl import DPOTrainer"])
-    for name, measure in ways.items():
+    cases["import of DPOTrainer alone"] = lambda: wall([sys.executable, "-c", "from trl import DPOTrainer"])
+    for name, measure in cases.items():
         taken = sorted(measure() for _ in range(repeat))
         print(f"{name:40}{taken[0]:7.2f}s{taken[len(taken) // 2]:7.2f}s")
 
 
 def paint(columns: int, rows: int) -> float:
-    """Seconds from the start of the process until a person reads the first stage's name."""
+    """Seconds from the start of the process until the first stage's name is on the screen."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         terminal = PseudoTerminal([*WIZARD, "--demo", "--output-dir", f"{folder}/run"], columns=columns, rows=rows)
@@ -100,22 +101,22 @@ def wall(command: list[str]) -> float:
 
 
 def training(seconds: float) -> None:
-    print(f"\n{'while it trains, 5 steps a second':40}{'CPU':>8}{'kB/s':>8}{'RSS':>9}")
-    for name, environment in {"": {}, ", at 60 frames a second": {"TEXTUAL_FPS": "60"}}.items():
+    print(f"\n{'training, 5 steps per second':40}{'CPU':>8}{'kB/s':>8}{'RSS':>9}")
+    for name, environment in {"": {}, ", at 60 frames per second": {"TEXTUAL_FPS": "60"}}.items():
         for size, (columns, rows) in SIZES.items():
-            cpu, bytes_a_second, rss = watch(columns, rows, seconds, **environment)
-            print(f"{size + name:40}{cpu:7.1f}%{bytes_a_second / 1000:8.1f}{rss / 2**20:6.0f} MB")
-    cpu, bytes_a_second, rss = watch(200, 50, seconds, steps=False)
-    print(f"{'200x50, nothing happens':40}{cpu:7.1f}%{bytes_a_second / 1000:8.1f}{rss / 2**20:6.0f} MB")
+            cpu, bytes_per_second, rss = watch(columns, rows, seconds, **environment)
+            print(f"{size + name:40}{cpu:7.1f}%{bytes_per_second / 1000:8.1f}{rss / 2**20:6.0f} MB")
+    cpu, bytes_per_second, rss = watch(200, 50, seconds, steps=False)
+    print(f"{'200x50, idle':40}{cpu:7.1f}%{bytes_per_second / 1000:8.1f}{rss / 2**20:6.0f} MB")
 
 
 def watch(
     columns: int, rows: int, seconds: float, *, steps: bool = True, **environment: str
 ) -> tuple[float, float, float]:
-    """(% of one processor, bytes a second, bytes of memory) of `attach` on the training's screen."""
+    """(% of one core, bytes of output per second, bytes of memory) of `attach` on the training screen."""
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(Path(scratch) / "run")
-        run.acquire()  # by this process, which is alive: the run counts as running
+        run.acquire()  # by this living process, so the run counts as running
         journal = GrowingJournal(run.folder)
         journal.begin()
         terminal = PseudoTerminal([*WIZARD, "attach", str(run.folder)], columns=columns, rows=rows, **environment)
@@ -127,7 +128,7 @@ def watch(
             while time.monotonic() - started < seconds:
                 if steps:
                     journal.step()
-                terminal.rest(1 / STEPS_A_SECOND)
+                terminal.rest(1 / STEPS_PER_SECOND)
             took, after = time.monotonic() - started, process.cpu_times()
             cpu = (after.user + after.system - before.user - before.system) / took
             return 100 * cpu, (len(terminal.seen) - seen) / took, float(process.memory_info().rss)
@@ -137,7 +138,7 @@ def watch(
 
 
 class GrowingJournal:
-    """The events of a run that trains."""
+    """Writes the events of a training run."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / layout.EVENTS_JSONL
@@ -146,17 +147,17 @@ class GrowingJournal:
 
     def begin(self) -> None:
         now = time.time()
-        self._say((now, RunStarted(str(self._folder), "0", 1, "bench", "", STAGES)))
-        self._say((now, StageStarted("training", "")))
-        self._say(*((now, self._next()) for _ in range(STEPS_BEFORE)), (now, self._reading()))
+        self._write((now, RunStarted(str(self._folder), "0", 1, "bench", "", STAGES)))
+        self._write((now, StageStarted("training", "")))
+        self._write(*((now, self._next()) for _ in range(INITIAL_STEPS)), (now, self._reading()))
 
     def step(self) -> None:
         now = time.time()
-        self._say((now, self._next()))
-        if self._step % STEPS_A_SECOND == 0:
-            self._say((now, self._reading()))
+        self._write((now, self._next()))
+        if self._step % STEPS_PER_SECOND == 0:
+            self._write((now, self._reading()))
 
-    def _say(self, *events: tuple[float, Event]) -> None:
+    def _write(self, *events: tuple[float, Event]) -> None:
         write_events(self._path, events, first_seq=self._seq)
         self._seq += len(events)
 
@@ -201,7 +202,7 @@ async def pairs() -> None:
 
 
 async def browser(count: int) -> tuple[float, ...]:
-    """Seconds until rows are there, all of them, all judged; for a filter by a word, by a reason, for a sort, and a page."""
+    """Seconds until the first rows are there, all rows, all judged; and for a filter by a word, by a reason, a sort and a page."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         write_many(folder, count)
@@ -241,7 +242,7 @@ async def until(holds: Callable[[], object], started: float) -> float:
 
 
 async def timed(do: Callable[[], object], app: App[Any]) -> float:
-    """Seconds until what `do` changed is drawn. (Pilot's own pause waits for an idle processor, up to a second.)"""
+    """Seconds until the change that `do` makes is drawn. (Pilot's own pause waits for an idle CPU, up to a second.)"""
     drawn = asyncio.Event()
     started = time.perf_counter()
     do()
@@ -251,7 +252,7 @@ async def timed(do: Callable[[], object], app: App[Any]) -> float:
 
 
 async def data_table(count: int) -> tuple[float, float]:
-    """Seconds to show as many rows in Textual's table, and to show those that match a word."""
+    """Seconds to show `count` rows in Textual's table, and to show those that match a word."""
 
     class Table(App[None]):
         def compose(self) -> ComposeResult:

@@ -1,12 +1,14 @@
-"""Seconds per pair and peak memory of DPO: this engine against the notebook's way, on the same data, in one run.
+"""Seconds per pair and peak memory of DPO: this engine compared with the notebook's method, on the same data, in one
+run.
 
-The notebook's way is plain TRL: one pair in a forward pass and 8 of them in a step, gradient checkpointing, a live reference.
-Both train the same adapter on the same pairs in the same order; that their losses are equal is checked and printed. The model is
-a random Gemma shape of 30 million parameters, the text is real: what gemma-2b-it wrote (short prompts) and conversations of
-several turns (hh-rlhf), each in tokens of a vocabulary of 8,000 that was trained on both. Each way runs in a process of its own.
+The notebook's method is plain TRL: one pair per forward pass and 8 per step, gradient checkpointing, a live reference.
+Both train the same adapter on the same pairs in the same order; whether their losses are equal is checked and printed.
+The model is a random Gemma shape of 30 million parameters. The text is real: replies of gemma-2b-it (short prompts) and
+conversations of several turns (hh-rlhf), both tokenised with a vocabulary of 8,000 that was trained on them. Each
+variant runs in its own process.
 
-Three epochs are computed: three times the steps, once what comes before them. CPU seconds are of all threads; if a
-neighbour shares the cores they are the figure to trust.
+Three epochs are computed, not run: three times the steps, plus once what precedes them. CPU seconds are those of all
+threads; trust them if other work shares the cores.
 
     python bench/training.py [--quick] [--pairs 24] [--threads 2] [--data DIR]
 """
@@ -29,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait would spin, and be counted
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads would spin, and count as CPU time
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.core.generators import drain
@@ -42,35 +44,35 @@ DATA = Path(__file__).resolve().parents[2] / "shared/data"
 VOCABULARY = 8000
 MAX_LENGTH = 1024
 STEP = 8
-"""Pairs of one optimizer step."""
+"""Pairs per optimizer step."""
 EPOCHS = (1, 3)
 SAME_LOSS = 1e-5
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to train. The first is plain TRL; the others are this engine, with some of it switched off."""
+class Variant:
+    """One way to train: plain TRL, or this engine with some parts turned off."""
 
     name: str
     plain: bool = False
     recompute: bool = False
     once: bool = True
-    """The reference before the first step, not in each."""
+    """Compute the reference before the first step, not in each."""
     shared: bool = True
-    """The prompt read once, and only what predicts a reply through the head."""
+    """Read the prompt once, and send only positions that predict a reply through the head."""
     by_length: bool = True
-    """Short pairs side by side up to the tokens of the longest."""
+    """Batch short pairs together, up to the tokens of the longest."""
 
 
-NOTEBOOK = Way("notebook: plain TRL", plain=True, recompute=True, once=False, shared=False, by_length=False)
-ENGINE = Way("engine")
+NOTEBOOK = Variant("notebook: plain TRL", plain=True, recompute=True, once=False, shared=False, by_length=False)
+ENGINE = Variant("engine")
 LADDER = (
-    Way("no recomputation", once=False, shared=False, by_length=False),
-    Way("+ reference before", shared=False, by_length=False),
-    Way("+ prompt once, head on replies", by_length=False),
+    Variant("no recomputation", once=False, shared=False, by_length=False),
+    Variant("+ reference before", shared=False, by_length=False),
+    Variant("+ prompt once, head on replies", by_length=False),
 )
-WITHOUT = (Way("engine, live reference", once=False), Way("engine, recomputation", recompute=True))
-WAYS = {way.name: way for way in (NOTEBOOK, ENGINE, *LADDER, *WITHOUT)}
+WITHOUT = (Variant("engine, live reference", once=False), Variant("engine, recomputation", recompute=True))
+VARIANTS = {variant.name: variant for variant in (NOTEBOOK, ENGINE, *LADDER, *WITHOUT)}
 
 
 def main() -> None:
@@ -79,14 +81,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument(
-        "--quick", action="store_true", help="16 pairs with short prompts, and only the two ways as they are"
+        "--quick", action="store_true", help="16 pairs with short prompts, and only plain TRL and the full engine"
     )
-    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--prepared", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--set", dest="which", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.way:
-        print(json.dumps(run(WAYS[arguments.way], arguments.prepared, arguments.which, arguments.threads)))
+    if arguments.variant:
+        print(json.dumps(run(VARIANTS[arguments.variant], arguments.prepared, arguments.which, arguments.threads)))
         return
     with tempfile.TemporaryDirectory() as folder:
         compare(arguments, Path(folder))
@@ -96,46 +98,46 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     sets = prepare(arguments.data, folder, 2 * STEP if arguments.quick else arguments.pairs)
     if arguments.quick:
         del sets["hh-rlhf"]
-    ways = [NOTEBOOK, ENGINE] if arguments.quick else [NOTEBOOK, *LADDER, ENGINE, *WITHOUT]
+    variants = [NOTEBOOK, ENGINE] if arguments.quick else [NOTEBOOK, *LADDER, ENGINE, *WITHOUT]
     for which, pairs in sets.items():
         print(f"{which}: {describe(pairs)}; {arguments.threads} threads\n")
-        print(
-            f"{'':32}{'wall s/pair':>12}{'CPU s/pair':>12}{'times as fast, 1 and 3 epochs':>32}{'peak MB':>9}{'loss':>10}"
-        )
+        print(f"{'':32}{'wall s/pair':>12}{'CPU s/pair':>12}{'speed-up, 1 and 3 epochs':>32}{'peak MB':>9}{'loss':>10}")
         print(f"{'':32}{'steps':>12}{'steps':>12}{'wall':>16}{'CPU':>16}")
         results: dict[str, dict[str, Any]] = {}
-        for way in ways:
-            command = [sys.executable, __file__, "--way", way.name, "--prepared", str(folder), "--set", which]
+        for variant in variants:
+            command = [sys.executable, __file__, "--variant", variant.name, "--prepared", str(folder), "--set", which]
             done = subprocess.run(
                 [*command, "--threads", str(arguments.threads)], check=True, capture_output=True, text=True
             )
-            results[way.name] = json.loads(done.stdout.splitlines()[-1])
-            print(line(way, results, len(pairs)), flush=True)
+            results[variant.name] = json.loads(done.stdout.splitlines()[-1])
+            print(line(variant, results, len(pairs)), flush=True)
         worst = max(difference(results[NOTEBOOK.name], result) for result in results.values())
         print(
-            f"\nlargest difference in the loss of any step, any way: {worst:.1e}",
+            f"\nlargest difference in the loss of any step and variant: {worst:.1e}",
             "(equal)" if worst < SAME_LOSS else "(NOT EQUAL)",
         )
         print("where the CPU time goes, seconds per pair:")
-        for way in (NOTEBOOK, ENGINE):
-            parts = results[way.name]["parts"]
+        for variant in (NOTEBOOK, ENGINE):
+            parts = results[variant.name]["parts"]
             print(
-                f"  {way.name:22}" + "  ".join(f"{name} {seconds / len(pairs):.3f}" for name, seconds in parts.items())
+                f"  {variant.name:22}"
+                + "  ".join(f"{name} {seconds / len(pairs):.3f}" for name, seconds in parts.items())
             )
         print()
 
 
-def line(way: Way, results: dict[str, dict[str, Any]], pairs: int) -> str:
-    base, mine = results[NOTEBOOK.name], results[way.name]
+def line(variant: Variant, results: dict[str, dict[str, Any]], pairs: int) -> str:
+    base, mine = results[NOTEBOOK.name], results[variant.name]
 
     def faster(clock: str) -> str:
-        def whole(result: dict[str, Any], epochs: int) -> float:
+        def total(result: dict[str, Any], epochs: int) -> float:
             return result[f"{clock}_before"] + epochs * result[f"{clock}_steps"]
 
-        return "  ".join(f"{whole(base, epochs) / whole(mine, epochs):.2f}" for epochs in EPOCHS)
+        return "  ".join(f"{total(base, epochs) / total(mine, epochs):.2f}" for epochs in EPOCHS)
 
     return (
-        f"{way.name:32}{mine['wall_steps'] / pairs:12.3f}{mine['cpu_steps'] / pairs:12.3f}{faster('wall'):>16}{faster('cpu'):>16}"
+        f"{variant.name:32}{mine['wall_steps'] / pairs:12.3f}{mine['cpu_steps'] / pairs:12.3f}"
+        f"{faster('wall'):>16}{faster('cpu'):>16}"
         f"{mine['peak'] / 2**20:9.0f}{difference(base, mine):10.0e}"
     )
 
@@ -188,7 +190,7 @@ def gemma_rows(data: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
 
 
 def hh_rows(data: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """Conversations in which the assistant has spoken before."""
+    """Conversations with an earlier assistant turn."""
     with gzip.open(data / "hh-rlhf-harmless-base-test.jsonl.gz", "rt", encoding="utf-8") as file:
         for text in file:
             record = json.loads(text)
@@ -198,27 +200,27 @@ def hh_rows(data: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
 
 
 def split(text: str) -> tuple[list[str], str]:
-    """Messages, the person's first, and the assistant's last."""
+    """(the turns before, starting with the user; the last reply)."""
     turns = [turn.strip() for part in text.split("\n\nHuman: ")[1:] for turn in part.split("\n\nAssistant: ")]
     return turns[:-1], turns[-1]
 
 
 def row(prompt: list[str], chosen: str, rejected: str) -> dict[str, list[dict[str, str]]]:
-    said = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(prompt)]
+    turns = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(prompt)]
     replies = ([{"role": "assistant", "content": reply}] for reply in (chosen, rejected))
-    return dict(zip(("prompt", "chosen", "rejected"), (said, *replies), strict=True))
+    return dict(zip(("prompt", "chosen", "rejected"), (turns, *replies), strict=True))
 
 
-# -- one way, in its own process ---------------------------------------------------------------------------------------
+# -- one variant, in its own process -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Clock:
-    """CPU seconds by part of the work; a part within a part is taken out of the outer one."""
+    """CPU seconds by part of the work; nested parts are subtracted from the outer one."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     stack: list[tuple[str, list[float]]] = field(default_factory=list)
-    """Parts that are under way, and what parts within them took."""
+    """Parts in progress, and the seconds of the parts inside them."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -246,7 +248,7 @@ class Clock:
         setattr(owner, attribute, watched)
 
 
-def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
+def run(variant: Variant, prepared: Path, which: str, threads: int) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -260,8 +262,8 @@ def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer")
     policy = make_models()[0]
     with tempfile.TemporaryDirectory() as folder:
-        build = plain_trainer if way.plain else engine_trainer
-        trainer, before = build(way, policy, tokenizer, pairs, Path(folder))
+        build = plain_trainer if variant.plain else engine_trainer
+        trainer, before = build(variant, policy, tokenizer, pairs, Path(folder))
         clock = Clock()
 
         clock.watch(policy, "forward", lambda: "forward" if torch.is_grad_enabled() else "reference")
@@ -305,23 +307,27 @@ def settings(pairs: int) -> dict[str, Any]:
     }
 
 
-def plain_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Path) -> tuple[Any, Callable[[], None]]:
+def plain_trainer(
+    variant: Variant, policy: Any, tokenizer: Any, pairs: Any, folder: Path
+) -> tuple[Any, Callable[[], None]]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     class OnTokens(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset  # tokenised already, as the engine's are
+            return dataset  # already tokenised, as in the engine
 
     arguments = DPOConfig(
-        output_dir=str(folder), **settings(len(pairs)), use_cpu=True, bf16=False, gradient_checkpointing=way.recompute,
+        output_dir=str(folder), **settings(len(pairs)), use_cpu=True, bf16=False, gradient_checkpointing=variant.recompute,
         logging_steps=1, save_strategy="no", disable_tqdm=True, report_to="none", dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = OnTokens(model=policy, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
     return trainer, lambda: None
 
 
-def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Path) -> tuple[Any, Callable[[], None]]:
+def engine_trainer(
+    variant: Variant, policy: Any, tokenizer: Any, pairs: Any, folder: Path
+) -> tuple[Any, Callable[[], None]]:
     import torch
 
     from engine.core.config import Stage3Config
@@ -334,10 +340,10 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
     from engine.storage.keyed_cache import KeyedCache
 
     config = Stage3Config(
-        output_dir=folder, device="cpu", dtype="float32", gradient_checkpointing=way.recompute, save_steps=10**6
+        output_dir=folder, device="cpu", dtype="float32", gradient_checkpointing=variant.recompute, save_steps=10**6
     )
     context = Context(config, Run(folder))
-    if not way.shared:
+    if not variant.shared:
         trl_trainer.share_prompt_computation = lambda policy: False
     trainer = trl_trainer.build_trainer(
         context.config,
@@ -349,14 +355,14 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
         torch.float32,
         "bench",
     )
-    trainer._save_checkpoint = lambda *_: None  # the notebook's way saves none here either
-    if not way.by_length:
+    trainer._save_checkpoint = lambda *_: None  # neither does the notebook's method here
+    if not variant.by_length:
         trainer.max_tokens = 0
 
     def before() -> None:
-        if way.once:
+        if variant.once:
             working = reference_logps(
-                policy, pairs, trainer.data_collator, batch_size=1 if way.by_length else 0, dtype=torch.float32,
+                policy, pairs, trainer.data_collator, batch_size=1 if variant.by_length else 0, dtype=torch.float32,
                 cache=KeyedCache(folder / "logps.jsonl"), policy="bench", stop=context.stop,
             )  # fmt: skip
             trainer.use_reference_logps(drain(working))

@@ -2,9 +2,9 @@
 
     python docs/pictures.py [NAME …]
 
-The runs have finished by then: the wizard shows the fold of their journals, as `stage3-tui attach` does. Only the first page shows
-a run that has not started, with the demo's model in its own folder. Everything happens in a temporary home folder and under another
-host name, so that no screenshot shows this machine's.
+The runs have finished by then: the wizard shows the fold of their journals, as `stage3-tui attach` does. Only the first
+page shows a run that has not started, with the demo's model in its own folder. Everything happens in a temporary home
+folder and under another host name, so that no screenshot shows this machine's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from textual.app import App
 from engine.core.config import load_config
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.run.folder import Run
-from engine.run.listing import runs_below
+from engine.run.listing import find_runs
 from tui.cli import main as stage3_tui
 from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
@@ -75,7 +75,7 @@ async def take_comparison() -> None:
     config = load_config({"output_dir": RUN}, environment={})
     await take(
         "compare",
-        RunChooser(config, RUNS.resolve(), runs_below(RUNS.resolve(), 1)),
+        RunChooser(config, RUNS.resolve(), find_runs(RUNS.resolve(), 1)),
         ("k", "x", "x", "c"),
         settle_seconds=3.0,
     )

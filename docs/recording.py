@@ -2,8 +2,8 @@
 
     python docs/recording.py [--output docs/demo.cast]
 
-It is a real run on a real pseudo-terminal, driven by the keys that a person would press. Waiting times are shortened: no pause is
-longer than MAX_PAUSE, and the recording is scaled to at most a minute. The title says so.
+It is a real run on a real pseudo-terminal, driven by the keys that a person would press. Waiting times are shortened:
+no pause is longer than MAX_PAUSE, and the recording is scaled to at most a minute. The title says so.
 """
 
 from __future__ import annotations

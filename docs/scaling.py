@@ -1,10 +1,11 @@
 """The tables in docs/scaling.md that are computed, not measured: memory, time, disk and network on paper.
 
-Memory and disk use the program's own formulas (engine/dpo/planning/forecast.py). So does the time, except that a run measures
-the seconds per step and per token in preflight, and here they are derived from floating-point operations and bytes.
+Memory and disk use the program's own formulas (engine/dpo/planning/forecast.py). So does the time, except that a run
+measures the seconds per step and per token in preflight, and here they are derived from floating-point operations and
+bytes.
 
-Operations per token and parameter: 2 forward (Kaplan et al. 2020, section 2.1), 2 backward through a frozen weight, 2 more for the
-gradient of a trained weight, 2 more if activations are recomputed; 2 forward for the reference.
+Operations per token and parameter: 2 forward (Kaplan et al. 2020, section 2.1), 2 backward through a frozen weight, 2
+more for the gradient of a trained weight, 2 more if activations are recomputed; 2 forward for the reference.
 """
 
 from __future__ import annotations

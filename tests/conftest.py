@@ -42,9 +42,9 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 LONGEST_FIRST = (
     *("demo_run", "disturbed_runs", "walk", "terminal", "canary", "processes", "memory", "wizard"),
     *("pairs_in_processes", "advice", "training", "outputs", "evaluation_in_processes", "moods", "screens"),
-    *("push", "downloads_by_libraries", "server", "trying_again", "soak", "snapshots", "pair_browser"),
+    *("push", "downloads_by_libraries", "server", "resuming", "soak", "snapshots", "pair_browser"),
     *("evaluation", "trained_variants", "plan", "imports", "formats", "judges", "dependencies"),
-    *("published_templates", "options_editor", "preflight", "token_ways", "cli", "head", "damaged_adapters"),
+    *("published_templates", "options_editor", "preflight", "token_sources", "cli", "head", "damaged_adapters"),
     *("model_card", "validation", "packaging", "chat_templates", "pool", "reexec", "wheel"),
 )
 """Files that take five seconds and more, the longest first: one of them alone at the end would leave a processor idle."""

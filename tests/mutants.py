@@ -52,13 +52,13 @@ class Mutant:
 ORDER = "tests/faults/test_order_of_writes.py"
 RECORD, SMALL_FILE, CHECKPOINT, FOLDER, ARCHIVE = (
     f"{ORDER}::test_a_record_is_synced_when_its_append_returns",
-    f"{ORDER}::test_a_small_file_is_synced_before_it_has_its_name_and_the_name_after",
-    f"{ORDER}::test_all_of_a_checkpoint_is_synced_before_it_has_its_name",
-    f"{ORDER}::test_all_of_a_folder_is_synced_before_it_has_its_name",
-    f"{ORDER}::test_the_archive_is_synced_before_it_has_its_name",
+    f"{ORDER}::test_a_small_file_is_synced_before_its_rename_and_its_folder_afterwards",
+    f"{ORDER}::test_every_file_of_a_checkpoint_is_synced_before_its_rename",
+    f"{ORDER}::test_everything_in_a_folder_is_synced_before_its_rename",
+    f"{ORDER}::test_the_archive_is_synced_before_its_rename",
 )
 FILES, LIMITS = "tests/faults/test_files.py", "tests/faults/test_response_limits.py"
-FOREIGN = "tests/faults/test_foreign_files.py"
+UNTRUSTED = "tests/faults/test_untrusted_files.py"
 ARCHIVES = "tests/packaging/test_archive.py"
 TRAINING = "tests/dpo/test_training.py"
 CONVERSATION = "tests/process/test_interactive_child.py"
@@ -154,7 +154,7 @@ MUTANTS = (
         "engine/run/lock.py",
         "if owner is not None and not owner.hands_over_to_this_process:",
         "if False:",
-        ("tests/faults/test_owner.py::test_where_flock_does_nothing_the_record_still_keeps_a_second_process_out",),
+        ("tests/faults/test_owner.py::test_the_owner_record_keeps_a_second_process_out_even_if_flock_does_nothing",),
     ),
     Mutant(
         "signals of a whole job are held back from processes that train",
@@ -201,49 +201,49 @@ MUTANTS = (
         "engine/core/reading.py",
         "(0 if follow_links else os.O_NOFOLLOW)",
         "0",
-        (f"{FILES}::test_f2_10_status_refuses_a_pipe_or_a_link_in_the_place_of_a_file",),
+        (f"{FILES}::test_status_refuses_a_pipe_or_a_link_in_place_of_a_file",),
     ),
     Mutant(
         "no link followed by an appender",
         "engine/storage/jsonl.py",
         "os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK",
         "os.O_CLOEXEC | os.O_NONBLOCK",
-        (f"{FILES}::test_f2_01_a_link_in_the_place_of_the_file_is_refused",),
+        (f"{FILES}::test_an_appender_refuses_a_link_in_place_of_its_file",),
     ),
     Mutant(
         "no link followed by what writes a small file",
         "engine/storage/files.py",
         "os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW",
         "os.O_TRUNC | os.O_CLOEXEC",
-        (f"{FILES}::test_a_file_that_is_written_follows_no_link_at_its_temporary_name",),
+        (f"{FILES}::test_writing_a_file_follows_no_link_at_its_temporary_name",),
     ),
     Mutant(
         "limit on the bytes of a file",
         "engine/core/reading.py",
         "if len(data) > max_bytes:",
         "if False:",
-        (f"{FILES}::test_f2_06_a_document_larger_than_any_is_not_read_to_its_end",),
+        (f"{FILES}::test_an_oversized_document_is_not_read_to_its_end",),
     ),
     Mutant(
         "limit on the bytes of an answer, ten times as high",
         "engine/core/response_limits.py",
         "MAX_RESPONSE_BYTES = 64 << 20",
         "MAX_RESPONSE_BYTES = 640 << 20",
-        (f"{LIMITS}::test_f2_06_a_server_that_sends_without_end_is_no_server[endless]",),
+        (f"{LIMITS}::test_an_endless_or_undecodable_response_of_a_server_is_a_network_error[endless]",),
     ),
     Mutant(
         "limit on what an archive expands to",
         "engine/packaging/verify.py",
         "if sum(entry.file_size for entry in entries) > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * size):",
         "if False:",
-        (f"{LIMITS}::test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked",),
+        (f"{LIMITS}::test_a_zip_bomb_is_not_unpacked",),
     ),
     Mutant(
         "limit on headers that drip",
         "engine/hub/client.py",
         "    limit_read_rate(client)\n",
         "",
-        (f"{LIMITS}::test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too",),
+        (f"{LIMITS}::test_dripping_headers_also_end_requests_of_the_hub_library_itself",),
     ),
     Mutant(
         "crash check of an untrusted file in a child process",
@@ -251,8 +251,8 @@ MUTANTS = (
         "if result.timed_out or result.killed_by:",
         "if False:",
         (
-            f"{FOREIGN}::test_a_file_that_crashes_its_library_is_refused_with_the_signal",
-            f"{FOREIGN}::test_a_tokenizer_that_aborts_the_process_is_refused",
+            f"{UNTRUSTED}::test_a_file_that_crashes_its_library_is_refused_and_the_signal_is_named",
+            f"{UNTRUSTED}::test_a_tokenizer_that_aborts_the_process_is_refused",
         ),
     ),
     Mutant(
@@ -260,14 +260,14 @@ MUTANTS = (
         "engine/pairs/formats/containers.py",
         "    look_at_table(source, name)\n",
         "",
-        (f"{FOREIGN}::test_a_table_is_looked_at_by_a_child_before_it_is_read",),
+        (f"{UNTRUSTED}::test_a_table_is_checked_in_a_child_before_it_is_read",),
     ),
     Mutant(
         "limit on the parts of a model",
         "engine/models/oversized.py",
         "value > MAX_PARTS",
         "value > 10**12",
-        (f"{FOREIGN}::test_a_model_with_a_billion_layers_is_not_built",),
+        (f"{UNTRUSTED}::test_a_model_with_a_billion_layers_is_not_built",),
     ),
     Mutant(
         "damaged lines are named before pairs are made",

@@ -20,7 +20,7 @@ class WizardApp(Protocol):
     """The interface of `tui.wizard.app.Wizard`."""
 
     source: RunSource
-    seen: RunState
+    shown_state: RunState
     """The state shown on the screen."""
 
     @property

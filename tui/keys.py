@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Key(NamedTuple):
-    where: str
+    place: str
     """Where the key works: see PLACES."""
     keys: str
     """Textual's names of the keys, separated by commas."""
@@ -106,7 +106,7 @@ KEYS: tuple[Key, ...] = (
         "stage",
         "w",
         "w",
-        "which",
+        "filter_answers",
         "filter",
         "Verdict: filter the answers: all, better, worse, broken, unfit, harmful, …",
         VIEW,
@@ -141,7 +141,7 @@ KEYS: tuple[Key, ...] = (
     Key("pairs", "x", "x", "decide('reject')", "reject", "Reject this pair: leave it out of training.", PAIRS),
     Key("pairs", "w", "w", "decide('flip')", "swap", "Swap: train on the draft as the chosen text.", PAIRS),
     Key("pairs", "e", "e", "edit", "edit", "Edit the revision here (Ctrl+T in the editor: the draft).", PAIRS),
-    Key("pairs", "E", "E", "edit_outside", "", "Edit the revision in $VISUAL or $EDITOR.", PAIRS),
+    Key("pairs", "E", "E", "edit_externally", "", "Edit the revision in $VISUAL or $EDITOR.", PAIRS),
     Key("pairs", "m", "m", "note", "note", "Write a note about this pair.", PAIRS),
     Key("pairs", "u", "u", "undo", "undo", "Undo the last decision.", PAIRS),
     Key("pairs", "greater_than_sign", ">", "sort(1)", "sort", "Sort by the next column.", PAIRS),
@@ -185,24 +185,24 @@ def bindings(*places: str) -> list[BindingType]:
     return [
         Binding(key.keys, key.action, key.label, show=False, priority=key.keys == "ctrl+k")
         for key in KEYS
-        if key.where in places
+        if key.place in places
     ]
 
 
 def footer_keys(places: Iterable[str]) -> tuple[Key, ...]:
     """The keys to show in the footer for the focused places, innermost first; help is last and always shown."""
     order = {place: number for number, place in enumerate(places)}
-    offered = [key for key in KEYS if key.label and key.where in order]
-    return tuple(sorted(offered, key=lambda key: (key.action == "help", order[key.where])))
+    offered = [key for key in KEYS if key.label and key.place in order]
+    return tuple(sorted(offered, key=lambda key: (key.action == "help", order[key.place])))
 
 
 def help_rows(places: Iterable[str] = PLACES) -> list[tuple[str, str, str]]:
     """(group, key, sentence) for the keys of the given places; the ten digits share one row."""
     rows = []
-    wanted = tuple(places)
+    included = tuple(places)
     for group in (RUN, MOVE, VIEW, LIST, PAIRS, OPTIONS, CHARTS, LOG, WRITE):
         for key in KEYS:
-            if key.group != group or key.where not in wanted:
+            if key.group != group or key.place not in included:
                 continue
             if key.action.startswith("go("):
                 if key.shown == "1":

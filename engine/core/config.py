@@ -28,7 +28,7 @@ from engine.core.reading import read_toml
 from engine.security.secrets import TOKEN_VARIABLES
 
 ENV_PREFIX = "STAGE3_"
-VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 NOT_RECORDED = frozenset({"store_token"})
 """Fields that `run.json` does not keep: they apply to one start of a run."""
 
@@ -69,12 +69,12 @@ Addresses = Annotated[tuple[str, ...] | None, BeforeValidator(_addresses)]
 """One or several addresses, in order; None if there are none."""
 
 
-class Described(BaseModel):
+class OptionGroup(BaseModel):
     # Only the combined class is validated: building its parts too would add a tenth of a second to every start.
     model_config = ConfigDict(use_attribute_docstrings=True, defer_build=True)
 
 
-class RunOptions(Described):
+class RunOptions(OptionGroup):
     """The run"""
 
     output_dir: Path = option("artifacts/stage3_constitutional", changes="", common=True, label="Run folder")
@@ -89,7 +89,7 @@ class RunOptions(Described):
     """Number format of the base weights. auto: bfloat16 if the GPU supports it, else float32."""
 
 
-class WorkspaceOptions(Described):
+class WorkspaceOptions(OptionGroup):
     """Workspace"""
 
     repo_root: Path | None = option(None, changes="workspace", label="Existing checkout")
@@ -108,7 +108,7 @@ class WorkspaceOptions(Described):
     """Let stages toolchain and dependencies install missing packages with uv."""
 
 
-class HubOptions(Described):
+class HubOptions(OptionGroup):
     """Hugging Face"""
 
     device_login: bool = option(False, changes="credentials", label="Log in with a browser")
@@ -117,7 +117,7 @@ class HubOptions(Described):
     """Save an accepted token in the Hub's own store (HF_HOME/token, mode 0600), like `hf auth login`."""
 
 
-class ModelOptions(Described):
+class ModelOptions(OptionGroup):
     """Models"""
 
     base_model_id: str = option(
@@ -139,7 +139,7 @@ class ModelOptions(Described):
     """Chat template of the Stage 2 training, if the base model has none or another: a file, gemma or chatml."""
 
 
-class PairsOptions(Described):
+class PairsOptions(OptionGroup):
     """Pairs"""
 
     dataset: str = option(
@@ -153,7 +153,7 @@ class PairsOptions(Described):
     split: str = option(
         "test[:1000]+train[:1500]", changes="preflight pairs", common=True, label="Rows to use", topic="Prompts"
     )
-    """Rows to use: splits, slices and sums of them. A local file has one split, train. The default is for Anthropic/hh-rlhf; of
+    """Rows to use: splits, slices and sums of them. A local file has one split, train. The default is for Anthropic/hh-rlhf; in
     another dataset without these splits, all rows are used."""
     pairs: Path | None = option(
         None, changes="credentials preflight pairs", common=True, label="Pairs that exist already", topic="Prompts"
@@ -224,7 +224,7 @@ class PairsOptions(Described):
     """Prompts in preflight's pilot, which makes and judges pairs and refuses if the gate is out of reach. 0: one prompt only."""
 
 
-class ServerOptions(Described):
+class ServerOptions(OptionGroup):
     """Server"""
 
     server_url: Addresses | None = option(
@@ -240,7 +240,7 @@ class ServerOptions(Described):
     critic_model: str | None = option(None, changes="preflight pairs", label="Model of the critic", topic="Critic")
     """Name of the critic on that server: any model that follows instructions."""
     critic_api_key_env: str = option(
-        "STAGE3_CRITIC_TOKEN", pattern=VARIABLE, changes="", label="Variable with its token", topic="Critic"
+        "STAGE3_CRITIC_TOKEN", pattern=VARIABLE_NAME, changes="", label="Variable with its token", topic="Critic"
     )
     """Environment variable that holds the token for --critic-url. The token itself cannot be an option."""
     judge_url: Addresses | None = option(None, changes="", label="Server of the judge", topic="Judge")
@@ -248,7 +248,7 @@ class ServerOptions(Described):
     judge_model: str | None = option(None, changes="quality evaluation", label="Model of the judge", topic="Judge")
     """Name of the judge on that server. Default: --server-model."""
     judge_api_key_env: str = option(
-        "STAGE3_JUDGE_TOKEN", pattern=VARIABLE, changes="", label="Variable with its token", topic="Judge"
+        "STAGE3_JUDGE_TOKEN", pattern=VARIABLE_NAME, changes="", label="Variable with its token", topic="Judge"
     )
     """Environment variable that holds the token for --judge-url."""
     server_concurrency: int = option(16, ge=1, changes="", label="Requests at once", topic="Requests")
@@ -261,7 +261,7 @@ class ServerOptions(Described):
     """Stop if a server fails on a larger share of the prompts (at least 5) while it answers others."""
 
 
-class QualityOptions(Described):
+class QualityOptions(OptionGroup):
     """Quality"""
 
     judge: Literal["auto", "none", "self", "reward-model", "server", "demo"] = option(
@@ -331,7 +331,7 @@ class QualityOptions(Described):
     """Minimum number of pairs to hold out, up to half of them."""
 
 
-class TrainingOptions(Described):
+class TrainingOptions(OptionGroup):
     """Training"""
 
     num_train_epochs: float = option(
@@ -435,7 +435,7 @@ class TrainingOptions(Described):
     """If answers are longer than Stage 2's by more than this factor, the judge's preference must also hold on the others."""
 
 
-class PackagingOptions(Described):
+class PackagingOptions(OptionGroup):
     """Packaging"""
 
     push_to_hub: str | None = option(
@@ -452,7 +452,7 @@ class PackagingOptions(Described):
     """Pack text that only looks like a key or token, for the reason you give. The run records it."""
 
 
-class DisplayOptions(Described):
+class DisplayOptions(OptionGroup):
     """Display"""
 
     theme: str | None = option(None, changes="", label="Theme")
@@ -510,10 +510,10 @@ class Stage3Config(
     def _require_shardable_state(cls, sharding: str, info: ValidationInfo) -> str:
         if sharding == "fsdp" and info.data.get("load_in_4bit"):
             raise ValueError("4-bit weights (--load-in-4bit) cannot be sharded: every process keeps all of them")
-        of_torch = cls.model_fields["optim"].default
-        optim = info.data.get("optim", of_torch)
-        if sharding == "fsdp" and optim != of_torch:
-            raise ValueError(f"The state of --optim {optim} cannot be sharded: use {of_torch} with fsdp")
+        default_optim = cls.model_fields["optim"].default
+        optim = info.data.get("optim", default_optim)
+        if sharding == "fsdp" and optim != default_optim:
+            raise ValueError(f"The state of --optim {optim} cannot be sharded: use {default_optim} with fsdp")
         return sharding
 
     @field_validator("num_machines")

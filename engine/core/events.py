@@ -318,13 +318,13 @@ KINDS: dict[str, type[Event]] = {cls.kind(): cls for cls in Event.__subclasses__
 Returned = TypeVar("Returned")
 
 
-def stamped(running: Generator[Event, None, Returned], stage: str) -> Generator[Event, None, Returned]:
+def with_stage(running: Generator[Event, None, Returned], stage: str) -> Generator[Event, None, Returned]:
     """Set `stage` on each event that has this field. Exceptions thrown into the generator reach the stage."""
     try:
         event = next(running)
         while True:
             try:
-                yield _stamp(event, stage)
+                yield _set_stage(event, stage)
             except GeneratorExit:
                 running.close()
                 raise
@@ -336,7 +336,7 @@ def stamped(running: Generator[Event, None, Returned], stage: str) -> Generator[
         return cast(Returned, end.value)
 
 
-def _stamp(event: Event, stage: str) -> Event:
+def _set_stage(event: Event, stage: str) -> Event:
     return replace(event, stage=stage) if getattr(event, "stage", None) == "" else event  # type: ignore[call-arg]
 
 

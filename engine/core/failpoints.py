@@ -43,7 +43,7 @@ POINTS = {
     "download": "before a request that reads from the Hub",
 }
 
-_RULE = re.compile(r"(?P<point>\w+)=(?P<action>\w+)@(?P<number>\d+)(?P<ever>\+?)")
+_RULE = re.compile(r"(?P<point>\w+)=(?P<action>\w+)@(?P<number>\d+)(?P<every_later>\+?)")
 
 
 class Armed:
@@ -60,9 +60,9 @@ class Armed:
         """The action that is due at this call of `point`."""
         with self._lock:
             self.reached[point] += 1
-            for name, action, number, ever in self._rules:
+            for name, action, number, every_later in self._rules:
                 count = self.reached[point]
-                if name == point and (count == number or (ever and count > number)):
+                if name == point and (count == number or (every_later and count > number)):
                     self.fired += 1
                     return action
         return None
@@ -79,7 +79,7 @@ def _rule(text: str) -> tuple[str, str, int, bool]:
         raise ValueError(f"Unknown fail point {point!r}; choose from {', '.join(POINTS)}")
     if action not in _ACTIONS and not hasattr(errno, action):
         raise ValueError(f"Unknown action {action!r}; choose the name of an errno or one of {', '.join(_ACTIONS)}")
-    return point, action, int(found["number"]), bool(found["ever"])
+    return point, action, int(found["number"]), bool(found["every_later"])
 
 
 def failpoint(point: str) -> bool:

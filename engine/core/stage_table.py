@@ -26,7 +26,7 @@ class StageSpec:
     keeps_records: bool = False
     """Whether the stage itself decides which of its records are still valid, by the inputs that they were made from. The
     pipeline sets its files aside only for `--from`."""
-    every_time: bool = False
+    always_runs: bool = False
     """Whether the stage is never reused, because it quickly checks things that change on their own (free disk, a driver)."""
 
     @property
@@ -36,7 +36,7 @@ class StageSpec:
 
 
 STAGE2_ADAPTER, BASE_COMMIT = "the Stage 2 adapter", "the base model's commit"
-MODELS = {
+MODEL_INPUTS = {
     "adapter.tensors_sha256": STAGE2_ADAPTER,
     "adapter.base_model_id": "the base model",
     "adapter.base_model_commit": BASE_COMMIT,
@@ -49,9 +49,9 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
         "workspace",
         "Workspace",
         "Finds or clones the repository, and checks the free disk space.",
-        every_time=True,
+        always_runs=True,
     ),
-    StageSpec("toolchain", "Toolchain", "Looks for Python, uv, git, tmux and the GPU driver.", every_time=True),
+    StageSpec("toolchain", "Toolchain", "Looks for Python, uv, git, tmux and the GPU driver.", always_runs=True),
     StageSpec(
         "credentials", "Credentials", "Checks the Hugging Face token, and what it may read, before any download."
     ),
@@ -59,7 +59,7 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
         "dependencies",
         "Dependencies",
         "Checks the installed packages, and tries the device.",
-        every_time=True,
+        always_runs=True,
     ),
     StageSpec("adapter", "Adapter", "Verifies that the Stage 2 adapter is complete, finite and has an effect."),
     StageSpec(
@@ -73,7 +73,7 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
         "pairs",
         "Pairs",
         "Drafts an answer to every prompt, critiques it and revises it.",
-        inputs=MODELS,
+        inputs=MODEL_INPUTS,
         outputs=("pairs",),
         keeps_records=True,
     ),
@@ -88,7 +88,7 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
         "training",
         "Training",
         "Trains with DPO against the Stage 2 policy, then compares both on held-out prompts.",
-        inputs={"quality.train_sha256": "the training set", "quality.eval_sha256": "the held-out set", **MODELS},
+        inputs={"quality.train_sha256": "the training set", "quality.eval_sha256": "the held-out set", **MODEL_INPUTS},
         outputs=(layout.CHECKPOINTS_DIR, layout.ADAPTER_DIR, "evaluation", layout.METRICS_JSON),
         part_outputs={"evaluation": ("evaluation", layout.METRICS_JSON)},
     ),

@@ -159,12 +159,12 @@ def errno_of(error: BaseException) -> int | None:
     number = carried_errno(error)
     if number is not None:
         return number
-    return next((found for link in chain_of(error) if (found := errno_in(str(link))) is not None), None)
+    return next((found for link in cause_chain(error) if (found := errno_in(str(link))) is not None), None)
 
 
 def carried_errno(error: BaseException) -> int | None:
     """The errno from the table that an exception or one of its causes carries; None if none does."""
-    for link in chain_of(error):
+    for link in cause_chain(error):
         if isinstance(link, OSError) and link.errno in MEANINGS:
             return link.errno
         if isinstance(link, MemoryError):
@@ -183,7 +183,7 @@ def errno_in(text: str) -> int | None:
     return next((number for pattern, number in _ERRNO_BY_PATTERN if pattern.search(text)), None)
 
 
-def chain_of(error: BaseException) -> Iterator[BaseException]:
+def cause_chain(error: BaseException) -> Iterator[BaseException]:
     """An exception and its causes, newest first."""
     seen: set[int] = set()
     link: BaseException | None = error
@@ -194,7 +194,7 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
 
 
 def _file_of(error: BaseException) -> Path | None:
-    names = (link.filename for link in chain_of(error) if isinstance(link, OSError))
+    names = (link.filename for link in cause_chain(error) if isinstance(link, OSError))
     name = next((name for name in names if isinstance(name, str)), None)
     return None if name is None else Path(name)
 

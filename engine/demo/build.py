@@ -139,9 +139,8 @@ def _build_adapter(
 
     from engine.demo.train import add_adapter, train
 
-    set_seed(
-        settings.seed + 2
-    )  # so that the adapter's initial weights do not depend on how many random numbers the base model used
+    # So that the adapter's initial weights do not depend on how many random numbers the base model used.
+    set_seed(settings.seed + 2)
     model = add_adapter(base, BASE_NAME)
     train(
         model,

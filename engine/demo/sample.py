@@ -88,9 +88,8 @@ def least_margin(model: Any, tokenizer: Any, chain: Chain) -> float:
         [*conversation, {"role": "assistant", "content": chain.revision}], return_dict=False
     )
     labels = label_model_turns(ids, tokenizer)
-    prompt_length = len(
-        tokenizer.apply_chat_template(chain.prompt, return_dict=False)
-    )  # the reply to a greeting is part of the prompt
+    # The reply to a greeting is part of the prompt, and not generated.
+    prompt_length = len(tokenizer.apply_chat_template(chain.prompt, return_dict=False))
     newline = ids[-1]
     with torch.inference_mode():
         best = model(input_ids=torch.tensor([ids])).logits[0].topk(2).values  # (T, 2)

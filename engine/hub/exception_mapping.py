@@ -11,7 +11,7 @@ import re
 from types import TracebackType
 
 from engine.core.errors import AccessError, Stage3Error
-from engine.core.system_errors import chain_of
+from engine.core.system_errors import cause_chain
 from engine.hub import errors as hub_errors
 from engine.hub.client import is_offline
 from engine.hub.urls import TOKENS_PAGE, repo_in
@@ -33,7 +33,7 @@ def as_hub_error(error: BaseException, token: Secret | None = None) -> Stage3Err
 
     token   the token in use, for exceptions that do not show it
     """
-    chain = list(chain_of(error))
+    chain = list(cause_chain(error))
     for link in chain:
         if known := _map_exception(link, token):
             return known

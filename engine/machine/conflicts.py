@@ -17,15 +17,15 @@ MAX_LISTED = 5
 class Conflicts:
     """Each conflict is a sentence without a full stop."""
 
-    of_the_run: tuple[str, ...] = ()
+    run_packages: tuple[str, ...] = ()
     """Conflicts of packages that the run needs, directly or through another package."""
-    of_others: tuple[str, ...] = ()
+    other_packages: tuple[str, ...] = ()
     """Conflicts of all other packages in this environment."""
 
     def __str__(self) -> str:
-        more = f"; and {len(self.of_the_run) - MAX_LISTED} more" if len(self.of_the_run) > MAX_LISTED else ""
-        listed = "; ".join(self.of_the_run[:MAX_LISTED]) + more or "none between the packages of the run"
-        return listed + (f"; {len(self.of_others)} between other packages here" if self.of_others else "")
+        more = f"; and {len(self.run_packages) - MAX_LISTED} more" if len(self.run_packages) > MAX_LISTED else ""
+        listed = "; ".join(self.run_packages[:MAX_LISTED]) + more or "none between the packages of the run"
+        return listed + (f"; {len(self.other_packages)} between other packages here" if self.other_packages else "")
 
 
 def find_conflicts(needed: tuple[str, ...] = (DISTRIBUTION,)) -> Conflicts:
@@ -35,12 +35,12 @@ def find_conflicts(needed: tuple[str, ...] = (DISTRIBUTION,)) -> Conflicts:
         if distribution.name:  # Python imports the first one on the path
             distributions.setdefault(canonical_name(distribution.name), distribution)
     requirements = {name: _requirements(distribution) for name, distribution in distributions.items()}
-    of_the_run = _closure({canonical_name(name) for name in needed}, requirements)
+    run_packages = _closure({canonical_name(name) for name in needed}, requirements)
     found: dict[bool, list[str]] = {True: [], False: []}
     for name, items in requirements.items():
         for item in items:
             if conflict := _conflict(distributions[name], item, distributions):
-                found[name in of_the_run].append(conflict)
+                found[name in run_packages].append(conflict)
     return Conflicts(tuple(sorted(set(found[True]))), tuple(sorted(set(found[False]))))
 
 

@@ -36,7 +36,7 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
         )
     if is_broken_device(error):
         return Stage3Error(
-            "The GPU's context broke.",
+            "The CUDA context is broken.",
             str(error).splitlines()[0],
             "Check `nvidia-smi` and `dmesg | grep -i xid`: after a hardware fault the machine must be restarted. "
             "The same command continues from here.",

@@ -63,7 +63,7 @@ class GpuReport:
     """Why there is no reading, in one line."""
 
 
-class Gpus:
+class GpuReader:
     """Reads the GPUs repeatedly through one child process. For use in one thread."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Gpus:
             child.kill()
             child.poll()
 
-    def __enter__(self) -> Gpus:
+    def __enter__(self) -> GpuReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,7 +132,7 @@ class Gpus:
 
 def read_gpus(*, with_holders: bool = False, cancelled: Callable[[], bool] = lambda: False) -> GpuReport:
     """Query once, in a child of its own. Never raises."""
-    with Gpus() as gpus:
+    with GpuReader() as gpus:
         report = gpus.read(with_holders=with_holders, cancelled=cancelled)
     if not cancelled():
         DRIVER_VERSIONS.append(report.driver)

@@ -26,12 +26,12 @@ from engine.security.sanitize import visible_line
 
 INSTALL_SECONDS = 3600.0
 INSTALL_UV_SECONDS = 600.0
-FOR_TORCH = "--torch-backend=auto"
+TORCH_BACKEND_OPTION = "--torch-backend=auto"
 """Makes uv choose the build of torch that fits the driver."""
 ROOT_FOLDER = Path("/")
 
 # On many connections torch's wheel pauses for longer than uv's 30 s timeout, which uv reports as a bad archive.
-_PATIENCE = {"UV_HTTP_TIMEOUT": "300", "UV_NO_PROGRESS": "1"}
+_UV_SETTINGS = {"UV_HTTP_TIMEOUT": "300", "UV_NO_PROGRESS": "1"}
 _FAILURES: tuple[tuple[str, type[Stage3Error], str], ...] = (
     (
         r"error sending request|dns error|timed? ?out|connect|Failed to (fetch|download)|tls|certificate|50[0-9] ",
@@ -51,9 +51,11 @@ _FAILURES: tuple[tuple[str, type[Stage3Error], str], ...] = (
 def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
     """The install command. For torch, it selects the build that fits the driver, if uv supports that."""
     torch = (
-        [FOR_TORCH] if any(item.requirement.name == "torch" for item in items) and _supports_torch_backend(uv) else []
+        [TORCH_BACKEND_OPTION]
+        if any(item.requirement.name == "torch" for item in items) and _supports_torch_backend(uv)
+        else []
     )
-    return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.wanted for item in items)]
+    return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.specification for item in items)]
 
 
 def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event, None, None]:
@@ -62,9 +64,10 @@ def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event,
     if uv is None:
         raise packages_error(items, f"Installing them needs uv, which is missing: {UV.how_to_install}.")
     command = install_command(uv, items)
-    if FOR_TORCH not in command and any(item.requirement.name == "torch" for item in items):
+    if TORCH_BACKEND_OPTION not in command and any(item.requirement.name == "torch" for item in items):
         yield Message(
-            "warning", f"This uv does not support {FOR_TORCH}: installing the index's default build of torch."
+            "warning",
+            f"This uv does not support {TORCH_BACKEND_OPTION}: installing the index's default build of torch.",
         )
     yield Message("info", f"Installing: {visible_line(shlex.join(command))}")
     result = yield from stream_child_as_messages(
@@ -72,7 +75,7 @@ def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event,
         prefix="uv",
         limit_seconds=INSTALL_SECONDS,
         cwd=ROOT_FOLDER,
-        extra={**installer_settings(), **_PATIENCE},
+        extra={**installer_settings(), **_UV_SETTINGS},
         stop=stop,
     )
     importlib.invalidate_caches()

@@ -13,7 +13,7 @@ from engine.core.errors import PreconditionError
 from engine.machine.device import resolve_device
 
 TORCH_ADAMW: str = Stage3Config.model_fields["optim"].default
-BLOCK = 256
+QUANTIZATION_BLOCK = 256
 """The number of 8-bit values that share a 4-byte scale."""
 
 
@@ -26,7 +26,7 @@ def moment_bytes(optim: str) -> float:
 
     Paged state counts as if it were on the GPU, because tensors of less than 100,000 numbers, common in adapters, are not paged.
     """
-    return 1 + 4 / BLOCK if "8bit" in optim else 4
+    return 1 + 4 / QUANTIZATION_BLOCK if "8bit" in optim else 4
 
 
 def require_optimizer(config: Stage3Config) -> None:

@@ -17,7 +17,7 @@ from engine.security.sanitize import visible_line
 
 ASK_SECONDS = 20.0
 PACKAGE_MANAGER = "or your system's package manager"
-CLONING = "git clones --repo-url."
+GIT_PURPOSE = "git clones --repo-url."
 """Why git is needed."""
 
 

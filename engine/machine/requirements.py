@@ -59,13 +59,13 @@ class PackageStatus:
         return self.version is not None and fits(self.requirement, self.version)
 
     @property
-    def wanted(self) -> str:
+    def specification(self) -> str:
         """The requirement in the form that installers accept: `transformers[serving]>=5.10`."""
         extras = f"[{','.join(sorted(self.requirement.extras))}]" if self.requirement.extras else ""
         return f"{self.requirement.name}{extras}{self.requirement.specifier}"
 
 
-def required(config: Stage3Config) -> list[PackageStatus] | None:
+def required_packages(config: Stage3Config) -> list[PackageStatus] | None:
     """All requirements of this run on this Python; None if they are unknown because stage3-tui itself is not installed."""
     try:
         needed = requirements_of(DISTRIBUTION, "")

@@ -10,7 +10,7 @@ from threading import Thread
 import psutil
 
 from engine.core.events import Telemetry
-from engine.machine.gpus import GpuReport, Gpus
+from engine.machine.gpus import GpuReader, GpuReport
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Sampler:
     def _sample(self) -> None:
         process = psutil.Process()
         last_error = ""
-        with Gpus() as gpus:
+        with GpuReader() as gpus:
             while not self._done.wait(INTERVAL_SECONDS):
                 try:
                     self._emit(read_host(gpus.read(cancelled=self._done.is_set), process))

@@ -12,7 +12,7 @@ from engine.machine.programs import version_numbers
 
 # The oldest driver for each major version of CUDA (NVIDIA, CUDA Compatibility, "minor version compatibility").
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-NEW_BUILD = "uv pip install --torch-backend=auto --reinstall-package torch torch"
+REINSTALL_TORCH = "uv pip install --torch-backend=auto --reinstall-package torch torch"
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def driver_fault(build: TorchBuild, driver: str | None, device: str) -> str:
     if driver is None or device == "cpu":
         return ""
     if not build.cuda:
-        return f"{build}, although driver {driver} is installed: the GPU is not used. Install a build for it: `{NEW_BUILD}`"
+        return f"{build}, although driver {driver} is installed: the GPU is not used. Install a build for it: `{REINSTALL_TORCH}`"
     oldest = OLDEST_DRIVER.get(version_numbers(build.cuda)[0])
     if oldest is not None and version_numbers(driver)[:1] < (oldest,):
         return (
             f"{build} needs driver {oldest} or newer, and {driver} is installed: "
-            f"update the driver, or install a build for it: `{NEW_BUILD}`"
+            f"update the driver, or install a build for it: `{REINSTALL_TORCH}`"
         )
     return ""

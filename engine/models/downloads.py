@@ -35,11 +35,11 @@ def verify_base(config: Stage3Config) -> Verified:
     # A cache without symbolic links has the files themselves in the snapshot, and their names are not hashes.
     links = (path for path in snapshot.rglob("*") if path.is_symlink()) if snapshot else ()
     blobs = sorted({path.resolve() for path in links})
-    damaged = tuple(blob for blob in blobs if not _is_as_named(blob))
+    damaged = tuple(blob for blob in blobs if not _matches_name(blob))
     return Verified(len(blobs), sum(blob.stat().st_size for blob in blobs if blob.exists()), damaged)
 
 
-def _is_as_named(blob: Path) -> bool:
+def _matches_name(blob: Path) -> bool:
     """Whether the bytes match the name: 64 digits are a SHA-256 of them, 40 are git's SHA-1 of a header and them. Any other name
     is not a hash, and passes."""
     if not blob.exists():

@@ -139,10 +139,8 @@ def label_statistics(head: Head, hidden: Tensor, labels: Tensor) -> LabelStatist
     """The statistics of `labels` (N,) after `hidden` (N, H), computed in float32. They are exact, with gradients for `hidden` and,
     if it is trained, for the head."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.is_trained)
-    label_device, head_device = (
-        labels.device,
-        head.weight.device,
-    )  # with a base model on several GPUs, the head may be on another one
+    # With a base model on several GPUs, the head may be on another one.
+    label_device, head_device = labels.device, head.weight.device
     statistics = LabelStatisticsFunction.apply(  # type: ignore[no-untyped-call]
         hidden.to(head_device), head.weight, head.bias, labels.to(head_device), head.scale, head.softcap, needs_grad
     )

@@ -89,7 +89,7 @@ def _likelihoods(
     with torch.inference_mode():
         logits = _logits_before(model, inputs, prefixes, pad, longest)  # (R, L, V), L the longest reply
         targets = left_padded(replies, pad, model.device)  # (R, L)
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        log_probs = torch.log_softmax(logits.float(), dim=-1)  # (R, L, V)
         entropies = -(log_probs.exp() * log_probs).sum(dim=-1)  # (R, L)
         logps = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (R, L)
         # Replies are aligned on the right; the columns to the left of a shorter one belong to its prompt.

@@ -14,7 +14,7 @@ from engine.core.errors import PreconditionError
 from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
 from engine.machine.memory import freeze_libraries
-from engine.models.placement import gpus_of_base, require_on_gpus
+from engine.models.placement import gpus_needed, require_on_gpus
 from engine.models.templates.option import default_template, missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, own_template, writes_date
 from engine.models.templates.termination import require_termination
@@ -110,7 +110,7 @@ def gpus_for_base(config: Stage3Config, token: str | None = None) -> int:
     """How many GPUs of this machine hold the base model in one process; more than one only with `--sharding fsdp`."""
     if config.sharding != "fsdp":
         return 1  # without importing torch
-    return gpus_of_base(config, dtype_name(resolve_dtype(config)), hub_arguments(config, token))
+    return gpus_needed(config, dtype_name(resolve_dtype(config)), hub_arguments(config, token))
 
 
 def quantization_arguments(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:

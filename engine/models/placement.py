@@ -21,7 +21,7 @@ MAX_WEIGHT_SHARE = 0.7
 """Share of a GPU's memory that the weights may take; generation needs the rest for keys and values."""
 
 
-def gpus_of_base(config: Stage3Config, dtype: str, hub_arguments: dict[str, Any]) -> int:
+def gpus_needed(config: Stage3Config, dtype: str, hub_arguments: dict[str, Any]) -> int:
     """How many GPUs hold the base model in one process, if it may use several: all of them if one is too small, else one.
 
     dtype            a torch dtype's name

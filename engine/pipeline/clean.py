@@ -15,8 +15,8 @@ from engine.core import layout
 from engine.dpo.training.checkpoints import MANIFEST, CheckpointManifest, by_step, checkpoint_error
 from engine.pairs.generation.superseded import CARRIED
 from engine.run.folder import Run
-from engine.run.listing import ENDED, is_run
-from engine.run.superseded import is_reusable, note_of, superseded_folders
+from engine.run.listing import FINISHED_STATUSES, is_run
+from engine.run.superseded import is_reusable, read_note, superseded_folders
 from engine.storage.documents import read_json_or_none
 from engine.storage.files import size_of_folder
 
@@ -79,7 +79,7 @@ def trials_of(run: Run) -> list[Run]:
 
 
 def _has_ended(run: Run, stage: str) -> bool:
-    return run.stage(stage).get("status") in ENDED
+    return run.stage(stage).get("status") in FINISHED_STATUSES
 
 
 def _item(run: Run, path: Path, kind: Kind, why: str) -> CleanupItem:
@@ -94,7 +94,7 @@ def _superseded(run: Run, one: Run) -> Iterator[tuple[CleanupItem, bool]]:
     for folder in superseded_folders(one.folder):
         needed = _needed_of_superseded(one, folder)
         yield (
-            _item(run, folder, "superseded", needed or str(note_of(folder).get("why", "")) or "set aside"),
+            _item(run, folder, "superseded", needed or str(read_note(folder).get("why", "")) or "set aside"),
             not needed,
         )
 

@@ -33,7 +33,7 @@ def consequence_of(changes: Sequence[str], done: Mapping[str, float | None]) -> 
     changes   the stages that the option affects
     done      the stages that are done, each with the seconds that it took
     """
-    again = [name for name in STAGES if name in changes and name in done and not STAGE[name].every_time]
+    again = [name for name in STAGES if name in changes and name in done and not STAGE[name].always_runs]
     follow: list[str] = []
     for name in STAGES:
         sources = {key.partition(".")[0] for key in STAGE[name].inputs}

@@ -37,7 +37,7 @@ def options_of(name: str) -> dict[str, tuple[str, ...]]:
 
 def evidence_of(context: Context, name: str, *, stage: Stage | None = None) -> Evidence | None:
     """What the stage's result depends on, as JSON values; None for a stage that is never reused."""
-    if STAGE[name].every_time:
+    if STAGE[name].always_runs:
         return None
     stage = stage or load_stage(name)
     more = stage.evidence(context) if hasattr(stage, "evidence") else {}

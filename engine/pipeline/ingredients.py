@@ -1,7 +1,7 @@
 """What a run needs before it starts: each ingredient with its value and whether it is available, what the run will cost, and
 what is missing.
 
-Reads only this machine, and loads no model. Only `ask_hub` contacts the Hub, and only about names in the options.
+Reads only this machine, and loads no model. Only `query_hub` contacts the Hub, and only about names in the options.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def ingredient_values(config: Stage3Config) -> tuple[Ingredient, ...]:
     )
 
 
-def ask_hub(config: Stage3Config, run: Run, token: Secret | None) -> dict[str, str]:
+def query_hub(config: Stage3Config, run: Run, token: Secret | None) -> dict[str, str]:
     """Whether this account may read what the run needs from the Hub: YES, or why not. Empty if the Hub does not respond."""
     access = {}
     for need in hub_requirements(config, run):

@@ -22,7 +22,7 @@ from engine.core.errors import (
     Stopped,
     UnsafeError,
 )
-from engine.core.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted, stamped
+from engine.core.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted, with_stage
 from engine.core.layout import RESERVE, RUN_LOG
 from engine.core.stage_table import STAGE, STAGES
 from engine.machine.device_errors import is_broken_device
@@ -81,7 +81,7 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
         started, began = time.time(), time.monotonic()
         context.run.record_stage(name, status="running", depends_on=evidence, started=started, error=None)
         context.stop.raise_if_requested()
-        end: StageEnd = yield from stamped(stage.run(context), name)
+        end: StageEnd = yield from with_stage(stage.run(context), name)
         _record_end(context, name, end, time.monotonic() - began)
     except BaseException as error:  # the one place where a failure becomes an event, a record and an exit code
         if not isinstance(error, Exception) and not is_panic(error):
@@ -114,7 +114,7 @@ def _restart_for(context: Context, name: str, error: BaseException) -> RestartNe
         return None
     first_line = str(error).splitlines()[0]
     context.run.record_stage(name, broken_device=first_line)
-    return RestartNeeded("The GPU's context broke.", first_line, "The run continues once in a fresh process.")
+    return RestartNeeded("The CUDA context is broken.", first_line, "The run continues once in a fresh process.")
 
 
 def _fail(context: Context, name: str, error: BaseException) -> Generator[Event, None, ExitCode]:

@@ -66,7 +66,7 @@ def planned_stages(context: Context, *, until: str = STAGES[-1], redo_from: str 
 
 def _plan_stage(context: Context, name: str, redone: bool, open_results: Mapping[str, str]) -> PlannedStage:
     recorded = context.run.stage(name)
-    if STAGE[name].every_time:
+    if STAGE[name].always_runs:
         return PlannedStage(name, "every time", "checks this machine")
     if redone and recorded:
         return PlannedStage(name, "again", REDONE)

@@ -13,7 +13,7 @@ from engine.core.errors import ConfigError, DamagedState
 from engine.core.layout import RUN_JSON
 from engine.demo.preset import demo_defaults
 from engine.run.folder import Run
-from engine.run.listing import run_folders
+from engine.run.listing import find_run_folders
 
 KEPT = ("output_dir", "theme", "mouse", "ascii")
 """Options that no preset changes: where the run is, and how it is shown."""
@@ -66,7 +66,7 @@ def _last_run(config: Stage3Config) -> tuple[Path, dict[str, Any]] | None:
 
 def _other_runs(own: Path) -> Iterator[Path]:
     beside = own.parent
-    return (folder for folder in run_folders(beside, DEPTH) if folder != own) if beside.is_dir() else iter(())
+    return (folder for folder in find_run_folders(beside, DEPTH) if folder != own) if beside.is_dir() else iter(())
 
 
 def _modified_time(folder: Path) -> float:

@@ -108,7 +108,7 @@ class Session:
                 self._record(event)
             except (OSError, Stage3Error) as error:
                 if failure is not None or isinstance(event, FINAL_EVENTS):
-                    self._listener(self._journal.unwritten(redacted(event)))  # the listener still gets it
+                    self._listener(self._journal.unwritten_entry(redacted(event)))  # the listener still gets it
                 else:
                     failure, step = error, partial(pipeline.throw, error)
 

@@ -70,7 +70,7 @@ def checked(config: Stage3Config, trials: Sequence[Trial]) -> list[Trial]:
                 raise ConfigError(
                     f"A sweep cannot vary {name!r}.",
                     "Trials train on the same pairs; this option changes something else.",
-                    f"It can vary {', '.join(allowed)}.",
+                    f"A sweep can vary {', '.join(allowed)}.",
                 )
         changed, refused = with_changes(config, trial.options)
         if changed is None:

@@ -48,7 +48,7 @@ def check_in_child(
     version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if version in _checked:
         return
-    code = f"from {__name__} import begin; begin({library!r}); from {module} import crash_check; crash_check()"
+    code = f"from {__name__} import prepare_child; prepare_child({library!r}); from {module} import crash_check; crash_check()"
     result = run_child(
         [sys.executable, "-c", code], limit_seconds=CHECK_SECONDS, cwd=_ROOT, extra=_ONE_THREAD, stdin=file, stop=stop
     )
@@ -72,7 +72,7 @@ def checked_file() -> BufferedReader:
     return open_file(Path("/proc/self/fd/0"), follow_links=True)
 
 
-def begin(library: str) -> None:
+def prepare_child(library: str) -> None:
     """Import `library` and print `READY`; then disable core dumps and limit the memory to what a legitimate file needs."""
     import resource
     from importlib import import_module

@@ -26,14 +26,14 @@ QUIET = {
 }
 
 
-LOCATE_MODELS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+MODEL_CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 
 
 def model_process_environment() -> dict[str, str]:
     """The additional variables for a child that loads the run's models. The models are cached by then, so the child works
     offline and gets no token.
     """
-    kept = {name: os.environ[name] for name in (*LOCATE_MODELS, FAILPOINTS) if name in os.environ}
+    kept = {name: os.environ[name] for name in (*MODEL_CACHE_VARIABLES, FAILPOINTS) if name in os.environ}
     return {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1", **kept}
 
 

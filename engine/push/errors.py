@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine import hub
 from engine.core.errors import AccessError, NetworkError, Stage3Error
-from engine.core.system_errors import chain_of
+from engine.core.system_errors import cause_chain
 from engine.hub.errors import error_of_response
 from engine.hub.responses import BUSY, message_of
 from engine.push.request_limits import BlockedRequest, RequestLimiter
@@ -31,7 +31,7 @@ def push_error(error: BaseException, limiter: RequestLimiter, repo_id: str, toke
     """Map an exception of huggingface_hub to our error; None if it is not about the Hub or the network."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    chain = list(chain_of(error))
+    chain = list(cause_chain(error))
     for link in chain:
         if isinstance(link, Stage3Error):  # raised by RequestLimiter in a client thread
             return link

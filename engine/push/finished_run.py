@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from engine.core.errors import Stage3Error, Stopped
-from engine.core.events import Event, Message, StageFinished, stamped
+from engine.core.events import Event, Message, StageFinished, with_stage
 from engine.core.stage_table import STAGES
 from engine.push.push import PushResult, push
 from engine.run.folder import Run
@@ -21,7 +21,7 @@ def push_finished_run(
     """Push, and record the result. The caller must hold the run's lock. Raises as `engine.push.push.push`."""
     try:
         pushing = push(run, repo_id, token=token, public=public, accept_lookalikes=accept_lookalikes, stop=stop)
-        pushed = yield from stamped(pushing, STAGE)
+        pushed = yield from with_stage(pushing, STAGE)
     except Stage3Error as error:
         if not isinstance(error, Stopped):
             run.manifest["error"] = {"stage": STAGE, **error.as_dict()}

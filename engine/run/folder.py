@@ -20,7 +20,7 @@ from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
 from engine.storage.files import restrict_umask, write_json
 
-LARGEST_PID = 1 << 22
+MAX_PID = 1 << 22
 
 
 class Run:
@@ -149,7 +149,7 @@ class Run:
             raise ConfigError(
                 "The run folder would be /.", "The archive is written next to it.", "Use another --output-dir."
             )
-        longest = f".{self.archive.name}.sha256.{LARGEST_PID}.part"  # from engine.storage.files.write_atomically
+        longest = f".{self.archive.name}.sha256.{MAX_PID}.part"  # from engine.storage.files.write_atomically
         parent = next(folder for folder in self.folder.parents if folder.is_dir())
         excess = len(os.fsencode(longest)) - os.pathconf(parent, "PC_NAME_MAX")
         if excess > 0:

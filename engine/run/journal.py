@@ -61,7 +61,7 @@ class Journal:
         """Raises the errors of `JsonlAppender.require_in_place`."""
         self._appender.require_in_place()
 
-    def unwritten(self, event: Event) -> Entry:
+    def unwritten_entry(self, event: Event) -> Entry:
         """The entry of an event that cannot be written to disk."""
         with self._lock:
             entry = self._entry(event)

@@ -20,11 +20,11 @@ State = Literal["running", "done", "failed", "refused", "stopped", "interrupted"
 
 MAX_DEPTH = 6
 """How many levels of folders are searched."""
-ENDED = ("done", "skipped")
+FINISHED_STATUSES = ("done", "skipped")
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunSummary:
     """One row in a list of runs."""
 
     folder: Path
@@ -40,10 +40,10 @@ class RunFacts:
     verdict: str = ""
     bytes: int = 0
     """Size on disk, including trials and the archive."""
-    trials: tuple[RunFacts, ...] = ()
+    trials: tuple[RunSummary, ...] = ()
 
     @property
-    def state_in_words(self) -> str:
+    def state_label(self) -> str:
         if self.trials and self.stage == "training" and self.state == "unfinished":
             return "no trial picked"
         if self.trials and self.state == "running" and not self.stage:
@@ -53,21 +53,21 @@ class RunFacts:
         return f"{self.state}, {self.stage}" if self.stage else self.state
 
 
-def runs_below(folder: Path, depth: int = MAX_DEPTH) -> list[RunFacts]:
+def find_runs(folder: Path, depth: int = MAX_DEPTH) -> list[RunSummary]:
     """Every run in `folder` and below it, newest first; trials are listed under the run of their sweep. Links are not
     followed.
     """
-    found = [facts_of(path) for path in run_folders(folder, depth)]
+    found = [summarize_run(path) for path in find_run_folders(folder, depth)]
     return sorted(found, key=lambda run: (-(run.when or 0.0), str(run.folder)))
 
 
-def run_folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
+def find_run_folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
     """Run folders, without those inside another run. Unreadable folders are skipped."""
     if is_run(folder):
         yield folder
     elif depth:
         for inner in _folders_in(folder):
-            yield from run_folders(inner, depth - 1)
+            yield from find_run_folders(inner, depth - 1)
 
 
 def is_run(folder: Path) -> bool:
@@ -79,15 +79,15 @@ def is_run(folder: Path) -> bool:
     return (folder / layout.EVENTS_JSONL).is_file() if manifest is None else "stages" in manifest
 
 
-def facts_of(folder: Path) -> RunFacts:
+def summarize_run(folder: Path) -> RunSummary:
     size = size_of_folder(folder)
     try:
         run = Run(folder)
         state, stage = state_of(run)
     except (DamagedState, UnsafeError):
-        return RunFacts(folder, "damaged", when=_changed(folder / layout.RUN_JSON), bytes=size)
+        return RunSummary(folder, "damaged", when=_changed(folder / layout.RUN_JSON), bytes=size)
     training = run.results.training
-    return RunFacts(
+    return RunSummary(
         folder,
         state,
         stage,
@@ -96,7 +96,7 @@ def facts_of(folder: Path) -> RunFacts:
         pairs=_pairs(run),
         verdict="" if training is None else training.verdict,
         bytes=size + (run.archive.stat().st_size if run.archive.is_file() else 0),
-        trials=tuple(facts_of(trial) for trial in _folders_in(run / layout.TRIALS_DIR) if is_run(trial)),
+        trials=tuple(summarize_run(trial) for trial in _folders_in(run / layout.TRIALS_DIR) if is_run(trial)),
     )
 
 
@@ -105,7 +105,7 @@ def state_of(run: Run) -> tuple[State, str]:
     recorded = {name: str(run.stage(name).get("status", "")) for name in _stages_of(run)}
     if run.owner() is not None:
         return "running", next((name for name, status in recorded.items() if status == "running"), "")
-    undone = next((name for name, status in recorded.items() if status not in ENDED), None)
+    undone = next((name for name, status in recorded.items() if status not in FINISHED_STATUSES), None)
     if undone is None:
         return "done", ""
     states: dict[str, State] = {

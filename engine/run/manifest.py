@@ -62,7 +62,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         validated(_Manifest, found)
         for name, stage in found["stages"].items():
             if name in RESULTS and stage.get("result"):
-                _refuse_other_types(name, stage["result"])
+                _check_result_types(name, stage["result"])
     except ValueError as error:
         raise DamagedState(
             f"Cannot read {visible_line(str(path))}.", f"{error}. {_WRITTEN_ATOMICALLY}", remedy
@@ -70,7 +70,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_other_types(stage: str, result: dict[str, Any]) -> None:
+def _check_result_types(stage: str, result: dict[str, Any]) -> None:
     """Raises ValueError for a field of a wrong type. A missing field is allowed: another version wrote the result."""
     try:
         validated(RESULTS[stage], result, partial=True)

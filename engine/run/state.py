@@ -152,13 +152,13 @@ class RunState:
     @apply.register(RunStarted)
     def _(self, event: RunStarted, time: float) -> RunState:
         stages = {name: replace(stage, status=_interrupted(stage.status)) for name, stage in self.stages.items()}
-        afresh = replace(self, finished=None, first_step_seen=None, stalled_since=None)
-        return replace(afresh, run=event, running=True, stages=stages)
+        reset = replace(self, finished=None, first_step_seen=None, stalled_since=None)
+        return replace(reset, run=event, running=True, stages=stages)
 
     @apply.register(StageStarted)
     def _(self, event: StageStarted, time: float) -> RunState:
-        begun = StageState(event.stage, "running", event.sentence, started=time)
-        state = replace(self._with_stage(begun), latest=event.stage, servers={})
+        stage = StageState(event.stage, "running", event.sentence, started=time)
+        state = replace(self._with_stage(stage), latest=event.stage, servers={})
         return replace(state, evaluation=None, first_step_seen=None) if event.stage == "training" else state
 
     @apply.register(StageFinished)
@@ -179,11 +179,11 @@ class RunState:
 
     @apply.register(StageStale)
     def _(self, event: StageStale, time: float) -> RunState:
-        begun = self.stages[event.stage]
-        afresh = StageState(event.stage)
-        if begun.status == "running":  # it set its own files aside and is still working
-            afresh = replace(afresh, status="running", sentence=begun.sentence, started=begun.started)
-        state = self._with_stage(afresh)
+        before = self.stages[event.stage]
+        reset = StageState(event.stage)
+        if before.status == "running":  # it set its own files aside and is still working
+            reset = replace(reset, status="running", sentence=before.sentence, started=before.started)
+        state = self._with_stage(reset)
         if event.stage == "preflight":
             return replace(state, forecast=None, pilot=None)
         if event.stage == "pairs":
@@ -229,9 +229,9 @@ class RunState:
 
     @apply.register(TrialStarted)
     def _(self, event: TrialStarted, time: float) -> RunState:
-        begun = TrialState(event.name, event.number, event.options, event.run_dir, started=time)
+        trial = TrialState(event.name, event.number, event.options, event.run_dir, started=time)
         earlier = {} if event.number == 1 else self.trials
-        return replace(self, trials={**earlier, event.name: begun}, trials_total=event.total, latest="training")
+        return replace(self, trials={**earlier, event.name: trial}, trials_total=event.total, latest="training")
 
     @apply.register(TrialStep)
     def _(self, event: TrialStep, time: float) -> RunState:

@@ -17,10 +17,10 @@ def superseded_folders(run_folder: Path) -> list[Path]:
 
 def is_reusable(folder: Path) -> bool:
     """Whether the records of a superseded folder may be reused, according to its note. After `--from` they may not."""
-    return note_of(folder).get("reusable") is True
+    return read_note(folder).get("reusable") is True
 
 
-def note_of(folder: Path) -> dict[str, Any]:
+def read_note(folder: Path) -> dict[str, Any]:
     """The note written when the files were set aside; empty if there is no readable one."""
     note: dict[str, Any] | None = read_json_or_none(folder / layout.SUPERSEDED_NOTE, dict[str, Any])
     return note or {}

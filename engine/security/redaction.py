@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from engine.security.sanitize import visible
 
 MASK = "***"
-SHORTEST = 8
+MIN_SECRET_CHARACTERS = 8
 """Shorter values are not masked, because they would match inside ordinary words."""
 
 # In a user token, only letters and digits follow `hf_`; `hf_hub_download_to_cache_dir` is a function.
@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 
 def register_secret(value: str) -> None:
     """Mask `value` from now on, even if it does not look like a token."""
-    if len(value) >= SHORTEST:
+    if len(value) >= MIN_SECRET_CHARACTERS:
         _known.add(value)
 
 

@@ -11,7 +11,7 @@ from engine.core.errors import Stage3Error
 from engine.core.events import Check, Event
 from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.models.adapters.effect import effect_on_logits, logits_of, refuse_rounded
-from engine.models.adapters.expected_tensors import Expected, base_model_errors, expected_adapter
+from engine.models.adapters.expected_tensors import ExpectedTensors, base_model_errors, expected_adapter
 from engine.models.adapters.folder import refuse_pickles
 from engine.models.adapters.settings import AdapterSettings, read_settings
 from engine.models.adapters.source import AdapterSource, adapter_source, local_adapter, require_hub_sha256
@@ -66,7 +66,7 @@ def run(context: Context) -> StageRun:
 
 def _check_without_base(
     context: Context, source: AdapterSource
-) -> Generator[Event, None, tuple[AdapterSettings, Expected, Weights]]:
+) -> Generator[Event, None, tuple[AdapterSettings, ExpectedTensors, Weights]]:
     """Run the checks that need no base weights: folder, configuration, tensor names and shapes, the adapter's own numbers."""
     config, folder = context.config, source.folder
     for name in (yield from _checked("folder", lambda: refuse_pickles(folder))):
@@ -142,7 +142,7 @@ def _result(
     context: Context,
     source: AdapterSource,
     settings: AdapterSettings,
-    expected: Expected,
+    expected: ExpectedTensors,
     weights: Weights,
     tensors_sha256: str,
 ) -> AdapterResult:

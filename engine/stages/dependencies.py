@@ -16,7 +16,7 @@ from engine.machine.conflicts import find_conflicts
 from engine.machine.gpus import driver_version
 from engine.machine.install import install, packages_error
 from engine.machine.probe import IMPORTS, PROBE_SECONDS, probe_error, try_device
-from engine.machine.requirements import PackageStatus, recheck, required, required_extras
+from engine.machine.requirements import PackageStatus, recheck, required_extras, required_packages
 from engine.machine.torch_build import TorchBuild, driver_fault
 from engine.run.results import DependenciesResult
 from engine.security.sanitize import visible_line
@@ -30,7 +30,7 @@ def environment_of(context: Context) -> dict[str, Any]:
         "host": socket.gethostname(),
         "device": context.config.device,
         "driver": driver_version(lambda: context.stop.requested),
-        "versions": {item.requirement.name: item.version for item in required(context.config) or []},
+        "versions": {item.requirement.name: item.version for item in required_packages(context.config) or []},
     }
 
 
@@ -50,7 +50,7 @@ def run(context: Context) -> StageRun:
 
 def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     """Check the packages, and with --install, install missing ones. Returns whether the requirements could be read."""
-    table = required(context.config)
+    table = required_packages(context.config)
     if table is None:
         detail = f"{DISTRIBUTION} is not installed, so its requirements are unknown. `uv pip install -e .` installs it"
         yield Check("requirements", "warning", detail)
@@ -83,7 +83,7 @@ def _package_check(item: PackageStatus) -> Check:
 
 def _check_conflicts() -> Generator[Event, None, None]:
     found = find_conflicts()
-    yield Check("conflicts", "warning" if found.of_the_run else "ok", visible_line(str(found)))
+    yield Check("conflicts", "warning" if found.run_packages else "ok", visible_line(str(found)))
 
 
 def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:

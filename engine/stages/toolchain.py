@@ -11,7 +11,7 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.gpus import GpuReport, read_gpus
 from engine.machine.install import install_uv
-from engine.machine.programs import CLONING, GIT, TMUX, UV, FoundProgram, find_program
+from engine.machine.programs import GIT, GIT_PURPOSE, TMUX, UV, FoundProgram, find_program
 from engine.machine.requirements import supported_python
 from engine.machine.session_lifetime import in_multiplexer, logout_behaviour
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
@@ -29,7 +29,7 @@ def run(context: Context) -> StageRun:
     needed = context.config.repo_url is not None
     yield _program_check(git, "", "" if needed else "; only needed for --repo-url", failed=needed)
     if needed and not git.ok:
-        raise git.as_error(CLONING)
+        raise git.as_error(GIT_PURPOSE)
     tmux = find_program(TMUX)
     yield _program_check(tmux, _multiplexer_remark(), "; a run survives its terminal, but a logout may end it")
     logout = logout_behaviour()

@@ -13,7 +13,7 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Check, Message
 from engine.core.sizes import format_size
 from engine.dpo.planning.disk_space import require_disk_space
-from engine.machine.programs import CLONING, GIT, require
+from engine.machine.programs import GIT, GIT_PURPOSE, require
 from engine.run.results import WorkspaceResult
 from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageEnd, StageRun
@@ -32,7 +32,7 @@ def run(context: Context) -> StageRun:
     if config.repo_url is None:
         folder = _existing_folder(config.repo_root)
     else:
-        require(GIT, CLONING)
+        require(GIT, GIT_PURPOSE)
         folder = yield from cloned_folder(context.config, context.run, source, ref, context.stop)
     commit, dirty, remark = _state_of(folder)
     short = visible_line(str(folder))

@@ -199,7 +199,7 @@ def read_records(
         if number == 0:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if raw.strip():
-            record = parsed_line(number, raw, read or loads)
+            record = parse_line(number, raw, read or loads)
             if not complete and isinstance(record, BadLine):
                 record = BadLine(number, f"{record.reason} (the last line does not end in a newline: it is incomplete)")
             yield number, record
@@ -214,15 +214,15 @@ def loads(raw: bytes | str) -> Any:
     """Parse strict JSON. Raises ValueError for NaN, Infinity, absurdly long numbers, duplicate keys, bytes that are not UTF-8,
     and more than `MAX_DEPTH` levels.
     """
-    return _loaded(raw, _DECODER)
+    return _decode(raw, _DECODER)
 
 
 def loads_allowing_nan(raw: bytes | str) -> Any:
     """`loads` for files of other programs: accepts the NaN and Infinity that Python writes, perhaps in columns we do not use."""
-    return _loaded(raw, _DECODER_ALLOWING_NAN)
+    return _decode(raw, _DECODER_ALLOWING_NAN)
 
 
-def _loaded(raw: bytes | str, decoder: json.JSONDecoder) -> Any:
+def _decode(raw: bytes | str, decoder: json.JSONDecoder) -> Any:
     # Do not let json guess the encoding: it takes a block of NULs for UTF-16, and accepts lone surrogates.
     text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
     try:
@@ -234,7 +234,7 @@ def _loaded(raw: bytes | str, decoder: json.JSONDecoder) -> Any:
     return value
 
 
-def parsed_line(number: int, raw: bytes, read: Callable[[bytes], Any] = loads) -> dict[str, Any] | BadLine:
+def parse_line(number: int, raw: bytes, read: Callable[[bytes], Any] = loads) -> dict[str, Any] | BadLine:
     """The record in a line, or the reason why it is not a record."""
     try:
         record = read(raw)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 from engine.core.errors import DamagedState
 from engine.core.reading import open_file
 from engine.security.sanitize import visible_line
-from engine.storage.jsonl import BadLine, parsed_line
+from engine.storage.jsonl import BadLine, parse_line
 
 Source = TypeVar("Source")
 Item = TypeVar("Item")
@@ -68,7 +68,7 @@ class JsonLines(LazySequence[dict[str, Any]]):
 
     def at(self, index: int) -> dict[str, Any]:
         self._file.seek(self._starts[index])
-        record = parsed_line(self._lines[index], self._file.readline().removeprefix(b"\xef\xbb\xbf"))
+        record = parse_line(self._lines[index], self._file.readline().removeprefix(b"\xef\xbb\xbf"))
         if isinstance(record, BadLine):
             raise DamagedState(
                 f"Line {record.line + 1} of {visible_line(str(self._path))} is damaged: {record.reason}.",

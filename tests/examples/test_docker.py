@@ -25,32 +25,32 @@ def copied() -> list[str]:
     return [name for names in sources for name in names]
 
 
-def test_the_image_starts_the_program_with_options_that_it_has():
+def test_the_image_starts_the_program_with_options_that_exist():
     program, *options = [*json.loads(last("ENTRYPOINT")), *json.loads(last("CMD"))]
     assert program == "stage3-tui"
     assert str(configuration_of(options).output_dir).startswith("/runs/")
 
 
-def test_the_line_that_its_comment_gives_has_options_that_the_program_has():
+def test_the_command_in_its_comment_has_options_that_exist():
     shown = re.search(r"stage3-tui (--auto .*) <", TEXT)
     assert shown is not None
     configuration_of(shown.group(1).split())
 
 
-def test_it_runs_as_nobody_special_with_run_folder_and_cache_as_volumes():
+def test_the_image_runs_as_an_ordinary_user_with_runs_and_cache_as_volumes():
     assert last("USER") == "10001:10001"
     assert json.loads(last("VOLUME")) == ["/runs", "/cache"]
     assert "HF_HOME=/cache" in last("ENV")
 
 
-def test_nothing_secret_can_get_into_a_layer():
+def test_no_secret_can_get_into_a_layer():
     assert not re.search(r"(ARG|ENV)\s.*(TOKEN|KEY|SECRET|PASSWORD)", TEXT, re.IGNORECASE)
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
     assert ignored[0] == "*"
     assert sorted(name.removeprefix("!") for name in ignored if name.startswith("!")) == sorted(copied())
 
 
-def test_what_it_copies_is_enough_to_build_the_package(tmp_path):
+def test_the_copied_files_are_enough_to_build_the_package(tmp_path):
     for name in copied():
         source = ROOT / name
         if source.is_dir():

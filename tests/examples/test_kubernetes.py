@@ -31,7 +31,7 @@ def secret(tmp_path: Path) -> Path:
     return file
 
 
-def test_the_container_starts_the_program_with_options_that_it_has(tmp_path, secret):
+def test_the_container_starts_the_program_with_options_that_exist(tmp_path, secret):
     programs = Programs(tmp_path)
     programs.add("stage3-tui", 'cat > "{folder}/given"')
     assert programs.start(*container_command(secret)).wait(60) == 0
@@ -46,7 +46,7 @@ def test_the_container_starts_the_program_with_options_that_it_has(tmp_path, sec
     assert (tmp_path / "given").read_text() == secret.read_text()
 
 
-def test_sigterm_reaches_the_program_and_its_exit_code_is_the_containers(tmp_path, secret):
+def test_sigterm_reaches_the_program_and_the_container_exits_with_its_code(tmp_path, secret):
     programs = Programs(tmp_path)
     programs.add("stage3-tui", WAITS_FOR_SIGTERM)
     container = programs.start(*container_command(secret))
@@ -55,7 +55,7 @@ def test_sigterm_reaches_the_program_and_its_exit_code_is_the_containers(tmp_pat
     assert container.wait(60) == ExitCode.TERMINATED
 
 
-def test_only_what_the_same_command_can_mend_is_tried_again():
+def test_only_failures_that_the_same_command_can_fix_are_retried():
     rules = {rule["action"]: rule for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule}
     assert rules["Ignore"]["onExitCodes"]["values"] == [ExitCode.TERMINATED]
     gives_up = set(rules["FailJob"]["onExitCodes"]["values"])
@@ -71,7 +71,7 @@ def test_only_what_the_same_command_can_mend_is_tried_again():
     assert POD["restartPolicy"] == "Never"  # rules need it
 
 
-def test_the_container_has_little_power_and_every_folder_that_it_writes_is_a_volume():
+def test_the_container_has_few_privileges_and_every_folder_that_it_writes_is_a_volume():
     assert POD["securityContext"]["runAsNonRoot"] and CONTAINER["securityContext"]["readOnlyRootFilesystem"]
     mounted = {mount["mountPath"]: mount["name"] for mount in CONTAINER["volumeMounts"]}
     volumes = {volume["name"] for volume in POD["volumes"]}

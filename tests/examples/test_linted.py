@@ -42,7 +42,7 @@ def test_shellcheck_has_no_complaint(script):
 
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.suffix == ".sh"], ids=lambda path: path.name)
-def test_scripts_can_be_started(script):
+def test_scripts_are_executable(script):
     assert script.stat().st_mode & 0o111
 
 
@@ -62,18 +62,18 @@ def test_hadolint_has_no_complaint():
 
 
 @pytest.mark.parametrize("file", sorted((EXAMPLES / "kubernetes").glob("*.yaml")), ids=lambda path: path.name)
-def test_kubernetes_would_take_it(file):
+def test_kubernetes_accepts_the_manifest(file):
     assert complaints("kubernetes-validate", "--strict", file) == ""
 
 
-def test_kubernetes_would_not_take_a_misspelt_field(tmp_path):
+def test_kubernetes_rejects_a_misspelt_field(tmp_path):
     text = (EXAMPLES / "kubernetes/job.yaml").read_text(encoding="utf-8")
     misspelt = tmp_path / "job.yaml"
     misspelt.write_text(text.replace("backoffLimit", "backofLimit"), encoding="utf-8")
     assert complaints("kubernetes-validate", "--strict", misspelt) != ""
 
 
-def test_skypilot_would_take_it(monkeypatch):
+def test_skypilot_accepts_the_task(monkeypatch):
     jsonschema = pytest.importorskip("jsonschema", reason=f"jsonschema {NOT_THERE}")
     schemas = skypilot_schemas(monkeypatch)
     task = yaml.safe_load((EXAMPLES / "spot/skypilot.yaml").read_text(encoding="utf-8"))

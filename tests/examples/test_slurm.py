@@ -38,7 +38,7 @@ def run_job(slurm: Programs, *arguments: str, **environment: str) -> int:
     return job.returncode
 
 
-def test_a_finished_run_ends_the_job_and_is_not_queued_again(slurm):
+def test_a_finished_run_ends_the_job_without_requeueing_it(slurm):
     assert run_job(slurm, "--num-examples", "2500") == 0
     assert slurm.calls("scontrol") == []
     (command,) = slurm.calls("stage3-tui")
@@ -47,30 +47,30 @@ def test_a_finished_run_ends_the_job_and_is_not_queued_again(slurm):
     assert config.output_dir == slurm.folder / "artifacts/stage3_constitutional"
 
 
-def test_sigterm_to_the_step_saves_and_queues_the_job_again(slurm):
+def test_sigterm_to_the_step_saves_the_run_and_requeues_the_job(slurm):
     slurm.add("stage3-tui", WAITS_FOR_SIGTERM)
     job = slurm.start("bash", SCRIPT, SLURM_SUBMIT_DIR=str(slurm.folder), **JOB)
     os.kill(int(slurm.wait_for("pid")), signal.SIGTERM)
     told, _ = job.communicate(timeout=60)
     assert job.returncode == ExitCode.TERMINATED
     assert slurm.calls("scontrol") == [["requeue", "4711"]]
-    assert "goes back into the queue" in told
+    assert "Requeueing job" in told
 
 
 @pytest.mark.parametrize("code", [int(ExitCode.DATA), int(ExitCode.MEMORY), int(ExitCode.INTERRUPTED)])
-def test_any_other_ending_is_the_jobs_own_and_waits_for_a_person(slurm, code):
+def test_any_other_exit_code_ends_the_job_until_a_person_restarts_it(slurm, code):
     slurm.add("stage3-tui", f"exit {code}")
     assert run_job(slurm) == code
     assert slurm.calls("scontrol") == []
 
 
-def test_a_job_that_was_queued_too_often_stops(slurm):
+def test_a_job_that_was_requeued_too_often_stops(slurm):
     slurm.add("stage3-tui", "exit 143")
     assert run_job(slurm, SLURM_RESTART_COUNT="20") == ExitCode.TERMINATED
     assert slurm.calls("scontrol") == []
 
 
-def test_the_token_goes_by_file_and_never_by_command_line(slurm):
+def test_the_token_is_passed_in_a_file_and_never_on_the_command_line(slurm):
     token = slurm.folder / ".config/stage3/token"
     token.parent.mkdir(parents=True)
     token.write_text("hf_" + "a" * 34)
@@ -80,12 +80,12 @@ def test_the_token_goes_by_file_and_never_by_command_line(slurm):
     assert "hf_" not in slurm.calls_file.read_text()
 
 
-def test_the_time_between_the_signal_and_the_limit_is_minutes():
+def test_the_signal_comes_minutes_before_the_time_limit():
     assert "#SBATCH --signal=TERM@600\n" in SCRIPT.read_text()  # with `B:` only the shell would hear it
 
 
 @pytest.mark.slow
-def test_a_demo_that_the_time_limit_stopped_is_finished_by_the_next_start_of_the_same_job(slurm):
+def test_a_demo_stopped_by_the_time_limit_is_finished_by_the_next_start_of_the_same_job(slurm):
     slurm.add_real_program()
     run = slurm.folder / "artifacts/stage3_constitutional"
     command = ["bash", SCRIPT, "--demo", *OPTIONS]

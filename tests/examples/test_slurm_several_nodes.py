@@ -46,7 +46,7 @@ def requeued(slurm: Programs) -> bool:
     return ["requeue", "4711"] in slurm.calls("scontrol")
 
 
-def test_each_node_gets_its_number_and_all_the_same_meeting_place(slurm):
+def test_each_node_gets_its_rank_and_all_nodes_get_the_same_main_process(slurm):
     assert start(slurm).wait(60) == 0
     configs = [configuration_of(command) for command in slurm.calls("stage3-tui")]
     assert sorted(config.machine_rank for config in configs) == [0, 1]
@@ -59,7 +59,7 @@ def test_each_node_gets_its_number_and_all_the_same_meeting_place(slurm):
     assert not requeued(slurm)
 
 
-def test_after_sigterm_to_every_process_only_machine_0_says_how_it_ended(slurm):
+def test_after_sigterm_to_every_process_only_machine_0_determines_the_exit_code(slurm):
     slurm.add("stage3-tui", "trap 'kill $!; exit 143' TERM; echo >> '{folder}/waits' here; sleep 60 & wait $!")
     job = start(slurm)
     while slurm.wait_for("waits").count("here") < 2:
@@ -71,14 +71,14 @@ def test_after_sigterm_to_every_process_only_machine_0_says_how_it_ended(slurm):
     assert requeued(slurm)
 
 
-def test_a_machine_that_stopped_because_it_was_asked_to_does_not_end_the_step(slurm):
+def test_a_machine_that_stops_on_request_does_not_end_the_step(slurm):
     """--kill-on-bad-exit would end machine 0 while it saves."""
     slurm.add("stage3-tui", '[ "$2" = 0 ] && exit 0; exit 143')
     assert start(slurm).wait(60) == 0
 
 
 @pytest.mark.parametrize("machine", ["0", "1"])
-def test_a_machine_that_fails_ends_the_job_with_its_code(slurm, machine):
+def test_a_machine_that_fails_ends_the_job_with_its_exit_code(slurm, machine):
     slurm.add("stage3-tui", f'[ "$2" = {machine} ] && exit 7; exit 0')
     assert start(slurm).wait(60) == ExitCode.MEMORY
     assert not requeued(slurm)

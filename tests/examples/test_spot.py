@@ -36,7 +36,7 @@ def run_on(spot: Programs, name: str, *arguments: str, **environment: str) -> tu
     return script.returncode, told
 
 
-def test_what_a_machine_made_is_in_the_bucket_and_on_the_next_machine(spot):
+def test_files_of_one_machine_reach_the_bucket_and_the_next_machine(spot):
     spot.add("stage3-tui", 'mkdir -p "$3"; cat "$3/made" 2>/dev/null; echo "$WORK" >> "$3/made"')
     assert run_on(spot, "first", "--num-examples", "9")[0] == 0
     code, told = run_on(spot, "second")
@@ -47,16 +47,16 @@ def test_what_a_machine_made_is_in_the_bucket_and_on_the_next_machine(spot):
     assert configuration_of(spot.calls("stage3-tui")[0]).num_examples == 9
 
 
-def test_a_bucket_that_cannot_be_read_stops_it_before_it_could_overwrite_anything(spot):
+def test_an_unreadable_bucket_stops_the_script_before_it_overwrites_anything(spot):
     spot.add("rclone", "exit 1")
     code, told = run_on(spot, "first")
     assert code == ExitCode.NETWORK
-    assert "nothing was started" in told
+    assert "Nothing was started" in told
     assert spot.calls("stage3-tui") == []
     assert [call[0] for call in spot.calls("rclone")] == ["copy"]
 
 
-def test_sigterm_reaches_the_run_and_the_last_copy_comes_after_it_has_saved(spot):
+def test_sigterm_reaches_the_run_and_the_last_copy_is_made_after_its_save(spot):
     spot.add(
         "stage3-tui", WAITS_FOR_SIGTERM.replace("exit 143", 'mkdir -p "$WORK"; echo saved > "$WORK/last"; exit 143')
     )
@@ -68,7 +68,7 @@ def test_sigterm_reaches_the_run_and_the_last_copy_comes_after_it_has_saved(spot
     assert (spot.folder / "bucket/last").read_text() == "saved\n"
 
 
-def test_it_copies_while_the_run_works(spot):
+def test_the_bucket_is_updated_while_the_run_works(spot):
     spot.add("stage3-tui", f'mkdir -p "$3"; echo work > "$3/pairs"\n{WAITS_FOR_SIGTERM}')
     script = spot.start(SCRIPT, **machine(spot, "first"))
     spot.wait_for("bucket/stage3_constitutional/pairs")
@@ -77,7 +77,7 @@ def test_it_copies_while_the_run_works(spot):
     assert script.returncode == ExitCode.TERMINATED
 
 
-def test_a_replaced_machine_starts_again_after_what_the_same_command_can_mend():
+def test_a_replaced_machine_retries_what_the_same_command_can_fix():
     task = yaml.safe_load((EXAMPLES / "spot/skypilot.yaml").read_text(encoding="utf-8"))
     recovers = task["resources"]["job_recovery"]["recover_on_exit_codes"]
     assert recovers == [ExitCode.TERMINATED, ExitCode.NETWORK]
@@ -87,7 +87,7 @@ def test_a_replaced_machine_starts_again_after_what_the_same_command_can_mend():
 
 
 @pytest.mark.slow
-def test_a_demo_on_a_machine_that_disappears_ends_on_another_one(spot):
+def test_a_demo_on_a_machine_that_disappears_is_finished_on_another(spot):
     spot.add_real_program()
     options = ["--demo", *OPTIONS]
     first = spot.start("setsid", SCRIPT, *options, **machine(spot, "first"))

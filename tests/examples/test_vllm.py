@@ -39,7 +39,7 @@ def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_vllm_serves_the_adapter_and_the_run_asks_it_by_that_name(vllm):
+def test_vllm_serves_the_adapter_and_the_run_requests_it_by_name(vllm):
     port = free_port()
     script = vllm.start(SCRIPT, "--num-examples", "9", PORT=port, BASE="base/model", ADAPTER="my/adapter")
     script.communicate(timeout=60)
@@ -61,7 +61,7 @@ def test_vllm_serves_the_adapter_and_the_run_asks_it_by_that_name(vllm):
     assert is_gone(int(vllm.wait_for("server")))
 
 
-def test_a_server_on_each_gpu_and_the_run_knows_all_of_them(vllm):
+def test_each_gpu_gets_a_server_and_the_run_uses_all_of_them(vllm):
     port = int(free_port())
     script = vllm.start(SCRIPT, PORT=str(port), VLLM_GPUS="0 2")
     script.communicate(timeout=60)
@@ -71,7 +71,7 @@ def test_a_server_on_each_gpu_and_the_run_knows_all_of_them(vllm):
     assert configuration_of(command).server_url == (f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{port + 1}/v1")
 
 
-def test_both_have_the_same_key_and_no_command_line_has_it(vllm):
+def test_server_and_run_share_a_key_that_is_on_no_command_line(vllm):
     vllm.start(SCRIPT, PORT=free_port()).communicate(timeout=60)
     key = (vllm.folder / "key").read_text()
     assert len(key) >= 32 and key == (vllm.folder / "given").read_text()
@@ -79,14 +79,14 @@ def test_both_have_the_same_key_and_no_command_line_has_it(vllm):
 
 
 @pytest.mark.parametrize("code", [int(ExitCode.DATA), 0])
-def test_the_exit_code_is_the_runs(vllm, code):
+def test_the_script_exits_with_the_code_of_the_run(vllm, code):
     vllm.add("stage3-tui", f"exit {code}")
     script = vllm.start(SCRIPT, PORT=free_port())
     script.communicate(timeout=60)
     assert script.returncode == code
 
 
-def test_sigterm_stops_the_run_first_and_then_the_server(vllm):
+def test_sigterm_stops_first_the_run_and_then_the_server(vllm):
     vllm.add("stage3-tui", WAITS_FOR_SIGTERM)
     script = vllm.start(SCRIPT, PORT=free_port())
     vllm.wait_for("pid")
@@ -96,10 +96,10 @@ def test_sigterm_stops_the_run_first_and_then_the_server(vllm):
     assert is_gone(int(vllm.wait_for("server")))
 
 
-def test_a_server_that_does_not_start_is_told_and_nothing_is_run(vllm):
+def test_a_server_that_does_not_start_is_reported_and_nothing_is_run(vllm):
     vllm.add("vllm", "exit 7")
     script = vllm.start(SCRIPT, PORT=free_port())
     told, _ = script.communicate(timeout=60)
     assert script.returncode == ExitCode.PRECONDITION
-    assert "vLLM ended with 7" in told
+    assert "vLLM exited with 7" in told
     assert vllm.calls("stage3-tui") == []

@@ -25,7 +25,7 @@ DAY = 86_400.0
 
 @pytest.mark.fault("F2-19", "A16")
 @pytest.mark.parametrize("jump", [-DAY, DAY])
-def test_a_clock_that_jumps_in_a_stage_makes_it_neither_negative_nor_a_day_long(
+def test_a_clock_that_jumps_during_a_stage_does_not_distort_its_duration(
     jump: float, context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     wall = time.time
@@ -53,7 +53,7 @@ def test_a_clock_that_jumps_in_a_stage_makes_it_neither_negative_nor_a_day_long(
 
 
 @pytest.mark.fault("A16")
-def test_the_times_of_a_journal_begin_with_the_wall_clock(tmp_path: Path):
+def test_journal_times_start_at_the_wall_clock(tmp_path: Path):
     journal = Journal(tmp_path / "events.jsonl")
     written = journal.append(Message("info", "now"))
     journal.close()
@@ -61,7 +61,9 @@ def test_the_times_of_a_journal_begin_with_the_wall_clock(tmp_path: Path):
 
 
 @pytest.mark.fault("F2-19")
-def test_who_watches_measures_from_the_newest_event_of_the_run(tmp_path: Path, config, monkeypatch: pytest.MonkeyPatch):
+def test_a_watcher_measures_time_from_the_newest_event_of_the_run(
+    tmp_path: Path, config, monkeypatch: pytest.MonkeyPatch
+):
     """Whatever the wall clock here says, and whatever it said there."""
     run = Run(make_run(tmp_path / "run", through="pairs", start=1.79e9 + 40 * DAY))
     watched = Watcher(run, config())

@@ -114,7 +114,7 @@ may be that of a reading of the machine, without which a run goes on.
 
 
 @pytest.mark.fault("B6", "A2", "D15")
-def test_a_run_in_which_something_fails_at_every_start_ends_with_the_bytes_of_one_that_was_left_alone(
+def test_a_run_that_fails_at_every_start_ends_with_the_bytes_of_an_undisturbed_run(
     server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
 ):
     folder, fired = tmp_path / "run", 0
@@ -134,7 +134,7 @@ POINTS = ("manifest", "append", "event", "sync", "rename", "checkpoint", "loss")
 @pytest.mark.fault("B6")
 @pytest.mark.parametrize("action", ["ENOSPC", "EIO", "kill", "term", "abort"])
 @pytest.mark.parametrize("point", POINTS)
-def test_the_nth_call_of_the_nth_start_fails_for_every_n_until_the_run_passes(
+def test_a_run_survives_a_failure_of_the_nth_call_in_its_nth_start_for_every_n(
     server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path, point: str, action: str
 ):
     """The N-th start gets N calls further than the one before ended: so all of the run's calls are reached in turn."""
@@ -251,7 +251,7 @@ def test_a_short_demo_killed_six_times_at_random_ends_with_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.fault("A1", "A2", "C7", "D15")
-def test_the_whole_demo_killed_a_hundred_times_at_random_ends_with_the_same_bytes(server: ForkServer, tmp_path: Path):
+def test_the_full_demo_killed_a_hundred_times_at_random_ends_with_the_same_bytes(server: ForkServer, tmp_path: Path):
     folder = tmp_path / "undisturbed"
     ended = server.run(demo_arguments(folder))
     assert ended.code == 0, ended.errors
@@ -264,7 +264,7 @@ def test_the_whole_demo_killed_a_hundred_times_at_random_ends_with_the_same_byte
 
 
 @pytest.mark.fault("A3")
-def test_killed_while_an_old_checkpoint_is_deleted_it_goes_on_from_a_newer_one(
+def test_a_run_killed_while_deleting_a_checkpoint_resumes_from_a_newer_one(
     server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
 ):
     folder = tmp_path / "run"
@@ -279,7 +279,7 @@ def test_killed_while_an_old_checkpoint_is_deleted_it_goes_on_from_a_newer_one(
 
 
 @pytest.mark.fault("A4")
-def test_a_second_sigterm_ends_a_run_that_hangs_in_a_save_at_once(
+def test_a_second_sigterm_immediately_ends_a_run_that_hangs_in_a_save(
     server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
 ):
     folder = tmp_path / "run"
@@ -298,7 +298,7 @@ def test_a_second_sigterm_ends_a_run_that_hangs_in_a_save_at_once(
 
 
 @pytest.mark.fault("A7")
-def test_ctrl_c_in_a_save_keeps_the_checkpoint_and_twice_ends_at_once(
+def test_ctrl_c_during_a_save_keeps_the_checkpoint_and_a_second_one_ends_the_run_at_once(
     server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
 ):
     """On a terminal, as a person presses it."""

@@ -99,7 +99,7 @@ def failed(rules: str, act: Callable[[Path], object], folder: Path) -> Armed:
 
 
 @pytest.mark.fault("B6", "B1", "B5")
-def test_a_record_is_acknowledged_and_there_or_neither_whatever_fails(tmp_path: Path):
+def test_a_record_is_on_disk_exactly_if_it_was_acknowledged_whatever_fails(tmp_path: Path):
     acknowledged: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_record_is_acknowledged_and_there_or_neither_whatever_fails(tmp_path: 
 
 
 @pytest.mark.fault("B6")
-def test_after_memory_ran_out_in_an_append_no_record_stands_twice(tmp_path: Path):
+def test_no_record_is_duplicated_after_memory_runs_out_in_an_append(tmp_path: Path):
     """Between write and sync the line may be on disk although it was not acknowledged."""
 
     def act(folder: Path) -> None:
@@ -138,7 +138,7 @@ def test_after_memory_ran_out_in_an_append_no_record_stands_twice(tmp_path: Path
 
 
 @pytest.mark.fault("B6", "B5")
-def test_a_small_file_is_the_old_one_or_the_new_one_and_nothing_is_left_beside_it(tmp_path: Path):
+def test_a_small_file_is_the_old_or_the_new_version_and_no_temporary_file_remains(tmp_path: Path):
     def act(folder: Path) -> None:
         for version in range(3):
             write_json(folder / "report.json", {"version": version})
@@ -153,7 +153,7 @@ def test_a_small_file_is_the_old_one_or_the_new_one_and_nothing_is_left_beside_i
 
 
 @pytest.mark.fault("B6")
-def test_run_json_tells_of_a_stage_before_or_after(tmp_path: Path):
+def test_run_json_records_a_stage_completely_or_not_at_all(tmp_path: Path):
     def act(folder: Path) -> None:
         run = Run(folder / "run")
         for stage in ("adapter", "pairs", "quality"):
@@ -169,7 +169,7 @@ def test_run_json_tells_of_a_stage_before_or_after(tmp_path: Path):
 
 
 @pytest.mark.fault("B6")
-def test_an_event_is_in_the_journal_or_was_never_told_and_numbers_continue(tmp_path: Path):
+def test_the_journal_has_exactly_the_acknowledged_events_and_their_numbers_continue(tmp_path: Path):
     told: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:
@@ -197,7 +197,7 @@ def fill(part: Path) -> None:
 
 
 @pytest.mark.fault("B6", "B2", "D14")
-def test_the_newest_checkpoint_that_was_reported_is_one_to_continue_from(tmp_path: Path):
+def test_training_can_continue_from_the_newest_reported_checkpoint(tmp_path: Path):
     told: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:
@@ -224,7 +224,7 @@ def test_the_newest_checkpoint_that_was_reported_is_one_to_continue_from(tmp_pat
 
 
 @pytest.mark.fault("B6", "B3")
-def test_the_archive_has_its_name_whole_or_not_at_all(trained: Context, tmp_path: Path):
+def test_the_archive_is_published_completely_or_not_at_all(trained: Context, tmp_path: Path):
     before = build_archive(copied(trained, tmp_path / "good" / "run").run)
 
     def act(folder: Path) -> None:
@@ -260,7 +260,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHubPush]:
 
 
 @pytest.mark.fault("B6")
-def test_a_push_that_fails_anywhere_leaves_no_half_commit_and_the_next_one_is_whole(
+def test_a_push_that_fails_anywhere_leaves_no_partial_commit_and_the_next_one_completes(
     hub: FakeHubPush, stage2: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own tries
@@ -290,7 +290,7 @@ def sent(run: Run) -> Any:
 
 
 @pytest.mark.fault("B6")
-def test_a_download_that_fails_anywhere_is_a_network_fault_and_the_next_start_has_the_adapter(
+def test_a_download_that_fails_anywhere_is_a_network_error_and_the_next_start_has_the_adapter(
     stage2: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from huggingface_hub.utils import close_session
@@ -346,7 +346,7 @@ def make_done(folder: Path) -> None:
 
 
 @pytest.mark.fault("B6")
-def test_a_redo_that_failed_halfway_takes_nothing_over_when_it_is_asked_for_again(tmp_path: Path):
+def test_a_redo_that_failed_halfway_reuses_nothing_when_it_is_repeated(tmp_path: Path):
     """`--from pairs` forgets stages, then sets their files aside; if anything fails in between, the second try starts over."""
 
     def act(folder: Path) -> None:

@@ -30,7 +30,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.journal import Journal, read_journal
 from engine.run.state import fold
-from engine.run.superseded import note_of
+from engine.run.superseded import read_note
 from engine.storage.documents import read_json, read_json_or_none
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 from engine.storage.jsonl import MAX_LINE_BYTES, JsonlAppender, loads
@@ -90,7 +90,7 @@ WRONG = {
 
 @pytest.mark.fault("A15", "F2-16", "F2-8")
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG.keys())
-def test_f2_16_run_json_with_other_types_is_named_and_left_as_it_is(
+def test_a_run_json_with_wrong_types_is_reported_and_left_unchanged(
     text: str, run: Run, capsys: pytest.CaptureFixture[str]
 ):
     (run / layout.RUN_JSON).write_text(text)
@@ -105,7 +105,7 @@ def test_f2_16_run_json_with_other_types_is_named_and_left_as_it_is(
 
 
 @pytest.mark.fault("A15", "F2-16")
-def test_f2_16_a_result_of_an_older_version_that_lacks_a_field_is_read(run: Run):
+def test_a_result_of_an_older_version_may_lack_a_field(run: Run):
     manifest = {
         "schema": 1,
         "config": {},
@@ -132,14 +132,14 @@ def link_out(path: Path) -> None:
 @pytest.mark.fault("F2-10", "B10")
 @pytest.mark.parametrize("odd", [fifo, link_out])
 @pytest.mark.parametrize("name", [layout.RUN_JSON, layout.EVENTS_JSONL, layout.LOCK_FILE])
-def test_f2_10_status_refuses_a_pipe_or_a_link_in_the_place_of_a_file(name: str, odd: Callable[[Path], None], run: Run):
+def test_status_refuses_a_pipe_or_a_link_in_place_of_a_file(name: str, odd: Callable[[Path], None], run: Run):
     odd(run / name)
     assert main(["status", str(run.folder)]) == ExitCode.UNSAFE
 
 
 @pytest.mark.fault("F2-10", "B10")
 @pytest.mark.parametrize("name", [*layout.FILES, "superseded/1/note.json", "cache/answers.jsonl", "checkpoints/x"])
-def test_f2_10_no_run_is_taken_with_a_pipe_in_its_folder(name: str, run: Run):
+def test_a_run_folder_that_contains_a_pipe_is_refused(name: str, run: Run):
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     fifo(run / name)
     with pytest.raises(UnsafeError, match="named pipe") as refused:
@@ -149,7 +149,7 @@ def test_f2_10_no_run_is_taken_with_a_pipe_in_its_folder(name: str, run: Run):
 
 @pytest.mark.fault("F2-17")
 @pytest.mark.parametrize("name", layout.FILES)
-def test_f2_17_a_folder_in_the_place_of_a_file_is_named(name: str, run: Run):
+def test_a_folder_in_place_of_a_file_is_reported(name: str, run: Run):
     (run / name).unlink(missing_ok=True)
     (run / name).mkdir(parents=True)
     with pytest.raises(DamagedState) as refused:
@@ -159,7 +159,7 @@ def test_f2_17_a_folder_in_the_place_of_a_file_is_named(name: str, run: Run):
 
 @pytest.mark.fault("F2-17")
 @pytest.mark.parametrize("name", ["superseded", "pairs", "checkpoints", "models", "cache"])
-def test_f2_17_a_file_in_the_place_of_a_folder_is_named(name: str, run: Run):
+def test_a_file_in_place_of_a_folder_is_reported(name: str, run: Run):
     (run / name).write_text("x")
     with pytest.raises(DamagedState, match="is a file") as refused:
         Run(run.folder).acquire()
@@ -168,7 +168,7 @@ def test_f2_17_a_file_in_the_place_of_a_folder_is_named(name: str, run: Run):
 
 @pytest.mark.fault("F2-10")
 @pytest.mark.parametrize("name", ["options.toml", "rows.jsonl", "rows.jsonl.gz", "token"])
-def test_f2_10_what_a_person_names_may_be_a_link_but_no_pipe(name: str, tmp_path: Path):
+def test_a_named_pipe_is_refused_as_an_input_file(name: str, tmp_path: Path):
     path = tmp_path / name
     os.mkfifo(path, 0o600)
     readers: dict[str, Callable[[Path], Any]] = {
@@ -180,14 +180,14 @@ def test_f2_10_what_a_person_names_may_be_a_link_but_no_pipe(name: str, tmp_path
 
 
 @pytest.mark.fault("F2-10")
-def test_f2_10_commands_with_a_pipe_for_a_file_end_with_12(tmp_path: Path):
+def test_commands_exit_with_12_if_an_input_file_is_a_named_pipe(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     assert main(["--auto", "--config", str(tmp_path / "pipe"), "--output-dir", str(tmp_path / "run")]) == 12
     assert main(["validate", str(tmp_path / "pipe")]) == 12
     assert not (tmp_path / "run").exists()
 
 
-def test_a_pipe_that_a_shell_has_opened_for_us_is_read(tmp_path: Path):
+def test_a_pipe_that_the_shell_has_opened_is_read(tmp_path: Path):
     reader, writer = os.pipe()
     os.write(writer, b'prompt = "x"\n')
     os.close(writer)
@@ -196,7 +196,7 @@ def test_a_pipe_that_a_shell_has_opened_for_us_is_read(tmp_path: Path):
 
 
 @pytest.mark.fault("F2-10")
-def test_f2_10_hashes_and_documents_of_pipes_devices_and_sockets_are_refused(tmp_path: Path):
+def test_pipes_and_devices_are_neither_hashed_nor_read_nor_appended_to(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     for odd in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(UnsafeError):
@@ -225,7 +225,9 @@ def moved_away_with_its_folder(path: Path) -> None:
 
 @pytest.mark.fault("C12", "F2-1")
 @pytest.mark.parametrize("act", [replaced, removed, moved_away_with_its_folder])
-def test_f2_01_nothing_is_acknowledged_into_a_file_that_is_not_there(act: Callable[[Path], None], tmp_path: Path):
+def test_nothing_is_acknowledged_after_the_open_file_is_replaced_or_removed(
+    act: Callable[[Path], None], tmp_path: Path
+):
     path = tmp_path / "pairs/pairs.jsonl"
     with JsonlAppender(path) as appender:
         appender.append({"id": "a"})
@@ -237,7 +239,7 @@ def test_f2_01_nothing_is_acknowledged_into_a_file_that_is_not_there(act: Callab
 
 
 @pytest.mark.fault("C12", "F2-1", "B10")
-def test_f2_01_a_link_in_the_place_of_the_file_is_refused(tmp_path: Path):
+def test_an_appender_refuses_a_link_in_place_of_its_file(tmp_path: Path):
     path, precious = tmp_path / "pairs.jsonl", tmp_path / "precious"
     precious.write_text("mine\n")
     with JsonlAppender(path) as appender:
@@ -251,7 +253,7 @@ def test_f2_01_a_link_in_the_place_of_the_file_is_refused(tmp_path: Path):
 
 
 @pytest.mark.fault("C12", "F2-1", "F2-3")
-def test_f2_03_a_stage_that_is_done_has_a_record_of_every_prompt_and_of_all_that_it_acknowledged(tmp_path: Path):
+def test_a_finished_stage_has_a_record_of_every_prompt_and_of_everything_it_acknowledged(tmp_path: Path):
     prompts = [Prompt(f"p{number}", [{"role": "user", "content": "Mend it?"}]) for number in range(4)]
     path = tmp_path / "pairs.jsonl"
 
@@ -291,7 +293,7 @@ def run_small(context: Context, monkeypatch: pytest.MonkeyPatch, act: Callable[[
 
 
 @pytest.mark.fault("B10", "F2-2")
-def test_f2_02_a_link_put_in_the_place_of_pairs_while_the_run_works_is_refused(context, monkeypatch, tmp_path: Path):
+def test_a_link_that_takes_the_place_of_the_pairs_folder_during_a_run_is_refused(context, monkeypatch, tmp_path: Path):
     victim = tmp_path / "victim"
     victim.mkdir()
     at_work = context()
@@ -302,7 +304,7 @@ def test_f2_02_a_link_put_in_the_place_of_pairs_while_the_run_works_is_refused(c
 
 @pytest.mark.fault("C12", "F2-1")
 @pytest.mark.parametrize("act", [replaced, removed])
-def test_f2_01_a_journal_that_is_gone_ends_the_run_and_run_json_tells_why(act, context, monkeypatch):
+def test_a_replaced_or_removed_journal_ends_the_run_and_run_json_records_why(act, context, monkeypatch):
     at_work = context()
     assert run_small(at_work, monkeypatch, lambda run: act(run / layout.EVENTS_JSONL)) == ExitCode.DAMAGED
     recorded = Run(at_work.run.folder).stage("pairs")
@@ -337,7 +339,7 @@ OF_ANOTHER_VERSION = {
 
 @pytest.mark.fault("A15", "F2-15", "F2-8")
 @pytest.mark.parametrize("line", OF_ANOTHER_VERSION.values(), ids=OF_ANOTHER_VERSION.keys())
-def test_f2_15_lines_of_another_version_are_passed_over_and_counted(
+def test_journal_lines_of_another_version_are_skipped_and_counted(
     line: str, run: Run, capsys: pytest.CaptureFixture[str]
 ):
     path = run / layout.EVENTS_JSONL
@@ -355,7 +357,7 @@ def test_f2_15_lines_of_another_version_are_passed_over_and_counted(
 
 
 @pytest.mark.fault("A15", "F2-15")
-def test_f2_15_random_bytes_at_the_end_of_the_journal_break_nothing(run: Run):
+def test_random_bytes_at_the_end_of_the_journal_break_nothing(run: Run):
     with (run / layout.EVENTS_JSONL).open("ab") as file:
         file.write(os.urandom(100_000))
     assert main(["status", str(run.folder)]) == 0
@@ -363,7 +365,7 @@ def test_f2_15_random_bytes_at_the_end_of_the_journal_break_nothing(run: Run):
 
 
 @pytest.mark.fault("F2-15", "F2-6")
-def test_f2_15_a_line_that_is_too_long_does_not_stop_who_follows_the_file(tmp_path: Path):
+def test_a_reader_that_follows_a_file_gets_past_a_line_that_is_too_long(tmp_path: Path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"a":1}\n"' + b"x" * (MAX_LINE_BYTES + 100) + b'"\n{"b":2}\n')
     tail, found = JsonlTail(path), []
@@ -388,7 +390,7 @@ PLAN = BatchPlan("these prompts", 0, 4, 20)
         {"made_for": "others"},
     ],
 )
-def test_f2_03_a_plan_that_cannot_be_right_is_passed_over(change: dict[str, Any], tmp_path: Path):
+def test_an_impossible_batch_plan_is_ignored(change: dict[str, Any], tmp_path: Path):
     PLAN.write(tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json", "these prompts") == PLAN
     write_json(tmp_path / "plan.json", {**PLAN.__dict__, **change})
@@ -397,7 +399,7 @@ def test_f2_03_a_plan_that_cannot_be_right_is_passed_over(change: dict[str, Any]
 
 @pytest.mark.fault("F2-3", "F2-17", "F2-8")
 @pytest.mark.parametrize("text", ["", "garbage{", "{}", "[]", DEEP, "\0", '{"a":1,"a":2}', "NaN"])
-def test_f2_17_a_document_is_damaged_or_passed_over_as_its_reader_says(text: str, tmp_path: Path):
+def test_a_damaged_document_is_an_error_or_ignored_as_its_reader_requires(text: str, tmp_path: Path):
     path = tmp_path / "document.json"
     path.write_text(text)
     assert read_json_or_none(path, BatchPlan) is None
@@ -406,11 +408,11 @@ def test_f2_17_a_document_is_damaged_or_passed_over_as_its_reader_says(text: str
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json", BatchPlan)
     (tmp_path / layout.SUPERSEDED_NOTE).write_text(text)
-    assert note_of(tmp_path) == {}
+    assert read_note(tmp_path) == {}
 
 
 @pytest.mark.fault("F2-6")
-def test_f2_06_a_document_larger_than_any_is_not_read_to_its_end(tmp_path: Path):
+def test_an_oversized_document_is_not_read_to_its_end(tmp_path: Path):
     path = tmp_path / "document.json"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a hole of a terabyte
@@ -423,7 +425,7 @@ def test_f2_06_a_document_larger_than_any_is_not_read_to_its_end(tmp_path: Path)
 
 
 @pytest.mark.fault("F2-17")
-def test_f2_17_records_without_an_id_count_as_missing(tmp_path: Path):
+def test_records_without_an_id_count_as_missing(tmp_path: Path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"a": 1}\n{"id": 7}\n[]\n{"id": "p", "status": "ok"}\n{"id": "q"}\n')
     assert list(RecordIndex.read(path).ids) == ["p", "q"] and RecordIndex.read(path).ok == 1
@@ -450,7 +452,7 @@ BROKEN_MANIFESTS = {
 
 @pytest.mark.fault("D14", "F2-17", "F2-8")
 @pytest.mark.parametrize("change", BROKEN_MANIFESTS.values(), ids=BROKEN_MANIFESTS.keys())
-def test_f2_17_a_checkpoint_whose_manifest_is_none_is_skipped(change: Callable[[Any], Any], checkpoints: Path):
+def test_a_checkpoint_with_an_invalid_manifest_is_skipped(change: Callable[[Any], Any], checkpoints: Path):
     path = checkpoints / "checkpoint-54" / MANIFEST
     write_json(path, change(json.loads(path.read_text())))
     found, told = newest_good(checkpoints, "this training")
@@ -458,13 +460,15 @@ def test_f2_17_a_checkpoint_whose_manifest_is_none_is_skipped(change: Callable[[
 
 
 @pytest.mark.fault("D14", "F2-17", "F2-8")
-def test_f2_17_a_manifest_without_bottom_is_skipped(checkpoints: Path):
+def test_a_checkpoint_with_an_endlessly_nested_manifest_is_skipped(checkpoints: Path):
     (checkpoints / "checkpoint-54" / MANIFEST).write_text(DEEP)
     assert newest_good(checkpoints, "this training")[0] == checkpoints / "checkpoint-40"
 
 
 @pytest.mark.fault("F2-17")
-def test_f2_17_what_is_no_folder_stops_no_training_and_links_are_not_followed(checkpoints: Path, tmp_path: Path):
+def test_files_and_links_among_the_checkpoints_do_not_stop_training_and_links_are_not_followed(
+    checkpoints: Path, tmp_path: Path
+):
     (tmp_path / "keep").mkdir()
     (tmp_path / "keep/x").write_text("precious")
     (checkpoints / ".checkpoint-60.part").symlink_to("../keep")
@@ -486,7 +490,7 @@ def test_f2_17_what_is_no_folder_stops_no_training_and_links_are_not_followed(ch
 
 
 @pytest.mark.fault("F2-8")
-def test_f2_08_a_configuration_without_bottom_is_a_mistake_of_who_gave_it(tmp_path: Path, capsys):
+def test_an_endlessly_nested_configuration_is_a_usage_error(tmp_path: Path, capsys):
     (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
     assert main(["--auto", "--config", str(tmp_path / "deep.toml")]) == ExitCode.USAGE
     assert "nested too deeply" in capsys.readouterr().err
@@ -496,7 +500,7 @@ def test_f2_08_a_configuration_without_bottom_is_a_mistake_of_who_gave_it(tmp_pa
 
 
 @pytest.mark.fault("F2-6", "F2-8")
-def test_f2_06_aliases_that_unfold_to_a_billion_are_refused(tmp_path: Path):
+def test_yaml_aliases_that_expand_to_a_billion_nodes_are_refused(tmp_path: Path):
     lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     (tmp_path / "constitution.yaml").write_text("\n".join(lines))
     with pytest.raises(ValueError, match="expands to more than"):
@@ -504,14 +508,14 @@ def test_f2_06_aliases_that_unfold_to_a_billion_are_refused(tmp_path: Path):
 
 
 @pytest.mark.fault("F2-6")
-def test_f2_06_a_configuration_larger_than_any_is_refused(tmp_path: Path):
+def test_an_oversized_configuration_is_a_usage_error(tmp_path: Path):
     with (tmp_path / "large.toml").open("wb") as file:
         file.truncate(1 << 40)
     assert main(["--auto", "--config", str(tmp_path / "large.toml")]) == ExitCode.USAGE
 
 
 @pytest.mark.fault("F2-8")
-def test_f2_08_nesting_is_counted_level_by_level():
+def test_nesting_is_counted_in_levels():
     assert loads("[" * 100 + "]" * 100)
     for text in ("[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101, DEEP):
         with pytest.raises(ValueError, match="nested too deeply"):
@@ -521,7 +525,7 @@ def test_f2_08_nesting_is_counted_level_by_level():
 
 
 @pytest.mark.fault("F2-20", "F2-6")
-def test_f2_20_a_token_without_end_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+def test_endless_input_is_not_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
     (tmp_path / "token").write_text("x" * 100_000)
     (tmp_path / "token").chmod(0o600)
     with pytest.raises(Stage3Error, match="There is no token in"):
@@ -532,7 +536,7 @@ def test_f2_20_a_token_without_end_is_none(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "There is no token in standard input" in capsys.readouterr().err
 
 
-def test_a_file_that_is_written_follows_no_link_at_its_temporary_name(tmp_path: Path):
+def test_writing_a_file_follows_no_link_at_its_temporary_name(tmp_path: Path):
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / f".x.json.{os.getpid()}.part").symlink_to(precious)

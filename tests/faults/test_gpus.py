@@ -12,7 +12,7 @@ import pytest
 
 from engine.core.events import GpuReading, Telemetry
 from engine.machine import gpus
-from engine.machine.gpus import Gpus, read_gpus
+from engine.machine.gpus import GpuReader, read_gpus
 from engine.machine.telemetry import Sampler
 from tests.support.fake_nvml import fake_nvml
 
@@ -37,7 +37,7 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
-def test_what_the_driver_says_arrives(nvml):
+def test_the_drivers_figures_are_reported(nvml):
     nvml("")
     (gpu,) = read_gpus().gpus
     assert gpu == GpuReading(0, "NVIDIA L4\x1b[2J", 18 << 30, 24 << 30, 7.0, 41.0, 31.5)
@@ -45,7 +45,7 @@ def test_what_the_driver_says_arrives(nvml):
 
 
 @pytest.mark.fault("F2-18", "E4")
-def test_na_in_the_place_of_numbers_leaves_fields_blank(nvml):
+def test_na_in_place_of_numbers_leaves_fields_blank(nvml):
     nvml(
         """
 def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(used="N/A", total=None)
@@ -59,7 +59,7 @@ def nvmlDeviceGetName(handle): return b"L4\\xff"
 
 
 @pytest.mark.fault("F2-18", "E3")
-def test_a_driver_that_hangs_at_its_start_is_not_waited_for(nvml):
+def test_a_driver_that_hangs_at_startup_runs_into_the_timeout(nvml):
     nvml(HANGS.format("nvmlInit"))
     started = time.monotonic()
     report = read_gpus()
@@ -77,7 +77,7 @@ def test_a_driver_that_hung_once_is_not_waited_for_again(nvml):
 
 
 @pytest.mark.fault("F2-18", "E3")
-def test_a_request_to_stop_is_heard_while_the_driver_hangs(nvml):
+def test_a_stop_request_takes_effect_while_the_driver_hangs(nvml):
     nvml(HANGS.format("nvmlInit"))
     started = time.monotonic()
     assert "cancelled" in read_gpus(cancelled=lambda: time.monotonic() - started > 0.2).note
@@ -86,10 +86,10 @@ def test_a_request_to_stop_is_heard_while_the_driver_hangs(nvml):
 
 @pytest.mark.fault("F2-18", "E3", "E6")
 @pytest.mark.parametrize(("fault", "note"), [(HANGS, "does not respond"), (ABORTS, "signal 6")])
-def test_a_driver_that_hangs_or_aborts_is_asked_three_times_and_no_more(nvml, fault: str, note: str, monkeypatch):
+def test_a_driver_that_hangs_or_aborts_is_queried_at_most_three_times(nvml, fault: str, note: str, monkeypatch):
     nvml(fault.format("nvmlDeviceGetPowerUsage"))
     monkeypatch.setattr(gpus, "FIRST_TIMEOUT_SECONDS", 0.8)
-    with Gpus() as asked:
+    with GpuReader() as asked:
         notes = [asked.read().note for _ in range(gpus.MAX_STARTS)]
         assert all(note in said for said in notes), notes
         started = time.monotonic()
@@ -108,28 +108,28 @@ def nvmlDeviceGetTemperature(handle, sensor):
     return 41
 """
     )
-    with Gpus() as asked:
+    with GpuReader() as asked:
         assert "signal 6" in asked.read().note
         assert asked.read().gpus[0].temperature_celsius == 41 and asked.read().note == ""
 
 
 @pytest.mark.fault("F2-18")
-def test_a_package_of_that_name_that_exits_is_no_end(nvml):
+def test_an_nvml_package_that_exits_on_import_is_reported(nvml):
     nvml("raise SystemExit(3)")
     assert "exit code 3" in read_gpus().note
 
 
 @pytest.mark.fault("E1", "E2")
 @pytest.mark.parametrize("error", ["Driver/library version mismatch", "NVML Shared Library Not Found"])
-def test_where_nvml_does_not_start_it_is_asked_once(nvml, error: str):
+def test_nvml_that_does_not_start_is_queried_only_once(nvml, error: str):
     nvml(f"def nvmlInit(): raise RuntimeError({error!r})")
-    with Gpus() as asked:
+    with GpuReader() as asked:
         assert asked.read() == asked.read() == gpus.GpuReport(note=f"no NVIDIA GPU telemetry: {error}")
         assert asked._starts == 1
 
 
 @pytest.mark.fault("E2")
-def test_an_error_while_reading_is_told_and_the_next_reading_counts(nvml, tmp_path: Path):
+def test_an_error_during_a_reading_is_reported_and_the_next_reading_succeeds(nvml, tmp_path: Path):
     nvml(
         f"""
 def nvmlDeviceGetCount():
@@ -139,14 +139,14 @@ def nvmlDeviceGetCount():
     return 1
 """
     )
-    with Gpus() as asked:
+    with GpuReader() as asked:
         lost = asked.read()
         assert lost.note.endswith("GPU is lost") and lost.driver == "570.86.10"
         assert len(asked.read().gpus) == 1 and asked._starts == 1
 
 
 @pytest.mark.fault("F2-18")
-def test_telemetry_goes_on_after_a_reading_that_failed(monkeypatch: pytest.MonkeyPatch):
+def test_telemetry_continues_after_a_failed_reading(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("engine.machine.telemetry.INTERVAL_SECONDS", 0.02)
     heard, enough = [], Flag()
 

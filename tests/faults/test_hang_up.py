@@ -23,7 +23,7 @@ def terminal(tmp_path: Path) -> Iterator[PseudoTerminal]:
 
 
 @pytest.mark.fault("A5")
-def test_a5_auto_goes_on_to_its_end_when_its_terminal_is_gone(terminal: PseudoTerminal, tmp_path: Path):
+def test_auto_runs_to_its_end_after_its_terminal_hangs_up(terminal: PseudoTerminal, tmp_path: Path):
     journal = tmp_path / "run" / layout.EVENTS_JSONL
     terminal.until(lambda: journal.exists() and b"run_started" in journal.read_bytes(), "the beginning")
     assert b"run_finished" not in journal.read_bytes()

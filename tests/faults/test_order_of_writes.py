@@ -43,12 +43,14 @@ def test_a_record_is_synced_when_its_append_returns(tmp_path: Path, calls: list[
             assert calls == [("sync", "pairs.jsonl")] * (number + 1)
 
 
-def test_a_small_file_is_synced_before_it_has_its_name_and_the_name_after(tmp_path: Path, calls: list[tuple[str, str]]):
+def test_a_small_file_is_synced_before_its_rename_and_its_folder_afterwards(
+    tmp_path: Path, calls: list[tuple[str, str]]
+):
     write_json(tmp_path / "run.json", {})
     assert calls == [("sync", f".run.json.{os.getpid()}.part"), ("name", "run.json"), ("sync", tmp_path.name)]
 
 
-def test_all_of_a_checkpoint_is_synced_before_it_has_its_name(tmp_path: Path, calls: list[tuple[str, str]]):
+def test_every_file_of_a_checkpoint_is_synced_before_its_rename(tmp_path: Path, calls: list[tuple[str, str]]):
     def fill(part: Path) -> None:
         for name in ("adapter_model.safetensors", "optimizer.pt"):
             (part / name).write_bytes(b"numbers")
@@ -61,7 +63,7 @@ def test_all_of_a_checkpoint_is_synced_before_it_has_its_name(tmp_path: Path, ca
     assert calls[place + 1 :] == [("sync", tmp_path.name)]
 
 
-def test_all_of_a_folder_is_synced_before_it_has_its_name(tmp_path: Path, calls: list[tuple[str, str]]):
+def test_everything_in_a_folder_is_synced_before_its_rename(tmp_path: Path, calls: list[tuple[str, str]]):
     part = tmp_path / ".lora_adapters.part"
     (part / "within").mkdir(parents=True)
     (part / "adapter_model.safetensors").write_bytes(b"numbers")
@@ -72,7 +74,7 @@ def test_all_of_a_folder_is_synced_before_it_has_its_name(tmp_path: Path, calls:
     assert calls[place + 1 :] == [("sync", tmp_path.name)]
 
 
-def test_the_archive_is_synced_before_it_has_its_name(trained: Context, tmp_path: Path, calls: list[tuple[str, str]]):
+def test_the_archive_is_synced_before_its_rename(trained: Context, tmp_path: Path, calls: list[tuple[str, str]]):
     from tests.support.finished_run import copied  # it imports torch
 
     run = copied(trained, tmp_path / "run").run

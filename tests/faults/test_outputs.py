@@ -51,14 +51,14 @@ def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "2>e | head -c1",
     ],
 )
-def test_a_run_whose_output_is_closed_full_or_left_goes_on(streams: str, tmp_path: Path):
+def test_a_run_continues_if_its_output_is_closed_or_full_or_its_reader_leaves(streams: str, tmp_path: Path):
     done = shell(f"{ONE_STAGE} run {streams}", tmp_path)
     assert done.returncode == 0 and "Traceback" not in said(done, tmp_path)
     assert Run(tmp_path / "run").stage("workspace")["status"] == "done"
 
 
 @pytest.mark.fault("F2-14")
-def test_what_the_run_opens_never_gets_the_number_of_a_closed_stream(tmp_path: Path):
+def test_no_file_gets_the_descriptor_of_a_closed_standard_stream(tmp_path: Path):
     """A library that prints would write into the lock."""
     (tmp_path / "opens.py").write_text(OPENS)
     shell(f"{sys.executable} opens.py <&- >&- 2>&-", tmp_path)
@@ -85,7 +85,7 @@ os.write(first, ("%d\\n%s" % (first, places)).encode())
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
 )
-def test_where_the_encoding_cannot_do_more_a_run_is_told_in_ascii(locale: dict[str, str], tmp_path: Path):
+def test_a_run_prints_ascii_if_the_encoding_requires_it(locale: dict[str, str], tmp_path: Path):
     done = shell(f"{ONE_STAGE} run 2>e", tmp_path, **locale)
     assert done.returncode == 0 and said(done, tmp_path) == ""
     assert b"1 workspace" in done.stdout and done.stdout.isascii()
@@ -95,14 +95,14 @@ def test_where_the_encoding_cannot_do_more_a_run_is_told_in_ascii(locale: dict[s
 @pytest.mark.parametrize(
     "command", ["status run", "status --json run", "plan --demo --output-dir run", "runs .", "--help"]
 )
-def test_reports_are_told_in_ascii_where_the_encoding_cannot_do_more(command: str, looked_at: Path):
+def test_reports_are_ascii_if_the_encoding_requires_it(command: str, looked_at: Path):
     done = shell(f"{RUN} {command}", looked_at, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and done.stderr == b"" and done.stdout.isascii()
     assert len(done.stdout) > 100
 
 
 @pytest.mark.fault("F2-13")
-def test_json_is_the_same_whatever_the_encoding(looked_at: Path):
+def test_json_output_is_the_same_in_every_encoding(looked_at: Path):
     documents = [
         json.loads(shell(f"{RUN} status --json run", looked_at, PYTHONIOENCODING=encoding).stdout)
         for encoding in ("ascii", "utf-8")
@@ -112,7 +112,7 @@ def test_json_is_the_same_whatever_the_encoding(looked_at: Path):
 
 @pytest.mark.fault("F2-14")
 @pytest.mark.parametrize("command", ["status run", "status --json run", "--version", "--help", "status --help"])
-def test_a_report_that_a_full_disk_does_not_take_is_a_failure_and_says_so(command: str, looked_at: Path):
+def test_a_report_cut_off_by_a_full_disk_is_a_failure_and_says_so(command: str, looked_at: Path):
     done = shell(f"{RUN} {command} >/dev/full", looked_at)
     assert done.returncode == 6
     assert done.stderr.decode().splitlines()[0] == "failed: Standard output is incomplete."
@@ -122,13 +122,13 @@ def test_a_report_that_a_full_disk_does_not_take_is_a_failure_and_says_so(comman
 @pytest.mark.fault("F2-14")
 @pytest.mark.parametrize("how", [">&-", "| head -c1", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["status run", "stop run", "--help"])
-def test_a_reader_that_left_is_no_failure_of_a_report(command: str, how: str, looked_at: Path):
+def test_a_report_does_not_fail_if_its_reader_leaves(command: str, how: str, looked_at: Path):
     done = shell(f"{RUN} {command} {how}", looked_at)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
 
 
 @pytest.mark.fault("F2-14")
-def test_the_wizard_without_a_standard_input_says_what_to_use(tmp_path: Path):
+def test_without_standard_input_the_wizard_points_to_auto(tmp_path: Path):
     done = shell(f"{RUN} --output-dir run <&-", tmp_path)
     assert done.returncode == 2 and b"--auto" in done.stderr and b"Traceback" not in done.stderr
 
@@ -137,7 +137,7 @@ def test_the_wizard_without_a_standard_input_says_what_to_use(tmp_path: Path):
 @pytest.mark.parametrize(
     "command", ["status", "stop", "status --json", "plan --demo --output-dir", "push", "clean", "runs"]
 )
-def test_the_name_of_a_folder_drives_no_terminal(command: str, tmp_path: Path):
+def test_the_name_of_a_folder_cannot_control_the_terminal(command: str, tmp_path: Path):
     name = "x\x1b]52;c;aGFjaw==\x07\x1b[2J\x9b31m"
     make_run(tmp_path / name)
     done = shell(f"{RUN} {command} $'{name}'", tmp_path)
@@ -147,7 +147,7 @@ def test_the_name_of_a_folder_drives_no_terminal(command: str, tmp_path: Path):
 
 @pytest.mark.fault("F2-20")
 @pytest.mark.parametrize("command", ["status", "--auto --demo", "doctor"])
-def test_a_working_directory_that_was_deleted_is_told(command: str, tmp_path: Path):
+def test_a_deleted_working_directory_is_reported(command: str, tmp_path: Path):
     done = shell(f"mkdir gone && cd gone && rmdir ../gone && {RUN} {command}", tmp_path)
     assert (
         done.returncode == 3
@@ -175,9 +175,7 @@ def test_help_and_version_need_no_working_directory(tmp_path: Path):
         ("a" * 300, b"255 bytes"),
     ],
 )
-def test_a_place_that_cannot_be_a_run_folder_is_refused_before_anything_is_written(
-    place: str, why: bytes, tmp_path: Path
-):
+def test_an_impossible_run_folder_is_an_error_before_anything_is_written(place: str, why: bytes, tmp_path: Path):
     (tmp_path / "file").write_text("x")
     done = shell(f"{ONE_STAGE} {place}", tmp_path)
     assert done.returncode == 2 and why in done.stderr and b"Traceback" not in done.stderr, done.stderr
@@ -185,7 +183,7 @@ def test_a_place_that_cannot_be_a_run_folder_is_refused_before_anything_is_writt
 
 
 @pytest.mark.fault("F2-20")
-def test_the_longest_name_that_is_taken_leaves_room_for_the_archives(tmp_path: Path):
+def test_the_longest_allowed_folder_name_leaves_room_for_the_names_of_its_archive(tmp_path: Path):
     run = Run(tmp_path / ("b" * (255 - len("._artifacts.zip.sha256.4194304.part"))))
     run.acquire()
     run.archive.with_name(f".{run.archive.name}.sha256.4194304.part").touch()

@@ -69,7 +69,7 @@ def hold(tmp_path: Path) -> Iterator:
 
 
 @pytest.mark.fault("F2-20")
-def test_a_copy_of_a_folder_that_is_worked_on_is_free(tmp_path: Path, hold):
+def test_a_copy_of_the_folder_of_an_active_run_is_not_locked(tmp_path: Path, hold):
     hold()
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     assert Run(tmp_path / "run").owner() is not None and Run(tmp_path / "copy").owner() is None
@@ -79,7 +79,7 @@ def test_a_copy_of_a_folder_that_is_worked_on_is_free(tmp_path: Path, hold):
 
 
 @pytest.mark.fault("F2-19", "A16")
-def test_the_owner_is_known_when_the_boot_time_moves(tmp_path: Path, hold, monkeypatch: pytest.MonkeyPatch):
+def test_the_owner_is_still_recognised_when_the_boot_time_moves(tmp_path: Path, hold, monkeypatch: pytest.MonkeyPatch):
     """A step of the clock moves `btime` in /proc/stat, and with it what psutil calls the time a process was started."""
     import psutil
 
@@ -95,20 +95,20 @@ def test_the_owner_is_known_when_the_boot_time_moves(tmp_path: Path, hold, monke
 @pytest.mark.parametrize(
     "change", [{"start_ticks": 12}, {"boot_id": "another"}, {"folder_inode": 5}, {"host": "elsewhere"}]
 )
-def test_a_record_of_another_process_boot_folder_or_host_is_nobodys(change: dict, tmp_path: Path):
+def test_a_record_of_another_process_boot_folder_or_host_is_not_a_live_owner(change: dict, tmp_path: Path):
     own = this_process(tmp_path)
     assert own.is_alive(tmp_path) and own.is_this_process
     assert not replace(own, **change).is_alive(tmp_path)
 
 
-def test_a_process_that_has_ended_and_waits_for_its_parent_is_nobody(tmp_path: Path):
+def test_a_zombie_is_not_an_owner(tmp_path: Path):
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert Path(f"/proc/{child.pid}").exists() and start_ticks_of(child.pid) is None
     child.wait()
 
 
-def test_a_program_may_be_called_anything(tmp_path: Path):
+def test_start_ticks_are_read_whatever_the_program_is_called(tmp_path: Path):
     odd = tmp_path / "a ) S 1 ("
     shutil.copy(shutil.which("sleep") or "", odd)
     child = subprocess.Popen([odd, "60"])
@@ -121,7 +121,7 @@ def test_a_program_may_be_called_anything(tmp_path: Path):
 
 
 @pytest.mark.fault("F2-9", "G1")
-def test_what_the_lock_says_is_fit_for_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_text_from_the_lock_file_cannot_control_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "logs").mkdir()
     record = {**this_process(tmp_path).as_dict(), "since": "\x1b]0;pwned\x07\x1b[2J", "pid": os.getppid()}
     record["start_ticks"] = start_ticks_of(os.getppid())
@@ -139,20 +139,20 @@ def test_what_the_lock_says_is_fit_for_a_terminal(tmp_path: Path, monkeypatch: p
         {"boot_id": 3}, {"folder_inode": 1 << 80},
     ],
 )  # fmt: skip
-def test_a_lock_with_wrong_types_names_nobody(changed: dict, tmp_path: Path):
+def test_a_lock_file_with_wrong_types_names_no_owner(changed: dict, tmp_path: Path):
     lock = tmp_path / "lock"
     lock.write_text(json.dumps({**this_process(tmp_path).as_dict(), **changed}))
     assert read_owner(lock) is None
 
 
-def test_a_lock_that_is_nested_without_end_names_nobody(tmp_path: Path):
+def test_an_endlessly_nested_lock_file_names_no_owner(tmp_path: Path):
     lock = tmp_path / "lock"
     lock.write_bytes(b"[" * 1_000_000)
     assert read_owner(lock) is None
 
 
 @pytest.mark.fault("A11")
-def test_a_forked_child_does_not_keep_the_run_of_a_killed_process(tmp_path: Path, hold):
+def test_a_forked_child_does_not_hold_the_lock_of_a_killed_process(tmp_path: Path, hold):
     process, child = hold("fork")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -163,7 +163,7 @@ def test_a_forked_child_does_not_keep_the_run_of_a_killed_process(tmp_path: Path
 
 
 @pytest.mark.fault("A11")
-def test_a_child_with_the_lock_open_is_named_with_its_number(tmp_path: Path, hold):
+def test_a_child_that_still_holds_the_lock_is_reported_with_its_process_id(tmp_path: Path, hold):
     process, child = hold("inherit")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -173,7 +173,7 @@ def test_a_child_with_the_lock_open_is_named_with_its_number(tmp_path: Path, hol
 
 
 @pytest.mark.fault("B9")
-def test_where_flock_does_nothing_the_record_still_keeps_a_second_process_out(
+def test_the_owner_record_keeps_a_second_process_out_even_if_flock_does_nothing(
     tmp_path: Path, hold, monkeypatch: pytest.MonkeyPatch
 ):
     process, _ = hold()
@@ -186,7 +186,7 @@ def test_where_flock_does_nothing_the_record_still_keeps_a_second_process_out(
 
 
 @pytest.mark.fault("F2-20")
-def test_stop_that_gave_up_waiting_is_no_success(tmp_path: Path, hold, capsys: pytest.CaptureFixture[str]):
+def test_stop_fails_if_the_run_does_not_end_in_time(tmp_path: Path, hold, capsys: pytest.CaptureFixture[str]):
     hold()
     assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
     assert "It still works" in capsys.readouterr().out
@@ -194,7 +194,7 @@ def test_stop_that_gave_up_waiting_is_no_success(tmp_path: Path, hold, capsys: p
 
 
 @pytest.mark.fault("F2-20")
-def test_a_wizard_that_has_the_run_open_and_idle_is_told_apart_and_not_asked(
+def test_stop_recognises_an_idle_wizard_and_leaves_no_request(
     tmp_path: Path, hold, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     process, _ = hold()
@@ -209,7 +209,7 @@ def test_a_wizard_that_has_the_run_open_and_idle_is_told_apart_and_not_asked(
 
 
 @pytest.mark.fault("F2-20")
-def test_a_request_after_the_lock_was_taken_is_heard(context, monkeypatch: pytest.MonkeyPatch):
+def test_a_stop_request_after_the_lock_is_taken_is_obeyed(context, monkeypatch: pytest.MonkeyPatch):
     """However early: nothing removes it between the lock and the first event."""
 
     class Waits(SmallStage):
@@ -231,7 +231,7 @@ def test_a_request_after_the_lock_was_taken_is_heard(context, monkeypatch: pytes
     made.run.release()
 
 
-def test_a_request_to_an_earlier_process_is_not_for_the_next(tmp_path: Path):
+def test_a_stop_request_to_an_earlier_process_does_not_stop_the_next(tmp_path: Path):
     (tmp_path / "logs").mkdir()
     (tmp_path / STOP_REQUEST).touch()
     run = Run(tmp_path)
@@ -240,7 +240,7 @@ def test_a_request_to_an_earlier_process_is_not_for_the_next(tmp_path: Path):
     run.release()
 
 
-def test_a_request_while_the_process_replaces_itself_is_for_what_comes(tmp_path: Path):
+def test_a_stop_request_during_a_restart_applies_to_the_new_process(tmp_path: Path):
     run = Run(tmp_path)
     run.acquire()
     run.release(for_restart=True)
@@ -254,7 +254,7 @@ def test_a_request_while_the_process_replaces_itself_is_for_what_comes(tmp_path:
     assert after.owner() is None
 
 
-def test_a_parent_that_replaced_itself_hands_the_run_to_its_child(tmp_path: Path):
+def test_a_parent_that_restarts_itself_hands_the_run_to_its_child(tmp_path: Path):
     run = Run(tmp_path)
     run.acquire()
     run.release(for_restart=True)
@@ -267,7 +267,7 @@ def test_a_parent_that_replaced_itself_hands_the_run_to_its_child(tmp_path: Path
     assert stop_request.exists(tmp_path), "it is for what goes on"
 
 
-def test_a_folder_in_the_place_of_the_request_asks_nothing(tmp_path: Path):
+def test_a_folder_in_place_of_the_stop_request_is_ignored(tmp_path: Path):
     run = Run(tmp_path)
     run.acquire()
     (tmp_path / STOP_REQUEST).mkdir(parents=True)
@@ -275,7 +275,7 @@ def test_a_folder_in_the_place_of_the_request_asks_nothing(tmp_path: Path):
     run.release()
 
 
-def test_without_a_kernel_that_tells_the_boot_the_rest_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_owner_is_recognised_without_a_boot_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(owners, "_BOOT_ID", tmp_path / "none")
     own = this_process(tmp_path)
     assert own == Owner(os.getpid(), socket.gethostname(), own.since, "", own.start_ticks, tmp_path.stat().st_ino)

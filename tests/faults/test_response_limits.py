@@ -73,7 +73,7 @@ OF_A_SERVER = {
 
 @pytest.mark.fault("F2-6", "F2-8")
 @pytest.mark.parametrize("kind", OF_A_SERVER)
-def test_f2_06_a_server_that_sends_without_end_is_no_server(kind: str):
+def test_an_endless_or_undecodable_response_of_a_server_is_a_network_error(kind: str):
     with endless_server(kind) as server, little_memory(), pytest.raises(NetworkError) as refused:
         asked(server.url)
     assert OF_A_SERVER[kind] in str(refused.value)
@@ -82,18 +82,18 @@ def test_f2_06_a_server_that_sends_without_end_is_no_server(kind: str):
 
 @pytest.mark.fault("F2-7", "F2-6")
 @pytest.mark.parametrize("kind", ["drip", "dripping headers"])
-def test_f2_07_a_server_that_sends_a_byte_now_and_then_ends_with_the_time_that_it_was_given(kind: str):
+def test_a_server_that_sends_a_byte_now_and_then_runs_into_the_timeout(kind: str):
     with endless_server(kind) as server, pytest.raises(NetworkError, match="did not respond within 1 s"):
         asked(server.url, seconds=1)
 
 
-def test_an_answer_that_is_packed_is_read():
+def test_a_compressed_response_of_a_server_is_read():
     with endless_server("packed") as server:
         assert asked(server.url) == "Yes."
 
 
 @pytest.mark.fault("F2-5")
-def test_f2_05_half_a_character_in_a_reply_is_a_reason_on_its_record_and_the_others_go_on():
+def test_a_lone_surrogate_in_a_reply_is_recorded_as_a_reason_and_the_other_replies_are_kept():
     with fake_server() as server:
         server.mood_for = lambda text: (
             Answer(200, json.dumps(choices(message={"content": "A \ud83d of it."})).encode())
@@ -131,7 +131,7 @@ def hub_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], N
 
 @pytest.mark.fault("F2-6", "F2-8", "F4")
 @pytest.mark.parametrize("kind", OF_THE_HUB)
-def test_f2_06_a_hub_that_sends_without_end_is_none(kind: str, hub_is):
+def test_an_endless_or_undecodable_response_of_the_hub_is_a_network_error(kind: str, hub_is):
     with endless_server(kind) as server, little_memory():
         hub_is(server.url)
         with pytest.raises(NetworkError) as refused:
@@ -142,7 +142,7 @@ def test_f2_06_a_hub_that_sends_without_end_is_none(kind: str, hub_is):
 
 @pytest.mark.fault("F2-7", "F4")
 @pytest.mark.parametrize("kind", ["drip", "dripping headers"])
-def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(kind: str, hub_is, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_sends_a_byte_now_and_then_is_abandoned(kind: str, hub_is, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(response_limits, "SLOW_START_SECONDS", 0.5)
     with endless_server(kind) as server:
         hub_is(server.url)
@@ -153,7 +153,7 @@ def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(kind: str, hub_i
 
 @pytest.mark.fault("F2-6", "F4")
 @pytest.mark.parametrize("kind", ["endless", "bomb", "packed otherwise"])
-def test_f2_06_what_the_library_itself_asks_of_the_hub_is_bounded_too(kind: str, hub_is):
+def test_the_limits_also_apply_to_requests_of_the_hub_library_itself(kind: str, hub_is):
     from huggingface_hub import HfApi
 
     from engine.hub.client import limit_requests
@@ -169,7 +169,7 @@ def test_f2_06_what_the_library_itself_asks_of_the_hub_is_bounded_too(kind: str,
 
 
 @pytest.mark.fault("F2-7", "F4")
-def test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too(hub_is, monkeypatch: pytest.MonkeyPatch):
+def test_dripping_headers_also_end_requests_of_the_hub_library_itself(hub_is, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import HfApi
 
     from engine.hub.client import limit_requests
@@ -183,7 +183,7 @@ def test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too(hub_is
 
 
 @pytest.mark.parametrize("kind", ["packed"])
-def test_what_the_hub_packs_is_read(kind: str, hub_is):
+def test_a_compressed_response_of_the_hub_is_read(kind: str, hub_is):
     with endless_server(kind) as server:
         hub_is(server.url)
         assert json_of(get("/api/whoami-v2", None))["name"] == "me"
@@ -210,7 +210,7 @@ def zip_of(files: dict[str, int]) -> bytes:
     ("files", "why"),
     [({MANIFEST: 200 << 20}, "manifest has more than 16 MiB"), ({MANIFEST: 2, "metrics.json": 300 << 20}, "50 times")],
 )
-def test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked(files: dict[str, int], why: str, tmp_path: Path):
+def test_a_zip_bomb_is_not_unpacked(files: dict[str, int], why: str, tmp_path: Path):
     (tmp_path / "run_artifacts.zip").write_bytes(zip_of(files))
     with little_memory(), (tmp_path / "run_artifacts.zip").open("rb") as file, pytest.raises(DamagedState) as refused:
         read_files(file, tmp_path / "run_artifacts.zip")
@@ -218,7 +218,7 @@ def test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked(files: dict[s
 
 
 @pytest.mark.fault("F2-6")
-def test_f2_06_of_a_bomb_of_rows_only_those_asked_for_are_unfolded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_gzip_bomb_of_rows_is_decompressed_only_as_far_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(streams, "ALWAYS_ALLOWED_BYTES", 8 << 20)
     monkeypatch.setattr(streams, "MAX_DECOMPRESSION_RATIO", 50)
     row = json.dumps({"prompt": "How do I water a fern" + " " * 200 + "?"}).encode() + b"\n"
@@ -237,7 +237,7 @@ def test_f2_06_of_a_bomb_of_rows_only_those_asked_for_are_unfolded(tmp_path: Pat
 
 @pytest.mark.fault("F2-6")
 @pytest.mark.parametrize("nested", [False, True])
-def test_f2_06_a_table_that_names_one_long_text_in_every_row_is_read_row_by_row(nested: bool, tmp_path: Path):
+def test_a_table_that_repeats_one_long_text_in_every_row_is_read_row_by_row(nested: bool, tmp_path: Path):
     text = "How do I water a fern? " * 400_000  # 9 MB
     named = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array([text]))
     column = pa.ListArray.from_arrays(pa.array(range(257), pa.int32()), named) if nested else named
@@ -251,7 +251,7 @@ def test_f2_06_a_table_that_names_one_long_text_in_every_row_is_read_row_by_row(
 
 
 @pytest.mark.fault("F2-6")
-def test_f2_06_a_row_that_no_memory_holds_is_refused(tmp_path: Path):
+def test_a_row_too_large_for_memory_is_refused(tmp_path: Path):
     text = "x" * (4 << 20)
     named = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
     table = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), named)})

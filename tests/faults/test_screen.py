@@ -27,7 +27,7 @@ TOO_LONG = {
 
 @pytest.mark.fault("G5")
 @pytest.mark.parametrize("text", TOO_LONG.values(), ids=TOO_LONG)
-def test_g5_a_pair_with_a_text_beyond_every_screen_is_cut_and_says_by_how_much(text: str):
+def test_an_enormous_text_in_a_pair_is_cut_and_the_screen_says_by_how_much(text: str):
     record = {**row(1), "base_response": text, "prompt": text, "critic_notes": text}
     lines = pair_lines(record, pair_row(Line(0, 0, 0, record)), 80)
     assert max(line.cell_length for line in lines) <= 80
@@ -62,9 +62,7 @@ def terminals() -> Iterator[list[PseudoTerminal]]:
 
 
 @pytest.mark.fault("G7")
-def test_g7_what_a_library_writes_on_the_streams_is_in_the_log_and_not_on_the_screen(
-    tmp_path: Path, terminals: list[PseudoTerminal]
-):
+def test_output_of_a_library_goes_to_the_log_and_not_to_the_screen(tmp_path: Path, terminals: list[PseudoTerminal]):
     flag, library = tmp_path / "now", tmp_path / "library"
     library.mkdir()
     (library / "sitecustomize.py").write_text(LIBRARY.format(flag=str(flag)))

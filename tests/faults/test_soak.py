@@ -50,7 +50,7 @@ def figures_of(pid: int) -> tuple[int, int]:
     return sum(one.memory_info().rss for one in processes), sum(one.num_fds() for one in processes)
 
 
-def test_attach_keeps_its_memory_and_its_files_through_three_runs(server: ForkServer, tmp_path: Path):
+def test_attach_leaks_neither_memory_nor_files_over_three_runs(server: ForkServer, tmp_path: Path):
     figures = soak(server, tmp_path / "run", 3, "--from", "training")
     (memory, files), *_, (memory_at_last, files_at_last) = figures
     assert files_at_last == files
@@ -58,7 +58,7 @@ def test_attach_keeps_its_memory_and_its_files_through_three_runs(server: ForkSe
 
 
 @pytest.mark.slow
-def test_attach_keeps_its_memory_and_its_files_through_thirty_runs(server: ForkServer, tmp_path: Path):
+def test_attach_leaks_neither_memory_nor_files_over_thirty_runs(server: ForkServer, tmp_path: Path):
     figures = soak(server, tmp_path / "run", 30, "--from", "pairs")
     print([(memory // 1024, files) for memory, files in figures])
     settled = figures[5:]
@@ -66,7 +66,7 @@ def test_attach_keeps_its_memory_and_its_files_through_thirty_runs(server: ForkS
     assert max(memory for memory, _ in settled) - settled[0][0] < 4 * MEBIBYTE
 
 
-def test_what_is_known_of_a_thousand_runs_takes_no_more_room_than_of_five_hundred(server: ForkServer, tmp_path: Path):
+def test_the_state_after_a_thousand_runs_is_no_larger_than_after_five_hundred(server: ForkServer, tmp_path: Path):
     """The fold alone, over the journal of one run, told again and again."""
     assert server.run(tiny(tmp_path / "run", **SMALL), stages=("adapter", "pairs")).code == 0
     events = [entry.event for entry in read_entries(tmp_path / "run" / layout.EVENTS_JSONL)]

@@ -40,7 +40,7 @@ CODES = {
 
 @pytest.mark.fault("F2-12", "B5")
 @pytest.mark.parametrize(("number", "code"), CODES.items(), ids=lambda value: errno.errorcode.get(value, str(value)))
-def test_each_error_of_the_system_has_its_exit_code_and_its_own_advice(number: int, code: int):
+def test_each_system_error_has_its_exit_code_and_its_own_advice(number: int, code: int):
     known = as_stage3_error(OSError(number, os.strerror(number), "/run/file"))
     assert known is not None and known.exit_code == code
     assert known.why and "/run/file" in known.why
@@ -69,11 +69,11 @@ def test_each_error_of_the_system_has_its_exit_code_and_its_own_advice(number: i
         ("the index is out of range", None),
     ],
 )
-def test_the_number_is_found_in_the_words_of_libraries_and_programs(words: str, number: int | None):
+def test_the_errno_is_found_in_messages_of_libraries_and_programs(words: str, number: int | None):
     assert errno_in(words) == number == errno_of(RuntimeError(words))
 
 
-def test_what_led_to_an_error_counts_and_what_it_says_only_after_that():
+def test_the_cause_of_an_error_takes_precedence_over_its_message():
     try:
         try:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -84,7 +84,7 @@ def test_what_led_to_an_error_counts_and_what_it_says_only_after_that():
 
 
 @pytest.mark.fault("F2-12")
-def test_the_words_of_safetensors_are_known_as_it_writes_them(tmp_path: Path):
+def test_an_error_that_safetensors_really_raises_is_recognised(tmp_path: Path):
     script = f"""
 import resource, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -103,7 +103,7 @@ except Exception as error:
 
 
 @pytest.mark.fault("F2-12")
-def test_the_words_of_zipfile_are_known(tmp_path: Path):
+def test_an_error_that_zipfile_really_raises_is_recognised(tmp_path: Path):
     with pytest.raises(OSError) as full, zipfile.ZipFile("/dev/full", "w") as archive:
         archive.writestr("x", b"x" * 100_000)
     assert as_stage3_error(full.value).exit_code == 6  # type: ignore[union-attr]
@@ -111,7 +111,7 @@ def test_the_words_of_zipfile_are_known(tmp_path: Path):
 
 @pytest.mark.fault("F2-12")
 @pytest.mark.parametrize(("words", "code"), [("No space left on device (os error 28)", 6), ("(os error 24)", 3)])
-def test_git_and_uv_end_with_the_code_of_what_stopped_them(words: str, code: int):
+def test_a_failure_of_git_or_uv_has_the_exit_code_of_its_cause(words: str, code: int):
     ended = ChildResult(2, (), (f"Failed to fetch: {words}", "fatal: early EOF"), 1.0)
     assert git_failure("x could not be cloned", ended).exit_code == code
     installing = install_failure(ended, "uv pip install x")
@@ -119,7 +119,7 @@ def test_git_and_uv_end_with_the_code_of_what_stopped_them(words: str, code: int
 
 
 @pytest.mark.fault("F2-11", "B5")
-def test_a_disk_without_inodes_is_told_apart_from_one_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_without_inodes_is_distinguished_from_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "not there" / "x"))
     assert "df -h" in system_error(full).what_to_do  # type: ignore[union-attr]
     inodes = os.statvfs_result((4096, 4096, 1000, 500, 500, 20, 0, 0, 0, 255))
@@ -130,7 +130,7 @@ def test_a_disk_without_inodes_is_told_apart_from_one_without_room(tmp_path: Pat
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
 @pytest.mark.fault("F2-12", "B1")
-def test_a_record_that_cannot_be_appended_says_why_and_leaves_no_part(
+def test_a_failed_append_names_its_cause_and_leaves_no_partial_record(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write = os.write
@@ -173,7 +173,7 @@ class FullDisk:
 
 
 @pytest.mark.fault("F2-11", "B1")
-def test_a_run_that_fills_the_disk_says_so_in_run_json_and_in_its_journal(
+def test_a_run_that_fills_the_disk_records_it_in_run_json_and_in_its_journal(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     made = context()
@@ -203,7 +203,7 @@ def test_a_run_that_fills_the_disk_says_so_in_run_json_and_in_its_journal(
 
 
 @pytest.mark.fault("F2-11")
-def test_a_disk_that_is_full_at_the_end_of_a_stage_leaves_no_stage_running(
+def test_a_disk_that_fills_at_the_end_of_a_stage_leaves_no_stage_marked_as_running(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     made = context()
@@ -245,7 +245,7 @@ def test_a_library_that_panics_ends_its_stage_and_not_the_program(
 
 
 @pytest.mark.fault("F2-20", "D10")
-def test_an_import_that_has_no_memory_is_no_broken_package(monkeypatch: pytest.MonkeyPatch):
+def test_an_import_that_runs_out_of_memory_is_not_a_broken_package(monkeypatch: pytest.MonkeyPatch):
     words = "libtorch_cpu.so: failed to map segment from shared object"
     monkeypatch.setattr("importlib.import_module", lambda _: raises(ImportError(words)))
     error = probe_error(probe("cpu", [("a_module_without_memory", "x")])["failure"])
@@ -256,7 +256,7 @@ def raises(error: Exception) -> None:
     raise error
 
 
-def test_the_reserve_is_there_while_a_run_works_and_gone_afterwards(
+def test_the_disk_reserve_exists_only_while_the_run_works(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     sizes: list[int] = []
@@ -288,7 +288,7 @@ echo "rc $?"
 
 @pytest.mark.fault("F2-11", "B5")
 @pytest.mark.parametrize(("more", "advice"), [("", "df -h"), (",nr_inodes=2", "df -i")])
-def test_a_disk_that_is_full_before_the_start_is_told_without_a_traceback(more: str, advice: str, tmp_path: Path):
+def test_a_disk_that_is_full_before_the_start_is_reported_without_a_traceback(more: str, advice: str, tmp_path: Path):
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
     script = ON_A_SMALL_DISK.format(disk=tmp_path, python=sys.executable, more=more)
@@ -303,6 +303,6 @@ def test_a_disk_that_is_full_before_the_start_is_told_without_a_traceback(more: 
     assert done.stderr.startswith("failed: ")
 
 
-def test_the_table_has_no_advice_for_a_number_that_the_system_does_not_know():
+def test_every_errno_in_the_table_exists_on_this_system():
     assert all(os.strerror(number) and not os.strerror(number).startswith("Unknown") for number in MEANINGS)
     assert MEANINGS.keys() >= system_errors.DISK_FULL_ERRNOS

@@ -46,7 +46,7 @@ def checkpoints(context: Context) -> list[str]:
 
 
 @pytest.mark.fault("D2")
-def test_d2_weights_that_overflow_after_a_finite_step_are_never_a_checkpoint(
+def test_weights_that_overflow_after_a_finite_step_never_become_a_checkpoint(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     real = trl_trainer.Stage3Trainer._save_checkpoint
@@ -65,7 +65,7 @@ def test_d2_weights_that_overflow_after_a_finite_step_are_never_a_checkpoint(
 
 
 @pytest.mark.fault("D2", "D14")
-def test_d2_a_checkpoint_that_holds_nan_is_passed_over_for_the_one_before(make: Callable[..., Context]):
+def test_a_checkpoint_that_contains_nan_is_skipped_for_the_one_before_it(make: Callable[..., Context]):
     context = make()
     run_stage(train(context, ROWS))
     undisturbed = (context.run / "checkpoints/checkpoint-4/adapter_model.safetensors").read_bytes()
@@ -78,7 +78,9 @@ def test_d2_a_checkpoint_that_holds_nan_is_passed_over_for_the_one_before(make: 
 
 @pytest.mark.fault("D5")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_d5_what_trains_is_float32_whatever_base_and_file_are(stage2: tuple[Path, Path], tmp_path: Path, dtype: str):
+def test_trained_weights_are_float32_whatever_the_base_and_the_file_contain(
+    stage2: tuple[Path, Path], tmp_path: Path, dtype: str
+):
     adapter = build_adapter(tmp_path / "adapter", stage2[0], dtype=getattr(torch, dtype))
     base = load_base(Stage3Config(base_model_id=str(stage2[0]), dtype=dtype, device="cpu"))
     policy = load_policy(base, adapter, trainable=True)
@@ -103,7 +105,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 @pytest.mark.fault("B2")
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
-def test_b2_a_disk_that_fills_in_any_file_of_a_checkpoint_is_exit_6_and_the_one_before_stays(
+def test_a_disk_that_fills_in_any_file_of_a_checkpoint_is_exit_6_and_the_one_before_it_stays(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, file: str
 ):
     real = trl_trainer.Stage3Trainer._fill_checkpoint
@@ -183,7 +185,7 @@ def finished(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.fault("D14")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_d14_no_damage_to_a_checkpoint_passes_its_manifest(
+def test_no_damage_to_a_checkpoint_escapes_its_manifest(
     finished: Path, tmp_path: Path, damage: Callable[[Path], object]
 ):
 
@@ -199,7 +201,7 @@ def test_d14_no_damage_to_a_checkpoint_passes_its_manifest(
 
 
 @pytest.mark.fault("D21")
-def test_d21_a_training_in_the_engines_thread_touches_no_signal_handler(make: Callable[..., Context]):
+def test_training_in_the_engines_thread_changes_no_signal_handler(make: Callable[..., Context]):
     watched = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGCHLD]
     before = {number: signal.getsignal(number) for number in watched}
     ended: list[object] = []

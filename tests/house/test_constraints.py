@@ -17,24 +17,24 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 
 
-def test_every_line_is_a_name_and_a_public_version_and_names_no_address():
+def test_every_line_is_a_name_with_a_public_version_and_no_address():
     for line in LINES:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line), line
 
 
-ASKED = [
+REQUIREMENTS = [
     *PROJECT["dependencies"],
-    *(asked for extra in ("dev", "server", "docs", "examples") for asked in EXTRAS[extra]),
+    *(text for extra in ("dev", "server", "docs", "examples") for text in EXTRAS[extra]),
 ]
 
 
-@pytest.mark.parametrize("asked", ASKED)
-def test_every_requirement_has_one_version_that_pyproject_allows(asked: str):
-    requirement = Requirement(asked)
+@pytest.mark.parametrize("text", REQUIREMENTS)
+def test_every_requirement_is_pinned_to_a_version_that_pyproject_allows(text: str):
+    requirement = Requirement(text)
     assert PINNED[canonicalize_name(requirement.name)] in requirement.specifier
 
 
-def test_every_requirement_names_the_oldest_version_that_works():
-    """`make test-oldest` installs it; without a floor it would be the first that was ever published."""
-    for asked in [*PROJECT["dependencies"], *EXTRAS["dev"]]:
-        assert ">=" in asked, asked
+def test_every_requirement_has_an_oldest_version():
+    """`make test-oldest` installs it; without a floor, that would be the first version ever published."""
+    for text in [*PROJECT["dependencies"], *EXTRAS["dev"]]:
+        assert ">=" in text, text

@@ -32,7 +32,7 @@ def owner_of(path: str) -> Any:
 
 
 def has(owner: Any, name: str) -> bool:
-    """As a class attribute, or one set by a method."""
+    """Whether the owner has a class attribute of this name, or a method that sets it."""
     if hasattr(owner, name) or not inspect.isclass(owner):
         return hasattr(owner, name)
     sources = (source_of(base) for base in owner.__mro__ if base.__module__ != "builtins")
@@ -40,7 +40,7 @@ def has(owner: Any, name: str) -> bool:
 
 
 def source_of(kind: type) -> str:
-    """A class that says it is of another module (httpx2.Client) has no source there: then that of its methods."""
+    """The source of a class. One that claims to be from another module (httpx2.Client) has none there: then that of its methods."""
     try:
         return inspect.getsource(kind)
     except OSError:
@@ -48,7 +48,7 @@ def source_of(kind: type) -> str:
 
 
 @pytest.mark.parametrize(("owner", "names"), ROWS)
-def test_each_private_name_that_we_lean_on_is_there(owner, names):
+def test_each_private_name_that_we_rely_on_exists(owner, names):
     assert [name for name in names if not has(owner_of(owner), name)] == []
 
 

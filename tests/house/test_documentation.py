@@ -21,20 +21,20 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 
 def samples(language: str) -> Iterator[tuple[str, str]]:
-    """(document, text) of every code block in this language."""
+    """(document, text) of each code block in this language."""
     for document in DOCUMENTS:
         for block in re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
             yield document.name, block
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(document, arguments) of every call of the program in a code block."""
+    """(document, arguments) of each call of the program in a code block."""
     found = []
     for document, block in samples("sh"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            places = [place for place, word in enumerate(words) if word.rpartition("/")[2] == "stage3-tui"]
-            found += [(document, words[place + 1 :]) for place in places if words[0] not in ("uv", "tmux")]
+            indices = [index for index, word in enumerate(words) if word.rpartition("/")[2] == "stage3-tui"]
+            found += [(document, words[index + 1 :]) for index in indices if words[0] not in ("uv", "tmux")]
     return found
 
 
@@ -59,10 +59,10 @@ def test_every_command_in_a_sample_exists_and_knows_its_options():
 
 def test_every_option_that_a_page_names_exists():
     everywhere = "".join(help_of(COMMANDS[name].module) for name in COMMANDS) + help_of("run")
-    of_others = {"--help"}
+    built_in = {"--help"}
     for document in DOCUMENTS:
         named = set(re.findall(r"`(--[a-z][a-z0-9-]+)", document.read_text(encoding="utf-8")))
-        missing = [flag for flag in named - of_others if flag.replace("--no-", "--") not in everywhere]
+        missing = [flag for flag in named - built_in if flag.replace("--no-", "--") not in everywhere]
         assert missing == [], document.name
 
 

@@ -1,4 +1,4 @@
-"""The import rules: what a fresh interpreter loads, and which file may import which."""
+"""The import rules: what a fresh interpreter loads, and which files may import which."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "text
 
 LOADED = """
 import gc
-gc.disable()  # a third of the time
+gc.disable()  # saves a third of the time
 {statement}
 import sys
 print(*{{name.split(".")[0] for name in sys.modules}})
@@ -45,7 +45,7 @@ def test_the_engine_imports_no_screen():
     assert not loaded & {"textual", "tui", "themes"}
 
 
-def test_no_file_of_the_engine_names_rich():
+def test_no_file_of_the_engine_imports_rich():
     """TRL itself imports rich, so sys.modules proves nothing."""
     for path in (ROOT / "engine").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -59,15 +59,15 @@ def test_auto_needs_no_textual():
     assert not loaded_after("import tui.commands.auto, engine.pipeline.session") & HEAVY
 
 
-def test_the_arrows_between_rooms_point_one_way():
-    """The contracts stand in pyproject.toml."""
+def test_packages_import_only_packages_below_them():
+    """The contracts are in pyproject.toml."""
     done = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout
 
 
-def test_no_files_import_each_other_in_a_circle_not_even_for_types():
+def test_there_are_no_import_cycles_not_even_for_types():
     graph = grimp.build_graph("engine", "tui", "themes", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     try:

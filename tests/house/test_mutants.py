@@ -1,4 +1,4 @@
-"""The table of mutants is about the code as it is: each safeguard stands where the table looks for it, and so do its tests."""
+"""The table of mutants matches the code: each safeguard, and its tests, are where the table expects them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.mutants import MUTANTS, ROOT, Mutant
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_each_safeguard_is_where_make_mutants_takes_it_out(mutant: Mutant):
+def test_each_safeguard_is_where_make_mutants_removes_it(mutant: Mutant):
     code = (ROOT / mutant.file).read_text(encoding="utf-8")
     compile(mutant.mutated(code), mutant.file, "exec")
     for test in mutant.tests:

@@ -1,4 +1,4 @@
-"""The README is short and correct, and docs/ has the rest."""
+"""The README is short and correct; docs/ has the rest."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_the_readme_can_be_read_in_a_few_minutes():
     assert len(README.split()) < 1200
 
 
-def test_the_readme_leads_to_every_page():
-    not_for_users = {"tour.md", "decisions.md", "index.md"}  # CONTRIBUTING leads there; index is the site's own
+def test_the_readme_links_to_every_page():
+    not_for_users = {"tour.md", "decisions.md", "index.md"}  # CONTRIBUTING links there; index belongs to the site
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - not_for_users
     linked = set(re.findall(r"\]\(docs/([\w-]+\.md)", README)) | set(re.findall(r"\]\(([\w-]+\.md)", _all_pages()))
     assert sorted(pages - linked) == []
@@ -45,7 +45,7 @@ def test_no_link_between_pages_is_broken():
     assert broken == []
 
 
-def test_the_tables_in_the_documentation_are_the_programs_own():
+def test_the_tables_in_the_documentation_are_up_to_date():
     done = subprocess.run(
         [sys.executable, "docs/tables.py", "--check"], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=False
     )
@@ -53,9 +53,9 @@ def test_the_tables_in_the_documentation_are_the_programs_own():
 
 
 def test_every_file_of_a_run_is_explained():
-    told = page("run-folder.md")
+    text = page("run-folder.md")
     files = [getattr(layout, name) for name in vars(layout) if name.endswith(("_JSON", "_JSONL", "_REPORT", "_LOG"))]
-    missing = [file for file in [*files, ADAPTER_DIR, CHECKPOINTS_DIR, CACHE_DIR] if file not in told]
+    missing = [file for file in [*files, ADAPTER_DIR, CHECKPOINTS_DIR, CACHE_DIR] if file not in text]
     assert missing == []
 
 
@@ -64,7 +64,7 @@ def test_every_exit_code_has_its_row():
     assert sorted(map(int, rows)) == sorted(map(int, ExitCode))
 
 
-def test_every_picture_is_there_and_names_no_machine():
+def test_every_picture_exists_and_shows_no_local_path():
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     pictures = [
         document.parent / target
@@ -77,7 +77,7 @@ def test_every_picture_is_there_and_names_no_machine():
         assert "/tmp" not in svg and "/root" not in svg and "/home" not in svg
 
 
-def test_what_it_says_of_the_notebooks_pairs_is_what_validate_prints():
+def test_the_figures_of_the_notebooks_pairs_are_those_that_validate_prints():
     pairs = needs_shared_data("gemma-2b-it-pairs.jsonl")
     command = [sys.executable, "-m", "tui.cli", "validate", str(pairs)]
     done = subprocess.run(
@@ -85,6 +85,6 @@ def test_what_it_says_of_the_notebooks_pairs_is_what_validate_prints():
     )
     assert done.returncode == ExitCode.DATA, done.stderr
     printed = [line.rstrip() for line in done.stdout.splitlines()]
-    shown = README.split("`stage3-tui validate` on that file:\n\n```\n")[1].split("```")[0].splitlines()
+    shown = README.split("`stage3-tui validate` on that file prints:\n\n```\n")[1].split("```")[0].splitlines()
     assert len(shown) > 5
     assert [line for line in shown if line != "…" and line not in printed] == []

@@ -11,8 +11,8 @@ MAX_LINES = 60
 
 def test_no_function_has_more_than_60_lines():
     too_long = set()
-    for room in ("engine", "tui", "themes"):
-        for path in (ROOT / room).rglob("*.py"):
+    for package in ("engine", "tui", "themes"):
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _lines(node) > MAX_LINES:
                     too_long.add(f"{path.relative_to(ROOT)}: {node.name}")

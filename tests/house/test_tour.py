@@ -1,4 +1,4 @@
-"""docs/tour.md mentions only what exists."""
+"""docs/tour.md mentions only files and names that exist."""
 
 from __future__ import annotations
 

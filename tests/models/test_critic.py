@@ -65,7 +65,7 @@ def test_the_policy_drafts_locally_and_the_critic_writes_the_rest_with_its_own_t
     assert [record.critic_notes for record in records] == ["The response is rude."] * 3
     assert {record.revised_response for record in records} == {REVISED} and len(drafts) == 3
     assert all(record.base_response and record.base_response not in (REVISED, "") for record in records)
-    requests = server.asked
+    requests = server.requests
     assert {request.authorization for request in requests} == {f"Bearer {KEY}"}
     assert {request.body["model"] for request in requests} == {"critic"}
     assert len(requests) == 2 * sum(record.attempts for record in records)
@@ -78,7 +78,7 @@ def test_a_critic_is_checked_without_a_note_that_it_is_another_model(server: Fak
     config = critic_config(server)
     backend = load_backend(config, ASSETS / "adapter", StopToken(), None)
     notes = backend.check(SamplingSettings(8))
-    assert server.asked and not any("chat template" in note for note in notes)
+    assert server.requests and not any("chat template" in note for note in notes)
 
 
 def test_a_critic_without_a_model_is_refused_before_a_model_is_loaded(server: FakeServer):
@@ -141,5 +141,5 @@ def test_a_judge_on_a_server_of_its_own_takes_the_exam_there(
     )
     assert found.trusted is not None and found.trusted.right == 60 and found.trusted.on_the_letters == 1.0
     assert found.trusted.judge == "server wise" and found.trusted.first_place_chosen == 0.5
-    assert len(server.asked) == 120 and {each.authorization for each in server.asked} == {f"Bearer {KEY}"}
+    assert len(server.requests) == 120 and {each.authorization for each in server.requests} == {f"Bearer {KEY}"}
     assert KEY not in "".join(path.read_text() for path in stage_context.run.cache.rglob("*.jsonl"))

@@ -35,8 +35,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         data, etag = FILES[self.path.rpartition("/")[2]]
-        asked = self.headers.get("Range", "bytes=0-")
-        start = int(asked.removeprefix("bytes=").partition("-")[0])
+        requested = self.headers.get("Range", "bytes=0-")
+        start = int(requested.removeprefix("bytes=").partition("-")[0])
         self.send_response(206 if "Range" in self.headers else 200)
         for name, value in {
             "ETag": f'"{etag}"',
@@ -99,8 +99,8 @@ def check() -> list[object]:
 @pytest.mark.fault("F14")
 def test_two_concurrent_downloads_without_locks_are_intact_and_damage_is_found(cache: Path) -> None:
     # A single test, because the two processes take longer than everything below.
-    whole = len(WEIGHTS) + len(SETTINGS)
-    assert verify_base(config("main")) == verify_base(config(COMMIT)) == Verified(2, whole, ())
+    total_bytes = len(WEIGHTS) + len(SETTINGS)
+    assert verify_base(config("main")) == verify_base(config(COMMIT)) == Verified(2, total_bytes, ())
     (passed,) = check()
     assert "2 files" in str(passed) and "ok" in str(passed)
     for name in FILES:

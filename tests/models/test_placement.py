@@ -91,12 +91,12 @@ def test_layers_that_fit_no_gpu_are_refused():
 def test_packagings_fresh_process_loads_the_base_where_the_run_does(
     config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    asked: list[dict[str, Any]] = []
+    arguments: list[dict[str, Any]] = []
 
     def child(command: list[str], **_: Any) -> SimpleNamespace:
-        asked.append(json.loads(command[-1]))
+        arguments.append(json.loads(command[-1]))
         return SimpleNamespace(ok=True, output=(json.dumps({"effect": 1.0, "tensors_sha256": "x"}),))
 
     monkeypatch.setattr(fresh_process, "run_child", child)
     fresh_process.load_in_fresh_process(tmp_path / "run.zip", config(sharding="fsdp", device="cpu"))
-    assert asked[0]["sharding"] == "fsdp" and asked[0]["device"] == "cpu"
+    assert arguments[0]["sharding"] == "fsdp" and arguments[0]["device"] == "cpu"

@@ -74,7 +74,7 @@ def test_loads_are_reported_for_servers_with_metrics_and_others_are_asked_once(m
         readings = [event.servers for event in events if isinstance(event, Servers)]
         first, second = readings[-1]
         assert (first.running, first.waiting, first.cache) == (5.0, 10.0, 0.41) and second.running is None
-        assert vllm.metrics_asked >= 3 and other.metrics_asked == 1, "a server without metrics is asked once"
+        assert vllm.metrics_requests >= 3 and other.metrics_requests == 1, "a server without metrics is asked once"
 
 
 def test_a_failed_or_broken_response_gives_no_load_and_no_error():

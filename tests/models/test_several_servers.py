@@ -59,7 +59,7 @@ def each_answered(responses: Sequence[ChatResponse], questions: Sequence[str]) -
 
 
 def received(server: FakeServer) -> Counter[str]:
-    return Counter(request.body["messages"][-1]["content"] for request in server.asked)
+    return Counter(request.body["messages"][-1]["content"] for request in server.requests)
 
 
 def test_requests_are_distributed_and_each_is_answered_once(two: list[FakeServer]):
@@ -77,7 +77,7 @@ def test_the_slower_server_gets_fewer(two: list[FakeServer]):
     two[1].seconds_for = lambda text: 0.005
     questions = texts(40)
     assert each_answered(send(client_of(two), *questions), questions)
-    assert len(two[0].asked) < len(two[1].asked) / 2
+    assert len(two[0].requests) < len(two[1].requests) / 2
 
 
 def test_an_unreachable_server_is_left_out_and_the_other_answers_everything(two: list[FakeServer]):
@@ -95,13 +95,13 @@ def test_an_unreachable_server_is_left_out_and_the_other_answers_everything(two:
 
 def test_a_server_that_dies_loses_no_request(two: list[FakeServer]):
     questions = texts(60)
-    two[0].mood_for = lambda text: "drop" if len(two[0].asked) > 8 else "ok"
+    two[0].mood_for = lambda text: "drop" if len(two[0].requests) > 8 else "ok"
     two[0].models = Answer(503)  # so it is not readmitted
     two[1].seconds_for = lambda text: 0.005
     client = client_of(two)
     assert each_answered(send(client, *questions), questions)
     assert client.pool.servers[0].state == "out"
-    assert len(two[0].asked) <= 20, "no more than were in flight"
+    assert len(two[0].requests) <= 20, "no more than were in flight"
 
 
 def test_a_server_that_recovers_is_used_again_and_reported(two: list[FakeServer], monkeypatch: pytest.MonkeyPatch):
@@ -117,9 +117,9 @@ def test_a_server_that_recovers_is_used_again_and_reported(two: list[FakeServer]
     assert client.pool.servers[0].state == "out"
     down.clear()
     two[0].models = Answer(200, {"data": []})
-    before = len(two[0].asked)
+    before = len(two[0].requests)
     assert each_answered(send(client, *texts(60)), texts(60))
-    assert client.pool.servers[0].state == "in" and len(two[0].asked) > before
+    assert client.pool.servers[0].state == "in" and len(two[0].requests) > before
     messages = [event.text for event in events if isinstance(event, Message)]
     assert f"The server at {two[0].url} answers again." in messages and "CUDA error" in messages[0]
     states = [[one.state for one in event.servers] for event in events if isinstance(event, Servers)]
@@ -145,10 +145,10 @@ def test_a_server_rests_for_its_retry_after_and_the_other_continues(two: list[Fa
     client = client_of(two)
     started = time.monotonic()
     assert each_answered(send(client, *questions), questions)
-    assert time.monotonic() - started < 3 and len(two[0].asked) <= 4
+    assert time.monotonic() - started < 3 and len(two[0].requests) <= 4
     assert [server.state for server in client.pool.servers] == ["resting", "in"]
     send(client, *texts(8))
-    assert len(two[0].asked) <= 4, "it still rests"
+    assert len(two[0].requests) <= 4, "it still rests"
 
 
 def test_the_retry_after_of_the_only_server_applies_to_every_request():
@@ -158,7 +158,7 @@ def test_the_retry_after_of_the_only_server_applies_to_every_request():
         started = time.monotonic()
         assert each_answered(send(client, *texts(3)), texts(3))
         elapsed = time.monotonic() - started
-    assert elapsed < 3 and len(server.asked) == 4
+    assert elapsed < 3 and len(server.requests) == 4
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["one server", "two servers"])

@@ -122,7 +122,7 @@ ADVICE = {
     "--cpu-ref-model": ({"cpu_ref_model": True}, GOES_ON),
     "--max-length 100 (now 200)": ({"max_length": 100}, BEGINS_ANEW),
 }
-"""What is advised; the options that follow it; the first optimizer step that is then done."""
+"""The advice, the options that follow it, and the first optimizer step that is then done."""
 
 
 def test_the_advice_after_memory_runs_out_is_what_this_test_follows(spent: tuple[Path, Ran]):

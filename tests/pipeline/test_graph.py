@@ -1,4 +1,4 @@
-"""Which change redoes which stages: a table over every option, compared with the pipeline."""
+"""Which change repeats which stages: a table over every option, compared with the pipeline."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ MAKES_OTHER_RECORDS = {
     "seed", "dtype", "base_model_id", "constitution", "max_new_tokens", "temperature", "top_p", "max_attempts", "rounds",
     "few_shot", "server_url", "method", "chat_template", "critic_url",
 }  # fmt: skip
-"""Whatever else is changed, each record that there is for a prompt stays as it is; a base model and a number format count by
-what stages adapter and preflight recorded of them."""
+"""Whatever else changes, existing records stay. A base model and a number format count as stages adapter and preflight
+recorded them."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a run is made of before it starts: what is there, what is missing, what it will take; and the presets."""
+"""What a run needs before it starts: what is available, what is missing, what it will cost; and the presets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.core.errors import AccessError, NetworkError
 from engine.core.options import options
 from engine.demo.preset import demo_defaults
 from engine.pipeline import ingredients as module
-from engine.pipeline.ingredients import YES, Ingredient, StartOverview, ask_hub, ingredient_values, start_overview
+from engine.pipeline.ingredients import YES, Ingredient, StartOverview, ingredient_values, query_hub, start_overview
 from engine.pipeline.presets import KEPT, presets
 from engine.run.folder import Run
 
@@ -76,7 +76,7 @@ def test_the_hub_is_asked_only_about_fetched_repositories_and_may_be_offline(tmp
 
     monkeypatch.setattr(module, "check_access", check)
     config = load_config({"output_dir": tmp_path / "run"}, environment={})
-    access = ask_hub(config, Run(config.output_dir), None)
+    access = query_hub(config, Run(config.output_dir), None)
     assert requested == [("google/gemma-2b-it", "model"), ("Anthropic/hh-rlhf", "dataset")]
     assert access == {"google/gemma-2b-it": "No access to the model google/gemma-2b-it"}
 

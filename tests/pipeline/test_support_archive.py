@@ -47,7 +47,7 @@ ValueError: no reply for {PROMPT!r}: {REPLY} {SERVER_SAID}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run in this user's home, with a canary in every file that tells of it."""
+    """A run in this user's home, with a canary in every file about it."""
     home = tmp_path / HOME
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("LOGNAME", USER)

@@ -56,7 +56,7 @@ EVENT: st.SearchStrategy[Event] = st.sampled_from(sorted(KINDS)).flatmap(lambda 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @settings(max_examples=4)
 @given(st.data())
-def test_any_event_comes_back_from_the_journal_and_is_folded(kind: str, data: st.DataObject):
+def test_any_event_survives_the_journal_and_can_be_folded(kind: str, data: st.DataObject):
     """Whatever came before it: the line that began its stage or its trial may be damaged."""
     events = data.draw(st.lists(built(KINDS[kind]), min_size=1, max_size=2))
     with tempfile.TemporaryDirectory() as folder:
@@ -73,14 +73,14 @@ def test_any_event_comes_back_from_the_journal_and_is_folded(kind: str, data: st
 @pytest.mark.fault("A15")
 @example(RunFinished(0, ""), {"\ud800": None})
 @given(EVENT, RECORD)
-def test_a_newer_versions_fields_are_dropped(event: Event, more: dict[str, Any]):
+def test_fields_of_a_newer_version_are_dropped(event: Event, more: dict[str, Any]):
     newer = {f"new {name}": value for name, value in more.items()}
     assert event_from_dict({**newer, **event.as_dict()}) == event
 
 
 @pytest.mark.fault("A15")
 @given(EVENT, st.data())
-def test_fields_that_an_older_version_did_not_have_take_their_defaults(event: Event, data: st.DataObject):
+def test_fields_that_an_older_version_lacks_take_their_defaults(event: Event, data: st.DataObject):
     optional = {
         one.name: one
         for one in fields(event)
@@ -105,7 +105,7 @@ def test_fields_that_an_older_version_did_not_have_take_their_defaults(event: Ev
         st.sampled_from(["kind", "seq", "time", "stage", "gpus", "total", "done", "facts"]), PLAIN | NUMBER
     ),
 )
-def test_a_line_of_any_other_version_is_an_entry_or_passed_over(event: Event, other: dict[str, Any]):
+def test_a_line_of_any_other_version_is_read_or_skipped(event: Event, other: dict[str, Any]):
     read = entry_from_dict({"seq": 1, "time": 2.0, **event.as_dict(), **other})
     assert read is None or isinstance(read, Entry)
     dumps({**event.as_dict(), **other})

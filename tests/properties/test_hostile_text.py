@@ -28,7 +28,7 @@ def drives_a_terminal(character: str) -> bool:
 
 @pytest.mark.fault("G1", "G4", "G6")
 @given(ANY)
-def test_no_text_drives_a_terminal_when_it_is_shown(text: str):
+def test_no_text_controls_the_terminal_that_shows_it(text: str):
     shown = visible(text)
     assert not any(drives_a_terminal(character) for character in shown if character not in "\n\t")
     assert visible(shown) == shown
@@ -36,13 +36,13 @@ def test_no_text_drives_a_terminal_when_it_is_shown(text: str):
 
 
 @given(ANY, st.integers(1, 30))
-def test_a_line_is_one_line_and_no_longer_than_asked(text: str, limit: int):
+def test_a_line_stays_one_line_within_its_limit(text: str, limit: int):
     line = visible_line(text, limit)
     assert len(line) <= limit and not any(drives_a_terminal(character) for character in line)
 
 
 @given(st.text(st.characters(categories=("L", "N", "P")), max_size=40))
-def test_an_ordinary_text_stays_as_it_is(text: str):
+def test_ordinary_text_is_shown_unchanged(text: str):
     assert visible(text) == text
 
 
@@ -66,7 +66,7 @@ def only(secrets: list[str]) -> Iterator[None]:
 
 
 @given(st.lists(SECRET, min_size=1, max_size=3), st.lists(TEXT, min_size=2, max_size=5), st.data())
-def test_no_secret_is_left_in_any_text_wherever_it_stands(secrets: list[str], around: list[str], data: st.DataObject):
+def test_no_secret_is_left_anywhere_in_a_text(secrets: list[str], around: list[str], data: st.DataObject):
     text = "".join(part + data.draw(st.sampled_from(secrets)) for part in around)
     with only(secrets):
         shown = redact(text)
@@ -75,7 +75,7 @@ def test_no_secret_is_left_in_any_text_wherever_it_stands(secrets: list[str], ar
 
 
 @given(st.lists(SECRET, min_size=1, max_size=2), PLAIN, st.data())
-def test_nor_in_any_plain_data_in_keys_as_in_values(secrets: list[str], value: Any, data: st.DataObject):
+def test_no_secret_is_left_in_the_keys_or_values_of_plain_data(secrets: list[str], value: Any, data: st.DataObject):
     secret = data.draw(st.sampled_from(secrets))
     with only(secrets):
         shown = redacted({"a": [value, {secret: f"x{secret}y"}], f"k{secret}": (secret, 1)})
@@ -83,12 +83,12 @@ def test_nor_in_any_plain_data_in_keys_as_in_values(secrets: list[str], value: A
 
 
 @given(st.text(st.characters(exclude_characters="_", codec="utf-8"), max_size=60))
-def test_a_text_without_a_secret_is_the_same_text(text: str):
+def test_a_text_without_secrets_is_returned_as_it_is(text: str):
     with only([]):
         assert redact(text) is text
 
 
 @given(TEXT, st.text("abcXYZ019", min_size=20, max_size=40), TEXT)
-def test_what_looks_like_a_token_of_the_hub_is_masked_though_nobody_knew_it(before: str, rest: str, after: str):
+def test_anything_shaped_like_a_hub_token_is_masked_even_if_it_was_never_registered(before: str, rest: str, after: str):
     with only([]):
         assert f"hf_{rest}" not in redact(f"{before} hf_{rest} {after}")

@@ -25,7 +25,7 @@ def as_written(records: list[dict[str, Any]]) -> bytes:
 
 
 @given(RECORDS)
-def test_what_was_appended_comes_back(records: list[dict[str, Any]]):
+def test_appended_records_are_read_back(records: list[dict[str, Any]]):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.jsonl"
         with JsonlAppender(path) as file:
@@ -37,7 +37,7 @@ def test_what_was_appended_comes_back(records: list[dict[str, Any]]):
 
 @pytest.mark.fault("C1")
 @given(RECORDS, RECORD, st.data())
-def test_cut_anywhere_the_whole_lines_stay_and_the_next_record_follows_them(
+def test_after_a_cut_anywhere_complete_lines_stay_and_the_next_record_follows_them(
     records: list[dict[str, Any]], following: dict[str, Any], data: st.DataObject
 ):
     written = as_written(records)
@@ -56,7 +56,7 @@ def test_cut_anywhere_the_whole_lines_stay_and_the_next_record_follows_them(
 
 @pytest.mark.fault("C2")
 @given(RECORDS, st.data())
-def test_with_any_bytes_flipped_every_line_is_a_record_or_named_and_the_others_are_untouched(
+def test_flipped_bytes_are_reported_with_their_line_and_other_lines_are_untouched(
     records: list[dict[str, Any]], data: st.DataObject
 ):
     written = as_written(records)

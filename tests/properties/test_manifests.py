@@ -22,7 +22,7 @@ RESULTS = st.dictionaries(st.sampled_from(STAGES), st.dictionaries(WHOLE_TEXT, s
 
 
 @given(RESULTS)
-def test_what_stages_recorded_is_what_the_next_process_reads(results: dict[str, dict[str, Any]]):
+def test_the_next_process_reads_what_the_stages_recorded(results: dict[str, dict[str, Any]]):
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         for stage, result in results.items():
@@ -33,7 +33,7 @@ def test_what_stages_recorded_is_what_the_next_process_reads(results: dict[str, 
 
 @pytest.mark.fault("A15")
 @given(RESULTS.filter(bool), st.data())
-def test_a_run_json_that_was_cut_or_flipped_is_read_or_told_and_left_as_it_is(
+def test_a_damaged_run_json_is_read_or_reported_and_left_unchanged(
     results: dict[str, dict[str, Any]], data: st.DataObject
 ):
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def test_a_run_json_that_was_cut_or_flipped_is_read_or_told_and_left_as_it_is(
 
 @pytest.mark.fault("A15")
 @given(RECORD)
-def test_a_run_json_of_any_other_object_is_told(record: dict[str, Any]):
+def test_a_run_json_with_any_other_object_is_reported(record: dict[str, Any]):
     from engine.storage.files import write_json
 
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def test_a_run_json_of_any_other_object_is_told(record: dict[str, Any]):
 @pytest.mark.fault("D14")
 @given(st.dictionaries(st.sampled_from(["adapter", "optimizer.pt", "rng/state"]), st.binary(min_size=1, max_size=64), min_size=1),
        st.data())  # fmt: skip
-def test_no_byte_of_a_checkpoint_changes_unseen(files: dict[str, bytes], data: st.DataObject):
+def test_no_byte_of_a_checkpoint_changes_unnoticed(files: dict[str, bytes], data: st.DataObject):
     def fill(folder: Path) -> None:
         for name, content in files.items():
             (folder / name).parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ import pytest
 from engine.core import layout
 from engine.core.stage_table import STAGES
 from engine.run.folder import Run
-from engine.run.listing import facts_of, runs_below
+from engine.run.listing import find_runs, summarize_run
 
 
 def made_run(folder: Path, until: str = STAGES[-1], status: str = "done", **results: dict[str, Any]) -> Run:
@@ -34,7 +34,7 @@ def test_runs_below_a_folder_are_found_newest_first_without_other_folders(tmp_pa
     (tmp_path / ".hidden").mkdir()
     made_run(tmp_path / ".hidden" / "run")
     (tmp_path / "link").symlink_to(tmp_path / "early")
-    assert [run.folder.name for run in runs_below(tmp_path)] == ["late", "early"]
+    assert [run.folder.name for run in find_runs(tmp_path)] == ["late", "early"]
 
 
 def test_a_run_is_reported_with_its_model_pairs_verdict_size_and_archive(tmp_path: Path):
@@ -46,7 +46,7 @@ def test_a_run_is_reported_with_its_model_pairs_verdict_size_and_archive(tmp_pat
     (run / "pairs").mkdir()
     (run / layout.PAIRS_JSONL).write_bytes(b"x" * 700)
     run.archive.write_bytes(b"y" * 50)
-    found = facts_of(run.folder)
+    found = summarize_run(run.folder)
     assert (found.model, found.pairs, found.verdict, found.state) == ("gemma-2b-it", 151, "better", "done")
     assert found.bytes == 750 + (run / layout.RUN_JSON).stat().st_size
     assert found.when == 1009.5
@@ -57,7 +57,7 @@ def test_a_run_is_reported_with_its_model_pairs_verdict_size_and_archive(tmp_pat
     [("running", "interrupted"), ("failed", "failed"), ("refused", "refused"), ("stopped", "stopped")],
 )
 def test_the_stage_and_state_in_which_a_run_ended_are_reported(status: str, state: str, tmp_path: Path):
-    found = facts_of(made_run(tmp_path / "run", "quality", status).folder)
+    found = summarize_run(made_run(tmp_path / "run", "quality", status).folder)
     assert (found.state, found.stage) == (state, "quality")
 
 
@@ -65,14 +65,14 @@ def test_a_run_with_a_live_owner_is_running(tmp_path: Path):
     run = made_run(tmp_path / "run", "pairs", "running")
     run.acquire()
     try:
-        assert (facts_of(run.folder).state, facts_of(run.folder).stage) == ("running", "pairs")
+        assert (summarize_run(run.folder).state, summarize_run(run.folder).stage) == ("running", "pairs")
     finally:
         run.release()
-    assert facts_of(run.folder).state == "interrupted"
+    assert summarize_run(run.folder).state == "interrupted"
 
 
 def test_a_run_of_some_stages_reports_which_one_is_next(tmp_path: Path):
-    found = facts_of(made_run(tmp_path / "run", "pairs").folder)
+    found = summarize_run(made_run(tmp_path / "run", "pairs").folder)
     assert (found.state, found.stage) == ("unfinished", "quality")
 
 
@@ -81,7 +81,7 @@ def test_trials_are_listed_under_their_sweep_and_end_with_training(tmp_path: Pat
     for name in ("b", "a"):
         made_run(tmp_path / "sweep" / "trials" / name, "training")
     (tmp_path / "sweep" / layout.SWEEP_REPORT).write_text("{}")
-    (sweep,) = runs_below(tmp_path)
+    (sweep,) = find_runs(tmp_path)
     assert [(trial.folder.name, trial.state) for trial in sweep.trials] == [("a", "done"), ("b", "done")]
 
 
@@ -90,9 +90,9 @@ def test_a_damaged_run_is_listed_as_damaged(tmp_path: Path):
     (run / "logs").mkdir()
     (run / layout.EVENTS_JSONL).write_text("")
     (run / layout.RUN_JSON).write_text('{"schema": 1, "sta')
-    assert [found.state for found in runs_below(tmp_path)] == ["damaged"]
+    assert [found.state for found in find_runs(tmp_path)] == ["damaged"]
     (run / layout.RUN_JSON).write_text(json.dumps({"schema": 7, "stages": {}}))
-    assert [found.state for found in runs_below(tmp_path)] == ["damaged"]
+    assert [found.state for found in find_runs(tmp_path)] == ["damaged"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
@@ -101,6 +101,6 @@ def test_an_unreadable_folder_is_skipped(tmp_path: Path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
     try:
-        assert len(runs_below(tmp_path)) == 1
+        assert len(find_runs(tmp_path)) == 1
     finally:
         closed.chmod(0o700)

@@ -249,7 +249,7 @@ def test_access_to_adapter_and_reward_model_is_checked_too(tmp_path: Path, fake:
     ]  # fmt: skip
 
 
-# -- kept on request -----------------------------------------------------------------------------------------------------
+# -- storing the token ---------------------------------------------------------------------------------------------------
 
 
 def test_store_token_stores_it_and_reports_where(tmp_path: Path, fake: FakeHub) -> None:
@@ -349,7 +349,7 @@ def test_the_login_can_be_stored_too(tmp_path: Path, fake: FakeHub) -> None:
     assert huggingface_hub.get_token() == FROM_BROWSER
 
 
-# -- at which commits ----------------------------------------------------------------------------------------------------
+# -- pinned commits ------------------------------------------------------------------------------------------------------
 
 
 def test_the_commits_are_recorded_and_later_stages_read_exactly_these(tmp_path: Path, fake: FakeHub) -> None:

@@ -174,8 +174,8 @@ def test_conflicts_of_what_the_run_needs_are_named_and_those_of_others_counted(
         "made-up-d has an unreadable requirement: not a requirement (; made-up-b 2.5 needs made-up-d<1, installed: 1.5"
     )
     named = named.replace("made-up-d has", "made_up_d has").replace("made-up-b 2.5", "made_up_b 2.5")
-    assert set(find_conflicts().of_the_run) == set(named.split("; "))
-    assert "made-up-other 1.0 needs made-up-b<2, installed: 2.5" in find_conflicts().of_others
+    assert set(find_conflicts().run_packages) == set(named.split("; "))
+    assert "made-up-other 1.0 needs made-up-b<2, installed: 2.5" in find_conflicts().other_packages
     assert (
         "between other packages here" in checks["conflicts"].detail
         and "made-up-other" not in checks["conflicts"].detail
@@ -185,7 +185,7 @@ def test_conflicts_of_what_the_run_needs_are_named_and_those_of_others_counted(
 def test_of_two_packages_of_one_name_the_imported_one_counts(tmp_path: Path, site: Path) -> None:
     install(site, "stage3-tui", "0.1", "textual>=8")  # before the one in the environment
     install(site, "textual", "7.0")
-    assert find_conflicts().of_the_run == ("stage3-tui 0.1 needs textual>=8, installed: 7.0",)
+    assert find_conflicts().run_packages == ("stage3-tui 0.1 needs textual>=8, installed: 7.0",)
 
 
 # -- installing --------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ ROWS: Any = pairs(20)[12:]
 
 @pytest.fixture(autouse=True)
 def threads_of_a_worker() -> Iterator[None]:
-    """Two processes share two cores, and sums over more threads have other last bits."""
+    """Two processes share two cores, and sums over more threads differ in their last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,7 +53,7 @@ def threads_of_a_worker() -> Iterator[None]:
 
 @pytest.fixture
 def trained(stage2: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context, Any]:
-    """A run that comes to its evaluation, which answers in batches of 2, and has a judge that passes."""
+    """A run that is ready for its evaluation, with batches of 2 and a judge that passes its exam."""
     monkeypatch.setattr(exam, "MIN_ACCURACY", 0.0)  # a model of random numbers would not pass
     monkeypatch.setattr(exam, "MIN_LETTER_PROBABILITY", 0.0)
     context = build_context(

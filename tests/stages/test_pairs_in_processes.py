@@ -37,7 +37,7 @@ from tests.support.pool_here import PoolHere
 
 @pytest.fixture
 def at_work(stage2: tuple[Path, Path], tmp_path: Path, config: Callable[..., Any]) -> Callable[..., Context]:
-    """The context of a run that has come to stage pairs, in a folder of its own."""
+    """The context of a run that has reached stage pairs, in its own folder."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"How do I mend thing {n}?"}) + "\n" for n in range(10)))
 
@@ -69,7 +69,7 @@ def pairs_of(context: Context) -> bytes:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the prompts that worker processes were asked to make pairs of."""
+    """Ids of the prompts that were sent to worker processes."""
     ids: list[str] = []
     send = WorkerPool._send
 

@@ -1,5 +1,5 @@
-"""Stage pairs on two servers of which one dies and comes back: nothing is lost, nothing is made twice, and which one answered
-changes no record. Here with fakes; the slow test has two real `transformers serve`.
+"""Stage pairs on two servers, one of which dies and comes back: nothing is lost or made twice, and the server that answers
+does not change the record. Most tests use fakes; the slow one runs two real `transformers serve`.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: li
         return BROKEN if text == poisoned else "ok"
 
     def first(text: str) -> str | Answer:
-        if len(two[0].asked) > 12 and not back_at:
+        if len(two[0].requests) > 12 and not back_at:
             back_at.append(time.monotonic() + 0.3)
         down = bool(back_at) and time.monotonic() < back_at[0]
         return "drop" if down else fails(text)
 
     def second(text: str) -> str | Answer:
-        return Answer(429, headers={"Retry-After": "0.05"}) if len(two[1].asked) % 17 == 9 else fails(text)
+        return Answer(429, headers={"Retry-After": "0.05"}) if len(two[1].requests) % 17 == 9 else fails(text)
 
     two[0].mood_for, two[1].mood_for = first, second
     events, _ = run_stage(stage.run(context))
@@ -106,7 +106,7 @@ def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: li
     words = [event.text for event in emitted if isinstance(event, Message)]
     assert any(two[0].url in text and "1 of 2 servers remain" in text for text in words)
     assert f"The server at {two[0].url} answers again." in words
-    assert len(two[1].asked) > 26, "it was busy twice"
+    assert len(two[1].requests) > 26, "it was busy twice"
 
     # Which server answered changes nothing: one alone makes the same records.
     two[1].mood_for = fails
@@ -118,27 +118,27 @@ def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: li
 def test_if_all_servers_are_down_the_stage_ends_and_continues_later(two: list[FakeServer], at_work: MakeContext):
     context = at_work(*(server.url for server in two), server_model="ours", num_examples=60, server_concurrency=1)
     for server in two:
-        server.mood_for = lambda text, server=server: BROKEN if len(server.asked) > 30 else "ok"  # type: ignore[misc]
+        server.mood_for = lambda text, server=server: BROKEN if len(server.requests) > 30 else "ok"  # type: ignore[misc]
     with pytest.raises(NetworkError, match="None of the 2 servers responds") as caught:
         run_stage(stage.run(context))
     assert caught.value.exit_code == ExitCode.NETWORK
     before = texts_of(records(context))
     assert 0 < len(before) < 60
-    asked_before = len(two[1].asked)
+    asked_before = len(two[1].requests)
     two[1].mood_for = None
     with_one = at_work(two[1].url, server_model="ours", num_examples=60)
     _, _ = run_stage(stage.run(with_one))
     rows = records(with_one)
     assert len(rows) == 60 == len({row["id"] for row in rows})
     assert {key: texts_of(rows)[key] for key in before} == before, "with fewer servers, too"
-    assert len(two[1].asked) - asked_before <= 3 * (60 - len(before) + 8) + 8
+    assert len(two[1].requests) - asked_before <= 3 * (60 - len(before) + 8) + 8
 
 
 # -- two real servers ---------------------------------------------------------------------------------------------------
 
 
 class Served:
-    """`transformers serve` behind a proxy that stays where it is when the server is killed and started again."""
+    """`transformers serve` behind a proxy that keeps its address when the server is killed and restarted."""
 
     def __init__(self, model: Path, fault: Fault, name: str) -> None:
         self._model, self._name = model, name
@@ -205,7 +205,7 @@ def test_two_real_servers_of_which_one_is_killed_and_started_again(
 
 
 def kill_and_start(server: Served, poison: threading.Event) -> None:
-    """Kill it after its fortieth answer, and start it again."""
+    """Kill the server after its fortieth response, and restart it."""
     while server.proxy.statuses[200] < 40:
         time.sleep(0.02)
     poison.set()

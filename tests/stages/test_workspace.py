@@ -339,7 +339,7 @@ def test_a_folder_in_use_is_not_moved(tmp_path: Path, upstream: Path, here: Path
     assert names_in(tmp_path) == before | {"run"}
 
 
-# -- used again --------------------------------------------------------------------------------------------------------
+# -- reused ------------------------------------------------------------------------------------------------------------
 
 
 def test_our_clone_is_reused_by_another_run(tmp_path: Path, upstream: Path, here: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 LOGITS = 1e-3
-"""How far the best logit lies above the next one; rounding in float32 moves it by 1e-5 at most."""
+"""Required gap between the best logit and the next one; float32 rounding moves them by 1e-5 at most."""
 MASS = 1e-5
-"""How far a draw, or the end of the nucleus, lies from where another token begins; rounding moves it by 1e-7."""
+"""Required distance of a draw, or of the end of the nucleus, from the next token; rounding moves it by 1e-7."""
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def clear_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Greedy, "__call__", choose_best)
     monkeypatch.setattr(Nucleus, "__call__", draw)
     yield
-    assert min(margins["logits"]) > LOGITS, f"two logits lie {min(margins['logits']):.1e} apart"
-    assert min(margins["mass"]) > MASS, f"a draw lies {min(margins['mass']):.1e} beside another token"
+    assert min(margins["logits"]) > LOGITS, f"two logits are only {min(margins['logits']):.1e} apart"
+    assert min(margins["mass"]) > MASS, f"a draw is only {min(margins['mass']):.1e} from another token"
 
 
 def _margin_of_draws(sampler: Any, scores: Any, rows: Any, step: int) -> float:

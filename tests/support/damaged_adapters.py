@@ -1,4 +1,4 @@
-"""Ways to damage a good adapter: each takes the folder and changes one thing in it."""
+"""Ways to damage a valid adapter: each takes its folder and changes one thing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def without_setting(name: str) -> Damage:
 
 
 def tensors(change: Callable[[Tensors], Tensors]) -> Damage:
-    """Changes the tensors of the file, which stays valid."""
+    """Changes the tensors in the file, which stays valid."""
     return lambda folder: save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
 
 
@@ -64,8 +64,8 @@ def renamed(change: Callable[[str], str]) -> Damage:
     return each(lambda name, tensor: (change(name), tensor))
 
 
-def dropped(unwanted: Callable[[str], bool]) -> Damage:
-    return tensors(lambda found: {name: tensor for name, tensor in found.items() if not unwanted(name)})
+def dropped(drops: Callable[[str], bool]) -> Damage:
+    return tensors(lambda found: {name: tensor for name, tensor in found.items() if not drops(name)})
 
 
 def added(**more: torch.Tensor) -> Damage:
@@ -84,14 +84,14 @@ def one_number(of: str, value: float) -> Damage:
 
 
 def every_second() -> Callable[[str], bool]:
-    """Drops every other name."""
-    asked: list[str] = []
+    """True for every other name."""
+    seen: list[str] = []
 
-    def unwanted(name: str) -> bool:
-        asked.append(name)
-        return len(asked) % 2 == 0
+    def drops(name: str) -> bool:
+        seen.append(name)
+        return len(seen) % 2 == 0
 
-    return unwanted
+    return drops
 
 
 # -- the file's bytes --------------------------------------------------------------------------------------------------
@@ -117,19 +117,19 @@ def header_length_of(length: int) -> Damage:
     )
 
 
-def flipped(place: Callable[[bytes], int]) -> Damage:
-    """Flips one bit of the byte at `place(the file)`."""
+def flipped(offset: Callable[[bytes], int]) -> Damage:
+    """Flips one bit of the byte at `offset(file content)`."""
 
     def change(folder: Path) -> None:
         data = bytearray((folder / WEIGHTS).read_bytes())
-        data[place(bytes(data))] ^= 0x20
+        data[offset(bytes(data))] ^= 0x20
         (folder / WEIGHTS).write_bytes(data)
 
     return change
 
 
 def header(change: Callable[[dict[str, Any]], str | None]) -> Damage:
-    """Changes the header: `change` edits it in place or returns its whole text. The data stay unchanged."""
+    """Changes the header: `change` edits it in place, or returns its full text. The data stay unchanged."""
 
     def damage(folder: Path) -> None:
         data = (folder / WEIGHTS).read_bytes()
@@ -142,7 +142,7 @@ def header(change: Callable[[dict[str, Any]], str | None]) -> Damage:
 
 
 def moved(begin: int, end: int) -> Callable[[dict[str, Any]], None]:
-    """Shifts the offsets of the last tensor by these bytes at either end."""
+    """Shifts the begin and end offsets of the last tensor by these numbers of bytes."""
 
     def change(entries: dict[str, Any]) -> None:
         last = max(
@@ -153,7 +153,7 @@ def moved(begin: int, end: int) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def said_otherwise(field: str, value: object) -> Callable[[dict[str, Any]], None]:
+def with_header_field(field: str, value: object) -> Callable[[dict[str, Any]], None]:
     """Changes the dtype or shape of the first tensor in the header."""
 
     def change(entries: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ def header_length(data: bytes) -> int:
     return int(struct.unpack("<Q", data[:8])[0])
 
 
-# -- what lies beside it -----------------------------------------------------------------------------------------------
+# -- other files in the folder -----------------------------------------------------------------------------------------
 
 
 def linked(name: str, to: str) -> Damage:
@@ -191,7 +191,7 @@ def fifo(name: str) -> Damage:
 
 
 def tokenizer_of(tokens: int) -> Damage:
-    """Puts the base model's tokenizer, grown to this many tokens, into the adapter's folder."""
+    """Saves the base model's tokenizer, extended to this many tokens, in the adapter's folder."""
 
     def change(folder: Path) -> None:
         tokenizer = build_tokenizer()

@@ -19,5 +19,5 @@ def put_demo_on(hub: FakeHub) -> None:
 
 
 def options_from_the_hub() -> dict[str, object]:
-    """The demo's options with the Hub ids of models and prompts."""
+    """The demo's options, with Hub ids for models and prompts."""
     return {**demo_defaults(), **{option: repo for option, (repo, _) in REPOSITORIES.items()}}

@@ -1,4 +1,4 @@
-"""A worker without a model: it returns the text of a task, or sleeps, fails or kills itself as the task specifies."""
+"""A worker without a model: it returns a task's text, after sleeping, killing itself or failing as the task requires."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A server on localhost that sends what no client should read to its end: a chat server or a Hub, whatever it is asked.
+"""A server on localhost whose responses no client should read to the end, as a chat server or a Hub.
 
-At most `MOST` bytes and some seconds of each, so that a client without limits fails its test and not the machine.
+Each is limited to `MAX_BYTES` and some seconds, so that a client without limits fails its test and does not bring down the
+machine.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-MOST = 200 << 20
-LONGEST_SECONDS = 25.0
+MAX_BYTES = 200 << 20
+MAX_SECONDS = 25.0
 DEPTH = 200_000
 
 
@@ -28,7 +29,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         try:
             self.server.act(self)
-        except OSError:  # the client has read enough
+        except OSError:  # the client has closed the connection
             return
         finally:
             self.server.sent.set()
@@ -42,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Not on the test's output."""
+        """Keep the test's output clean."""
 
 
 class EndlessServer(ThreadingHTTPServer):
@@ -78,19 +79,19 @@ def endless_server(kind: str) -> Iterator[EndlessServer]:
 def _endless(handler: _Handler) -> None:
     handler.begin()
     handler.server.write(handler, b'{"choices": [{"message": {"content": "')
-    while handler.server.written < MOST:
+    while handler.server.written < MAX_BYTES:
         handler.server.write(handler, b"a" * (1 << 20))
 
 
 def _bomb(handler: _Handler) -> None:
-    packed = zipped_zeros(MOST)
+    packed = zipped_zeros(MAX_BYTES)
     handler.begin(Content_Encoding="gzip", Content_Length=str(len(packed)))
     handler.server.write(handler, packed)
 
 
 @cache
 def zipped_zeros(size: int) -> bytes:
-    """Gzip of so many NULs, made without having them."""
+    """Gzip of `size` NULs, made in constant memory."""
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     block = bytes(1 << 20)
     return b"".join(packer.compress(block) for _ in range(size >> 20)) + packer.flush()
@@ -98,7 +99,7 @@ def zipped_zeros(size: int) -> bytes:
 
 def _drip(handler: _Handler) -> None:
     handler.begin()
-    end = time.monotonic() + LONGEST_SECONDS
+    end = time.monotonic() + MAX_SECONDS
     while time.monotonic() < end:
         handler.server.write(handler, b" ")
         handler.wfile.flush()
@@ -107,7 +108,7 @@ def _drip(handler: _Handler) -> None:
 
 def _dripping_headers(handler: _Handler) -> None:
     handler.server.write(handler, b"HTTP/1.1 200 OK\r\nX-Long: ")
-    end = time.monotonic() + LONGEST_SECONDS
+    end = time.monotonic() + MAX_SECONDS
     while time.monotonic() < end:
         handler.server.write(handler, b"a")
         handler.wfile.flush()

@@ -1,4 +1,4 @@
-"""Stand-ins for the programs that the scripts in examples/ start, on a PATH of their own: they note what they are called with."""
+"""Stand-ins for the programs that the scripts in examples/ start, on their own PATH: they record their arguments."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
-NOTE = """#!{shell}
+SCRIPT = """#!{shell}
 {{ printf '%s\\0' "${{0##*/}}" "$@"; echo; }} >> "{calls}"
 {then}
 """
 WAITS_FOR_SIGTERM = "trap 'kill $!; exit 143' TERM; echo $$ > '{folder}/pid'; sleep 60 & wait $!"
-"""What the program does: it works until SIGTERM, saves, and says so with its exit code."""
+"""Behaves like the program: works until SIGTERM, saves, and reports it with its exit code."""
 
 
 @dataclass(frozen=True)
@@ -31,28 +31,28 @@ class Programs:
         return self.folder / "calls"
 
     def add(self, name: str, then: str = "exit 0") -> None:
-        """A program that notes its arguments, then does `then` (bash)."""
+        """Add a program that records its arguments, then runs `then` (bash)."""
         bin_folder = self.folder / "bin"
         bin_folder.mkdir(exist_ok=True)
-        text = NOTE.format(
+        text = SCRIPT.format(
             shell="/usr/bin/env bash", calls=self.calls_file, then=then.replace("{folder}", str(self.folder))
         )
         (bin_folder / name).write_text(text, encoding="utf-8")
         (bin_folder / name).chmod(0o755)
 
     def add_real_program(self) -> None:
-        """The program of this checkout."""
+        """Add the program of this checkout."""
         self.add("stage3-tui", f'exec "{sys.executable}" -m tui.cli "$@"')
 
     def calls(self, name: str) -> list[list[str]]:
         """The arguments of each call of a program."""
-        noted = self.calls_file.read_text(encoding="utf-8").split("\0\n") if self.calls_file.exists() else []
-        calls = [call.split("\0") for call in noted if call]
+        recorded = self.calls_file.read_text(encoding="utf-8").split("\0\n") if self.calls_file.exists() else []
+        calls = [call.split("\0") for call in recorded if call]
         return [call[1:] for call in calls if call[0] == name]
 
-    def environment(self, **more: str) -> dict[str, str]:
+    def environment(self, **variables: str) -> dict[str, str]:
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "HOME": str(self.folder), "PYTHONPATH": str(ROOT), **more}
+        return {**os.environ, "PATH": path, "HOME": str(self.folder), "PYTHONPATH": str(ROOT), **variables}
 
     def start(self, *command: str | Path, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -66,14 +66,14 @@ class Programs:
         )
 
     def wait_for(self, name: str, seconds: float = 60) -> str:
-        """The text of a file in the folder, once it has some."""
+        """Wait until a file in the folder has text, and return it."""
         file = self.folder / name
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             if file.exists() and (text := file.read_text(encoding="utf-8").strip()):
                 return text
             time.sleep(0.02)
-        raise AssertionError(f"{name} did not come within {seconds} s")
+        raise AssertionError(f"{name} was not written within {seconds} s")
 
 
 def configuration_of(arguments: list[str]) -> object:

@@ -1,8 +1,9 @@
-"""A Hub on localhost for the real client: whoami, access, info, tree, files and the browser login, in the moods of the real one.
+"""A fake Hub on localhost for the real client: whoami, access, info, tree, files and the browser login, with the
+failures of the real one. Headers and bodies are those that huggingface_hub 2.4 reads; they were not recorded from
+the real Hub.
 
-Headers and bodies are those that huggingface_hub 2.4 reads; they were not compared with the real Hub. `hub.account` and
-`hub.repos[name]` are moods: a word, a list of words (one for each request; the last one stays), or a dict from the resource
-(auth-check, info, tree, head, file) to either. A repository that is not in `hub.repos` is 404.
+`hub.account` and `hub.repos[name]` are moods: a word, a list of them (one per response, the last one repeats), or a dict from
+the resource (auth-check, info, tree, head, file) to either. A repository that is not in `hub.repos` is 404.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.fake_hub_responses import (
-    COMPLETE,
-    DELIVERIES,
+    ANSWERS,
     KNOWN_MOODS,
     PORTAL,
-    RESPONSES,
-    Delivery,
+    SHARES,
+    WHOLE,
     Resource,
+    Share,
     entry_of,
     oid_of,
     read_path,
@@ -36,7 +37,7 @@ class Request(NamedTuple):
     method: str
     path: str
     authorization: str
-    """The header as received; empty if it was missing."""
+    """The header as received; empty if there was none."""
 
 
 class FakeHub:
@@ -44,22 +45,22 @@ class FakeHub:
         self.account: Mood = "ok"
         self.repos: dict[str, Mood | dict[str, Mood]] = {}
         self.files: dict[str, dict[str, bytes]] = {}
-        """The files of each repository, the same at every commit."""
+        """The files of a repository, the same at each of its commits."""
         self.commits: dict[str, str] = {}
-        """The commit of `main` of each repository; FIRST_COMMIT if it is not listed."""
+        """The commit of a repository's `main`; FIRST_COMMIT unless it is listed here."""
         self.auth: dict[str, Any] = {"type": "access_token", "accessToken": {"role": "read", "displayName": "t"}}
         """What whoami returns about the token."""
         self.refused: set[str] = set()
         """Tokens that whoami rejects."""
         self.login: list[str] = ["authorization_pending", "hf_oauth_FromTheBrowser12345"]
-        """Responses while a browser login is polled: an OAuth error, a mood, or the token; the last one stays."""
+        """Responses to polling for the browser login: an OAuth error, a mood, or the token; the last one repeats."""
         self.login_page = ""
-        """The page of the browser login; empty for a page of this Hub."""
+        """Address of the login page; empty for a page of this Hub."""
         self.login_seconds: float = 900
         self.login_interval: float = 1
         self.requests: list[Request] = []
         self.elsewhere: list[Request] = []
-        """Requests to the other host, to which `redirect elsewhere` redirects."""
+        """Requests to the other host, to which `redirect elsewhere` leads."""
         self.closing = threading.Event()
         self._main, self._other = (ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2))
         self.endpoint = f"http://127.0.0.1:{self._main.server_address[1]}"
@@ -113,29 +114,31 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if hub.is_other(self.server):
                 hub.elsewhere.append(request)
-                return self._respond(read_path(url.path), request)
+                return self._respond_well(read_path(url.path), request)
             hub.requests.append(request)
             if url.path.startswith("/moved/"):
-                return self._respond(read_path(url.path.removeprefix("/moved")), request)
+                return self._respond_well(read_path(url.path.removeprefix("/moved")), request)
             return self._respond_in_mood(read_path(url.path), request)
 
         do_HEAD = do_POST = do_GET
 
         def _respond_in_mood(self, resource: Resource, request: Request) -> None:
-            head = "head" if resource.what == "file" and request.method == "HEAD" else resource.what
+            head = "head" if resource.kind == "file" and request.method == "HEAD" else resource.kind
             mood = "ok"
-            if resource.what == "whoami":
+            if resource.kind == "whoami":
                 mood = next_of(hub.account)
-            elif resource.what == "token" and hub.login[0] in KNOWN_MOODS:
+            elif resource.kind == "token" and hub.login[0] in KNOWN_MOODS:
                 mood = next_of(hub.login)
             elif resource.repo:
                 mood = hub.mood_of(resource.repo, {"paths": "tree"}.get(head, head))
             if mood == "hang":
                 hub.closing.wait(30)
             elif mood == "members":  # gated, but readable with any token
-                self._respond(resource, request) if request.authorization else self._send(*RESPONSES["gated, no token"])
-            elif mood in DELIVERIES:
-                self._respond(resource, request, DELIVERIES[mood])
+                self._respond_well(resource, request) if request.authorization else self._send(
+                    *ANSWERS["gated, nobody"]
+                )
+            elif mood in SHARES:
+                self._respond_well(resource, request, SHARES[mood])
             elif mood == "redirect":
                 self._redirect(f"/moved{self.path}", resource)
             elif mood == "redirect elsewhere":
@@ -145,38 +148,38 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             elif mood == "echo":
                 self._send(403, {"X-Error-Message": f"no right for {request.authorization}"})
             elif mood != "ok":
-                anonymous = f"{mood}, no token"
-                self._send(*RESPONSES[anonymous if anonymous in RESPONSES and not request.authorization else mood])
+                anonymous = f"{mood}, nobody"
+                self._send(*ANSWERS[anonymous if anonymous in ANSWERS and not request.authorization else mood])
             else:
-                self._respond(resource, request)
+                self._respond_well(resource, request)
 
-        def _respond(self, resource: Resource, request: Request, delivery: Delivery = COMPLETE) -> None:
-            """Respond like the Hub, except that `delivery` may cut the body short."""
+        def _respond_well(self, resource: Resource, request: Request, share: Share = WHOLE) -> None:
+            """Respond like the Hub, but send only a `share` of the body."""
             if resource.repo and hub.commit_of(resource.repo, resource.revision) is None:
-                self._send(*RESPONSES["no revision"])
-            elif resource.what == "file":
-                self._send_file(resource, delivery)
+                self._send(*ANSWERS["no revision"])
+            elif resource.kind == "file":
+                self._send_file(resource, share)
             else:
-                status, payload = self._json(resource, request)
-                self._send(status, {"Content-Type": "application/json"}, json.dumps(payload).encode(), delivery)
+                status, answer = self._json(resource, request)
+                self._send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode(), share)
 
         def _json(self, resource: Resource, request: Request) -> tuple[int, Any]:
             files = hub.files.get(resource.repo, {})
-            if resource.what == "whoami":
+            if resource.kind == "whoami":
                 if not request.authorization or request.authorization.removeprefix("Bearer ") in hub.refused:
                     return 401, {"error": "Invalid username or password."}
                 return 200, {"type": "user", "name": "someone", "auth": hub.auth}
-            if resource.what == "device":
+            if resource.kind == "device":
                 page = hub.login_page or f"{hub.endpoint}/device"
                 return 200, {"device_code": "dev-123", "user_code": "ABCD-1234", "verification_uri": page,
                              "expires_in": hub.login_seconds, "interval": hub.login_interval}  # fmt: skip
-            if resource.what == "token":
-                form = parse_qs(self.body.decode())
-                assert form["device_code"] == ["dev-123"] and form["client_id"], form
-                outcome = next_of(hub.login)
-                granted = {"access_token": outcome, "token_type": "bearer", "expires_in": 2_592_000}
-                return (200, granted) if outcome.startswith("hf_") else (400, {"error": outcome})
-            if resource.what == "info":
+            if resource.kind == "token":
+                given = parse_qs(self.body.decode())
+                assert given["device_code"] == ["dev-123"] and given["client_id"], given
+                answer = next_of(hub.login)
+                granted = {"access_token": answer, "token_type": "bearer", "expires_in": 2_592_000}
+                return (200, granted) if answer.startswith("hf_") else (400, {"error": answer})
+            if resource.kind == "info":
                 siblings = [{"rfilename": name} for name in files]
                 return 200, {
                     "id": resource.repo,
@@ -184,18 +187,18 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                     "siblings": siblings,
                     "tags": [],
                 }
-            if resource.what == "tree":
+            if resource.kind == "tree":
                 below = resource.rest + "/" if resource.rest else ""
                 return 200, [entry_of(name, data) for name, data in files.items() if name.startswith(below)]
-            if resource.what == "paths":
+            if resource.kind == "paths":
                 return 200, [entry_of(name, files[name]) for name in self._requested_paths() if name in files]
-            return (200, {}) if resource.what == "auth-check" else (404, {"error": "Not found"})
+            return (200, {}) if resource.kind == "auth-check" else (404, {"error": "Not found"})
 
         def _requested_paths(self) -> list[str]:
             text = self.body.decode()
             return list(json.loads(text)["paths"]) if text.startswith("{") else parse_qs(text).get("paths", [])
 
-        def _send_file(self, resource: Resource, delivery: Delivery) -> None:
+        def _send_file(self, resource: Resource, share: Share) -> None:
             data = hub.files.get(resource.repo, {}).get(resource.rest)
             commit = {"X-Repo-Commit": str(hub.commit_of(resource.repo, resource.revision))}
             if data is None:
@@ -205,14 +208,14 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self._send(206 if start else 200, headers, data[start:], delivery)
+            self._send(206 if start else 200, headers, data[start:], share)
 
         def _redirect(self, target: str, resource: Resource) -> None:
             headers = {"Location": target}
             data = hub.files.get(resource.repo, {}).get(resource.rest)
-            if data is None and resource.what == "file":
-                return self._send_file(resource, COMPLETE)
-            if data is not None:  # the client needs these if the target is a file store instead of a Hub
+            if data is None and resource.kind == "file":
+                return self._send_file(resource, WHOLE)
+            if data is not None:  # what the client reads if the target is a file store, not a Hub
                 headers |= {
                     "X-Repo-Commit": str(hub.commit_of(resource.repo, resource.revision)),
                     "X-Linked-Size": str(len(data)),
@@ -220,20 +223,18 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 headers["X-Linked-Etag"] = f'"{oid_of(data)}"'
             return self._send(307, headers)
 
-        def _send(
-            self, status: int, headers: dict[str, str], body: bytes = b"{}", delivery: Delivery = COMPLETE
-        ) -> None:
+        def _send(self, status: int, headers: dict[str, str], body: bytes = b"{}", share: Share = WHOLE) -> None:
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(int(len(body) * delivery.announced))}.items():
+            for name, value in {**headers, "Content-Length": str(int(len(body) * share.announced))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body[: int(len(body) * delivery.sent)])
-            if delivery.then_hangs:
+                self.wfile.write(body[: int(len(body) * share.sent)])
+            if share.then_hangs:
                 self.wfile.flush()
                 hub.closing.wait(30)
 
         def log_message(self, *_: object) -> None:
-            """Print nothing to stderr."""
+            """Keep stderr clean."""
 
     return Handler

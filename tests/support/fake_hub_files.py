@@ -1,6 +1,6 @@
-"""A Hub on localhost that serves files: revisions, listings, and files at a commit, as huggingface_hub 2.4 requests them.
+"""A fake Hub on localhost that serves files: revisions, listings, and files at a commit, as huggingface_hub 2.4 requests them.
 
-The moods of the real one (401, gated, 503, …) are those of `tests.support.fake_hub`.
+For failures (401, gated, 503, …), use `tests.support.fake_hub`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from urllib.parse import unquote, urlsplit
 class FilesHub:
     def __init__(self) -> None:
         self.commits: dict[tuple[str, str], dict[str, bytes]] = {}
-        """Files by (repository, commit)."""
+        """(repository, commit) → its files."""
         self.branches: dict[tuple[str, str], str] = {}
-        """Commits by (repository, branch)."""
+        """(repository, branch) → its commit."""
         self.requests: list[str] = []
         """Method and path of every request."""
         self.lies_about_hashes = False
@@ -29,7 +29,7 @@ class FilesHub:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def push(self, repo_id: str, folder: Path, branch: str = "main") -> str:
-        """Commit the files of `folder` to the branch. Returns the commit."""
+        """Move the branch to a new commit with the files of `folder`."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         everything = json.dumps({name: hashlib.sha1(data).hexdigest() for name, data in sorted(files.items())})
         commit = hashlib.sha1(f"{len(self.commits)}{everything}".encode()).hexdigest()
@@ -108,6 +108,6 @@ def _handler(hub: FilesHub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Print nothing to stderr."""
+            """Keep stderr clean."""
 
     return Handler

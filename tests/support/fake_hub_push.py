@@ -1,9 +1,10 @@
-"""A Hub on localhost to push to: whoami, repositories, preupload, LFS and commits, in the moods of the real one.
+"""A fake Hub on localhost that accepts pushes: whoami, repositories, preupload, LFS and commits, with the failures of
+the real one.
 
-`hub.moods[step]` sets how a step of `STEPS` responds instead of doing its work: a status ("403", or "503 and a message"),
-"cut" (the connection ends in the middle of the body), "hang", "portal" (a web page), "echo" (a 403 that repeats the token),
-"busy for an hour", "over the limit"; or a list of them, one for each request, after which the step works. The responses have
-the shapes that huggingface_hub 2.4 reads; they were not compared with the real Hub.
+`hub.moods[step]` is what a step of `STEPS` returns instead of working: a status ("403", "503 and a message"), "cut" (the connection
+ends in the middle of the body), "hang", "portal" (a web page), "echo" (a 403 that repeats the token), "busy for an hour", "over
+the limit"; or a list of them, one per response, after which it works. The responses have the format that huggingface_hub 2.4 reads;
+they were not recorded from the real Hub.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from engine.push.repository import git_hash
 
 ACCOUNT = "someone"
 LFS_FROM_BYTES = 1500
-"""Files of this size and more are stored in LFS, as safetensors and large files are on the real Hub."""
+"""Larger files go to LFS, as safetensors and long files do on the real one."""
 STEPS = {
     "whoami": r"GET /api/whoami-v2",
     "info": r"GET /api/(?:models|datasets)/[^/]+/[^/]+",
@@ -45,7 +46,7 @@ class Repo:
     private: bool = True
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
-    """`summary`, `description` and `files` (names) of each commit."""
+    """`summary`, `description`, `files` (names), of each commit."""
 
     @property
     def sha(self) -> str:
@@ -71,19 +72,19 @@ class FakeHubPush:
             "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": "write"}},
         }
         self.large: dict[str, bytes] = {}
-        """The files in LFS, by SHA-256."""
+        """Files in LFS, by SHA-256."""
         self.before_body: Callable[[str], None] = lambda step: None
-        """Called with the step, before the body of its request is read."""
+        """Called with the step before the body of its request is read."""
         self.makes_public = False
-        """Whether every repository is created as public, whatever the request."""
+        """Whether new repositories are public whatever was requested."""
         self.arrived: dict[str, threading.Event] = {step: threading.Event() for step in STEPS}
-        """Set at the first request of a step."""
+        """Set when a step is first requested."""
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.storage = f"http://localhost:{self._server.server_address[1]}"
-        """Another host name for the same server: large files go to the machines of another company."""
+        """Another name for this host, since large files go to a third party."""
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
@@ -105,7 +106,7 @@ class FakeHubPush:
             return 200, {}, {"warnings": [], "errors": []}
         if step == "upload":
             oid = path.rpartition("/")[2].partition("?")[0]
-            if hashlib.sha256(body).hexdigest() != oid:  # the upload was interrupted
+            if hashlib.sha256(body).hexdigest() != oid:  # the connection ended in the middle of the file
                 return 400, {}, {"error": "BadDigest"}
             self.large[oid] = body
             return 200, {}, {}
@@ -207,9 +208,7 @@ def _info(repo_id: str, repo: Repo) -> dict[str, Any]:
 def _handler(hub: FakeHubPush) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = (
-            1 << 16
-        )  # headers and body in one packet: otherwise the second waits 40 ms for the acknowledgement of the first
+        wbufsize = 1 << 16  # head and body in one packet: in two, the second waits 40 ms for the ACK of the first
 
         def _do(self) -> None:
             path = urlsplit(self.path).path
@@ -249,11 +248,11 @@ def _handler(hub: FakeHubPush) -> type[BaseHTTPRequestHandler]:
             elif mood != "ok":
                 self._send(int(mood.split()[0]), {}, {"error": mood.partition(" ")[2] or f"it is {mood} today"})
             elif step == "none":
-                self._send(404, {}, {"error": "Not found"})
+                self._send(404, {}, {"error": "no such place"})
             else:
                 with hub.lock:
-                    response = hub.respond(step, path, body)
-                self._send(*response)
+                    answer = hub.respond(step, path, body)
+                self._send(*answer)
 
         do_GET = do_HEAD = do_POST = do_PUT = _do
 
@@ -277,6 +276,6 @@ def _handler(hub: FakeHubPush) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
-            """Print nothing to stderr."""
+            """Keep stderr clean."""
 
     return Handler

@@ -12,19 +12,19 @@ FINE_GRAINED = (
 )
 PORTAL = b"<html>Please log in to the hotel's network</html>"
 
-Response = tuple[int, dict[str, str]]
+Answer = tuple[int, dict[str, str]]
 
 
-def _gated(status: int, message: str) -> Response:
+def _gated(status: int, message: str) -> Answer:
     return status, {"X-Error-Code": "GatedRepo", "X-Error-Message": message}
 
 
 _NOT_FOUND = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
 
-RESPONSES: dict[str, Response] = {
+ANSWERS: dict[str, Answer] = {
     "401": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
     "gated": _gated(403, "Access to model a/b is restricted and you are not in the authorized list."),
-    "gated, no token": _gated(401, "Access to model a/b is restricted. You must have access to it. Please log in."),
+    "gated, nobody": _gated(401, "Access to model a/b is restricted. You must have access to it. Please log in."),
     "awaiting": _gated(403, "Your request to access model a/b is awaiting a review from the repo authors."),
     "rejected": _gated(403, "Your request to access model a/b has been rejected by the repo's authors."),
     "fine-grained": _gated(403, FINE_GRAINED),
@@ -41,34 +41,30 @@ RESPONSES: dict[str, Response] = {
     "503": (503, {}),
     "418": (418, {}),
 }
-"""Responses by mood; "MOOD, no token" is the one to requests without a token."""
+"""By mood; "MOOD, nobody" is the response to a request without a token."""
 
-KNOWN_MOODS = {*RESPONSES, "portal", "short"}
-"""Moods of a browser login."""
+KNOWN_MOODS = {*ANSWERS, "portal", "short"}
+"""Moods that the browser login may have."""
 
 
-class Delivery(NamedTuple):
-    """How much of a body is announced, and how much is sent."""
+class Share(NamedTuple):
+    """The part of the body that is sent."""
 
     announced: float
-    """As a fraction, in Content-Length."""
+    """The share announced in Content-Length."""
     sent: float
     then_hangs: bool = False
 
 
-COMPLETE = Delivery(1.0, 1.0)
-DELIVERIES = {
-    "short": Delivery(1.0, 0.5),
-    "smaller": Delivery(0.5, 0.5),
-    "hang in the middle": Delivery(1.0, 0.5, then_hangs=True),
-}
+WHOLE = Share(1.0, 1.0)
+SHARES = {"short": Share(1.0, 0.5), "smaller": Share(0.5, 0.5), "hang in the middle": Share(1.0, 0.5, then_hangs=True)}
 
 
 class Resource(NamedTuple):
-    """The resource that a path refers to."""
+    """The resource that a path names."""
 
-    what: str
-    """whoami, device, token, auth-check, info, tree, paths, file; empty for an unknown path."""
+    kind: str
+    """whoami, device, token, auth-check, info, tree, paths, file; empty for a path that the Hub does not have."""
     repo: str = ""
     revision: str = "main"
     rest: str = ""

@@ -1,4 +1,4 @@
-"""A stand-in for pynvml on a machine without a GPU: what of it is asked, and no more. The child that asks NVML imports it."""
+"""A stand-in for pynvml on a machine without a GPU, with the functions that are used. The child that queries NVML imports it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def nvmlDeviceGetComputeRunningProcesses(handle):
 def fake_nvml(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *holders: tuple[int, int | None], instead: str = ""
 ) -> None:
-    """From now on this is NVML.
+    """Replace pynvml for child processes of this test.
 
     holders   (pid, bytes held) of processes that hold memory of the GPU
     instead   Python that replaces some of the functions, or all of the module by failing
     """
-    place = folder / "nvml"
-    place.mkdir(exist_ok=True)
-    (place / "pynvml.py").write_text(ONE_GPU.format(holders=list(holders)) + instead)
+    path = folder / "nvml"
+    path.mkdir(exist_ok=True)
+    (path / "pynvml.py").write_text(ONE_GPU.format(holders=list(holders)) + instead)
     before = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), *([before] if before else [])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(path), *([before] if before else [])]))
     monkeypatch.setattr("engine.machine.gpus.DRIVER_VERSIONS", [])

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server on localhost, over real sockets, in the moods that real ones have.
+"""A fake OpenAI-compatible server on localhost, over real sockets, with the failures of real ones.
 
-`moods` are taken one a chat request, the last again and again: ok, hang, drop, garbage, redirect, echo, or an `Answer` of
-any status and body. ok says back what it was asked, after `seconds_for(question)`.
+Each chat request takes the next of `moods`, and the last one repeats: ok, hang, drop, garbage, redirect, echo, or an
+`Answer` with any status and body. ok repeats the message after `seconds_for(message)`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 class Answer:
     status: int
     body: Any = b""
-    """Bytes, or what becomes JSON."""
+    """Bytes, or data to send as JSON."""
     headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     path: str
     authorization: str
     body: dict[str, Any]
@@ -35,18 +35,18 @@ class FakeServer:
     def __init__(self) -> None:
         self.moods: list[str | Answer] = ["ok"]
         self.mood_for: Callable[[str], str | Answer] | None = None
-        """By the last message's text; goes before `moods`."""
+        """The mood by the last message's text; takes precedence over `moods`."""
         self.seconds_for: Callable[[str], float] = lambda text: 0.0
         self.finish_reason: str | None = "stop"
         self.usage: dict[str, int] | None = {"completion_tokens": 3, "prompt_tokens": 7}
         self.models: Answer = Answer(200, {"data": [{"id": "ours"}, {"id": "theirs"}]})
         self.metrics: Answer = Answer(404, {"detail": "Not Found"})
-        self.metrics_asked = 0
-        self.asked: list[Asked] = []
+        self.metrics_requests = 0
+        self.requests: list[Request] = []
         """Every chat request."""
         self.most_at_once = 0
         self.hung_up = 0
-        """Hanging requests whose other end closed the connection."""
+        """Hanging requests whose client closed the connection."""
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._at_once = 0
@@ -60,10 +60,10 @@ class FakeServer:
         self._server.server_close()
 
     @contextmanager
-    def counted(self, asked: Asked) -> Iterator[str | Answer]:
-        text = asked.body["messages"][-1]["content"]
+    def counted(self, request: Request) -> Iterator[str | Answer]:
+        text = request.body["messages"][-1]["content"]
         with self._lock:
-            self.asked.append(asked)
+            self.requests.append(request)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             mood = self.mood_for(text) if self.mood_for else self.moods.pop(0) if len(self.moods) > 1 else self.moods[0]
@@ -97,21 +97,21 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             if self.path == "/metrics":
-                server.metrics_asked += 1
+                server.metrics_requests += 1
                 self._send(server.metrics)
                 return
             self._send(server.models if self.path == "/v1/models" else Answer(404, {"detail": "Not Found"}))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked = Asked(self.path, self.headers.get("Authorization", ""), body)
-            with server.counted(asked) as mood:
-                answer = self._answer(asked, mood)
+            request = Request(self.path, self.headers.get("Authorization", ""), body)
+            with server.counted(request) as mood:
+                answer = self._answer(request, mood)
             if answer is not None:
                 self._send(answer)
 
-        def _answer(self, asked: Asked, mood: str | Answer) -> Answer | None:
-            text = asked.body["messages"][-1]["content"]
+        def _answer(self, request: Request, mood: str | Answer) -> Answer | None:
+            text = request.body["messages"][-1]["content"]
             if isinstance(mood, Answer):
                 return mood
             match mood:
@@ -127,7 +127,7 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
                 case "redirect":
                     return Answer(307, headers={"Location": f"{server.url}/elsewhere"})
                 case "echo":
-                    return Answer(403, {"error": {"message": f"no right for {asked.authorization} \x1b[31m!"}})
+                    return Answer(403, {"error": {"message": f"no right for {request.authorization} \x1b[31m!"}})
             self.close_connection = True  # drop
             return None
 
@@ -148,10 +148,10 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             try:
                 self.end_headers()
                 self.wfile.write(body)
-            except ConnectionError:  # whoever asked no longer waits
+            except ConnectionError:  # the client no longer waits
                 self.close_connection = True
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Keep stderr clean."""
 
     return Handler

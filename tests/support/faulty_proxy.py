@@ -1,4 +1,4 @@
-"""A proxy in front of a real inference server that answers some requests with a fault instead, over real sockets."""
+"""A proxy in front of a real inference server that responds to some requests with a fault, over real sockets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import Any
 from tests.support.fake_server import Answer
 
 Fault = Callable[[dict[str, Any]], Answer | None]
-"""From the body of a chat request to what is answered instead; None to ask the server behind."""
+"""The response to a chat request's body, or None to forward it to the server."""
 
 
 class FaultyProxy:
     def __init__(self, behind: str, fault: Fault, seconds: float = 0.0, port: int = 0) -> None:
         """behind   the server's address, with /v1
-        seconds  added to each chat request
+        seconds  delay added to each chat request
         """
         self.behind, self.fault, self.seconds = behind, fault, seconds
         self.statuses: Counter[int] = Counter()
-        """Answers to chat requests, by status; 502 if the server behind is not there."""
+        """Responses to chat requests by status; 502 if the server is not running."""
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
@@ -55,16 +55,16 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._send(self._asked_behind(None))
+            self._send(self._forward(None))
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             time.sleep(proxy.seconds)
-            answer = proxy.fault(json.loads(body)) or self._asked_behind(body)
+            answer = proxy.fault(json.loads(body)) or self._forward(body)
             proxy.count(answer.status)
             self._send(answer)
 
-        def _asked_behind(self, body: bytes | None) -> Answer:
+        def _forward(self, body: bytes | None) -> Answer:
             address = proxy.behind.removesuffix("/v1") + self.path
             request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
             try:
@@ -72,7 +72,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
                     return Answer(response.status, response.read())
             except urllib.error.HTTPError as error:
                 return Answer(error.code, error.read())
-            except OSError:  # nobody is there, or it went in the middle
+            except OSError:  # the server is not running, or it exited meanwhile
                 return Answer(502)
 
         def _send(self, answer: Answer) -> None:
@@ -83,10 +83,10 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
-            except ConnectionError:  # whoever asked no longer waits
+            except ConnectionError:  # the client no longer waits
                 self.close_connection = True
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Keep stderr clean."""
 
     return Handler

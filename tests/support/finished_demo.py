@@ -1,4 +1,4 @@
-"""`stage3-tui --auto --demo` from its first stage to its last, once for all tests: its folder, and what it said."""
+"""`stage3-tui --auto --demo` from the first stage to the last, run once for all tests: its folder and its output."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ class Demo:
     folder: Path
     output: str
     errors: bytes
-    """What came on stderr, which was a terminal: libraries draw their bars nowhere else."""
+    """Output on stderr, which was a terminal: libraries draw progress bars only there."""
 
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """Nobody writes into its folder."""
-    place = made_once(tmp_path_factory, "finished-demo", _make)
-    return Demo(place / RUN, (place / OUTPUT).read_text(), (place / ERRORS).read_bytes())
+    """The finished run. Tests must not write to its folder."""
+    folder = made_once(tmp_path_factory, "finished-demo", _make)
+    return Demo(folder / RUN, (folder / OUTPUT).read_text(), (folder / ERRORS).read_bytes())
 
 
-def _make(place: Path) -> None:
-    command = [sys.executable, "-m", "tui.cli", *demo_arguments(place / RUN)]
+def _make(folder: Path) -> None:
+    command = [sys.executable, "-m", "tui.cli", *demo_arguments(folder / RUN)]
     terminal, end = pty.openpty()
-    with (place / OUTPUT).open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=end, env=ENVIRONMENT, cwd=place)
+    with (folder / OUTPUT).open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=end, env=ENVIRONMENT, cwd=folder)
     os.close(end)
     errors = b""
-    with contextlib.suppress(OSError):  # how Linux tells that nobody has the other end any more
+    with contextlib.suppress(OSError):  # on Linux, an error shows that the other end is closed
         while data := os.read(terminal, 1 << 16):
             errors += data
     os.close(terminal)
-    (place / ERRORS).write_bytes(errors)
+    (folder / ERRORS).write_bytes(errors)
     assert process.wait(timeout=280) == 0, errors

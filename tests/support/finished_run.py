@@ -1,4 +1,4 @@
-"""A run as stage training leaves it: a tiny adapter, its tokenizer, pairs, reports, and files that are never packed."""
+"""A run as it is after stage training: a tiny adapter, its tokenizer, pairs, reports, and files that are never packed."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ DIRECTORY_NOT_FOUND = 3
 
 def main(arguments: list[str]) -> int:
     verb, *rest = arguments
-    excluded = [rest[place + 1] for place, word in enumerate(rest) if word == "--exclude"]
+    excluded = [rest[index + 1] for index, word in enumerate(rest) if word == "--exclude"]
     source, target = [Path(word) for word in rest if not word.startswith("--") and word not in excluded]
     if not source.is_dir():
         return DIRECTORY_NOT_FOUND

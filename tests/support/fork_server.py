@@ -1,7 +1,8 @@
-"""Many runs of the program, each in a process of its own, without many imports of torch: a server imports it all once, and forks.
+"""Runs the program many times, each time in its own process, without importing torch each time: a server imports it
+once and forks.
 
-What a test gets is a real process: it has a lock, signals, an exit code and a standard error of its own, and can be killed.
-The server has one thread, so that a fork is safe.
+A test gets a real process with its own lock, signals, exit code and standard error, which can be killed. The server has
+only one thread, so forking is safe.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ TINY = {
     "accept_quality": "nobody judges them",
 }
 """Three steps of training, and a checkpoint after each."""
-TOO_LONG = 240
+TIMEOUT_SECONDS = 240
 
 
 def tiny(folder: Path, **options: object) -> list[str]:
-    """The command line of a run of a few seconds, once torch is imported."""
+    """The command line of a run that takes a few seconds once torch is imported."""
     given = [
         text for name, value in {**TINY, **options}.items() for text in (f"--{name.replace('_', '-')}", str(value))
     ]
@@ -55,12 +56,12 @@ class Ended:
     """Negative: the signal that ended it."""
     errors: str
     fired: int = 0
-    """How often a fail point did something. Not known of a process that was killed: then 0."""
+    """How often a fail point fired; 0 for a process that was killed, where it is unknown."""
     reached: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    """From start to end."""
+    """Wall time from start to end."""
     cpu: float = 0.0
-    """Seconds of a processor."""
+    """CPU seconds."""
 
 
 @dataclass
@@ -79,7 +80,7 @@ class ForkServer:
             [sys.executable, "-m", "tests.support.fork_server"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
         )  # fmt: skip
-        self._heard()
+        self._receive()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +91,7 @@ class ForkServer:
 
     @contextmanager
     def terminal(self) -> Iterator[int]:
-        """What is started within has a terminal: the file is where a person types, and must read."""
+        """Processes started inside the block get a terminal. Yields its other end, where a person types, and which must be read."""
         ours, theirs = pty.openpty()
         self._terminal = os.ttyname(theirs)
         try:
@@ -101,49 +102,54 @@ class ForkServer:
             os.close(theirs)
 
     def start(self, arguments: Sequence[str], *, rules: str = "", stages: Sequence[str] = ()) -> int:
-        """Its process id.
+        """Start the program; returns its process id.
 
         rules    of `engine.core.failpoints`, counted from this start
-        stages   instead of all ten
+        stages   to run instead of all ten
         """
-        asked = {"arguments": list(arguments), "rules": rules, "stages": list(stages), "scratch": str(self.scratch)}
-        self._say({**asked, "terminal": self._terminal})
+        request = {"arguments": list(arguments), "rules": rules, "stages": list(stages), "scratch": str(self.scratch)}
+        self._send({**request, "terminal": self._terminal})
         self._started = time.monotonic()
-        self._pid = int(self._heard()["pid"])
+        self._pid = int(self._receive()["pid"])
         return self._pid
 
     def end(self, *, kill_after: float | None = None, kill_more_after: float | None = None) -> Ended:
-        """Wait until it ends; it gets SIGKILL so many seconds after its start, or so many more."""
+        """Wait until the process ends. Send SIGKILL `kill_after` seconds after its start, or `kill_more_after` seconds from now."""
         if kill_more_after is not None:
             kill_after = time.monotonic() - self._started + kill_more_after
         if kill_after is not None:
             time.sleep(max(self._started + kill_after - time.monotonic(), 0))
             os.kill(self._pid, signal.SIGKILL)
-        self._say({"wait": True})
-        told = self._heard()
+        self._send({"wait": True})
+        response = self._receive()
         seconds = time.monotonic() - self._started
         return Ended(
-            told["code"], (self.scratch / "stderr").read_text(), told["fired"], told["reached"], seconds, told["cpu"]
+            response["code"],
+            (self.scratch / "stderr").read_text(),
+            response["fired"],
+            response["reached"],
+            seconds,
+            response["cpu"],
         )
 
     def run(self, arguments: Sequence[str], *, rules: str = "", stages: Sequence[str] = ()) -> Ended:
         self.start(arguments, rules=rules, stages=stages)
         return self.end()
 
-    def _say(self, asked: dict[str, Any]) -> None:
+    def _send(self, request: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
 
-    def _heard(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, "the server of processes has ended"
-        told: dict[str, Any] = json.loads(line)
-        return told
+        assert line, "the fork server has ended"
+        response: dict[str, Any] = json.loads(line)
+        return response
 
 
-# -- the server's own process ------------------------------------------------------------------------------------------
+# -- in the server's process -------------------------------------------------------------------------------------------
 
 
 def serve() -> None:
@@ -158,27 +164,27 @@ def serve() -> None:
         import engine.dpo.training.trl_trainer
         import engine.pipeline.session  # noqa: F401
 
-        gc.freeze()  # else each process looks through all of it, and gets a copy of the pages where it does
+        gc.freeze()  # otherwise each child's garbage collector scans all objects, which copies their pages
     torch.set_num_threads(1)
-    _tell({"ready": True})
+    _respond({"ready": True})
     pid, scratch = 0, Path()
     for line in sys.stdin:
-        asked = json.loads(line)
-        if "wait" in asked:
+        request = json.loads(line)
+        if "wait" in request:
             code, cpu = _wait(pid)
-            _tell({"code": code, "cpu": cpu, **_counted(scratch)})
+            _respond({"code": code, "cpu": cpu, **_counters(scratch)})
             continue
-        scratch = Path(asked["scratch"])
-        (scratch / "counted").unlink(missing_ok=True)
+        scratch = Path(request["scratch"])
+        (scratch / "counters").unlink(missing_ok=True)
         pid = os.fork()
         if pid == 0:
-            _child(asked, scratch)
-        _tell({"pid": pid})
+            _child(request, scratch)
+        _respond({"pid": pid})
 
 
 def _wait(pid: int) -> tuple[int, float]:
-    """Exit code and CPU seconds; a process that hangs is killed."""
-    end = time.monotonic() + TOO_LONG
+    """(exit code, CPU seconds). A process that hangs is killed."""
+    end = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < end:
         done, status, used = os.wait4(pid, os.WNOHANG)
         if done:
@@ -189,12 +195,12 @@ def _wait(pid: int) -> tuple[int, float]:
     return -signal.SIGKILL, 0.0
 
 
-def _child(asked: dict[str, Any], scratch: Path) -> None:
+def _child(request: dict[str, Any], scratch: Path) -> None:
     """Never returns."""
-    code = 1  # as Python itself would end
+    code = 1  # Python's own exit code for an exception
     try:
-        _redirect(scratch, asked["terminal"])
-        code = _run_program(asked, scratch)
+        _redirect(scratch, request["terminal"])
+        code = _run_program(request, scratch)
     except BaseException:
         import traceback
 
@@ -206,46 +212,46 @@ def _child(asked: dict[str, Any], scratch: Path) -> None:
 
 
 def _redirect(scratch: Path, terminal: str) -> None:
-    """Give the program its own stdin, stdout and stderr, not the server's."""
+    """Replace the server's stdin, stdout and stderr with the program's own."""
     writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     if terminal:
-        os.setsid()  # the first terminal that is opened now is the session's
-    places = (
+        os.setsid()  # the first terminal opened from now on becomes the session's
+    targets = (
         (terminal or os.devnull, os.O_RDWR, 0),
         (terminal or str(scratch / "stdout"), writing, 1),
         (str(scratch / "stderr"), writing, 2),
     )
-    for place, flags, file in places:
-        opened = os.open(place, flags, 0o600)
+    for path, flags, file in targets:
+        opened = os.open(path, flags, 0o600)
         os.dup2(opened, file)
         os.close(opened)
 
 
-def _run_program(asked: dict[str, Any], scratch: Path) -> int:
+def _run_program(request: dict[str, Any], scratch: Path) -> int:
     from engine.core.failpoints import failing
     from engine.pipeline import loop, session
     from tui.cli import main
 
-    if asked["stages"]:
-        loop.STAGES = session.STAGES = tuple(asked["stages"])  # type: ignore[misc,attr-defined]
-        asked["arguments"] += ["--until", asked["stages"][-1]]
-    with failing(asked["rules"]) as armed:
+    if request["stages"]:
+        loop.STAGES = session.STAGES = tuple(request["stages"])  # type: ignore[misc,attr-defined]
+        request["arguments"] += ["--until", request["stages"][-1]]
+    with failing(request["rules"]) as armed:
         try:
-            return main(asked["arguments"])
+            return main(request["arguments"])
         finally:
-            (scratch / "counted").write_text(json.dumps({"fired": armed.fired, "reached": armed.reached}))
+            (scratch / "counters").write_text(json.dumps({"fired": armed.fired, "reached": armed.reached}))
 
 
-def _counted(scratch: Path) -> dict[str, Any]:
+def _counters(scratch: Path) -> dict[str, Any]:
     try:
-        counted: dict[str, Any] = json.loads((scratch / "counted").read_text())
+        counters: dict[str, Any] = json.loads((scratch / "counters").read_text())
     except FileNotFoundError:
         return {"fired": 0, "reached": {}}
-    return counted
+    return counters
 
 
-def _tell(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
+def _respond(response: dict[str, Any]) -> None:
+    print(json.dumps(response), flush=True)
 
 
 if __name__ == "__main__":

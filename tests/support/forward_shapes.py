@@ -1,4 +1,4 @@
-"""What a model is given to read."""
+"""Records the shapes of a model's inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def forward_shapes(model: Any) -> Iterator[list[tuple[int, int]]]:
-    """The (rows, columns) of the tokens of each forward pass within the block."""
+    """Yields a list that collects the (rows, columns) of the input ids of each forward pass."""
     shapes: list[tuple[int, int]] = []
     hook = model.register_forward_pre_hook(
         lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True

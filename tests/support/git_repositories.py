@@ -1,4 +1,4 @@
-"""Real git repositories for the tests of stage workspace."""
+"""Real git repositories for the tests of stage workspace, and helpers for its events."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from engine.run.folder import Run
 from engine.stages import workspace
 from engine.stages.base import StageEnd
 
-NO_CONFIG = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
-"""Variables with which the tests' own git reads no configuration of this machine."""
+NO_CONFIGURATION = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+"""Keeps the tests' own git from reading this machine's configuration."""
 
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=A Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main")
     done = subprocess.run(
         ["git", *identity, "-c", "protocol.file.allow=always", "-C", str(folder), *arguments],
-        check=True, capture_output=True, text=True, env={**os.environ, **NO_CONFIG},
+        check=True, capture_output=True, text=True, env={**os.environ, **NO_CONFIGURATION},
     )  # fmt: skip
     return done.stdout.strip()
 
@@ -48,15 +48,15 @@ def context(tmp_path: Path, **options: Any) -> Context:
     return Context(config=load_config(options, environment={}), run=Run(tmp_path / "run"))
 
 
-def drive(context: Context) -> tuple[StageEnd, list[Event]]:
-    """Run the stage, and record its result like the pipeline."""
+def drive(given: Context) -> tuple[StageEnd, list[Event]]:
+    """Run the stage and record its result as the pipeline does."""
     events: list[Event] = []
-    stage = workspace.run(context)
+    stage = workspace.run(given)
     while True:
         try:
             events.append(next(stage))
         except StopIteration as end:
-            context.run.record_stage("workspace", status="done", result=dict(end.value.facts))
+            given.run.record_stage("workspace", status="done", result=dict(end.value.facts))
             return end.value, events
 
 
@@ -69,7 +69,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def program(folder: Path, name: str, script: str) -> Path:
-    """Write an executable script into `folder`, which the test puts on PATH."""
+    """Write a fake program; `folder` goes first on PATH."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(script)
     (folder / name).chmod(0o755)
@@ -83,7 +83,7 @@ def upstream(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder during the test."""
+    """The current folder of the test."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

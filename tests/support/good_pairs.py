@@ -1,4 +1,4 @@
-"""Pairs that the detectors pass, and their lines in a file."""
+"""Pairs that pass the detectors, and their lines in a file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ META = "The revised answer is clear."
 
 
 def pair(number: int, **changes: Any) -> Pair:
-    asked = f"How do I mend thing number {number}?"
+    prompt = f"How do I mend thing number {number}?"
     values: dict[str, Any] = {
         "id": f"id{number}",
-        "prompt": asked,
-        "messages": [{"role": "user", "content": asked}],
+        "prompt": prompt,
+        "messages": [{"role": "user", "content": prompt}],
         "base_response": f"Kick thing {number} as hard as you possibly can, twice.",
         "revised_response": f"Glue thing {number} gently.",
         "base_score": 0.25,

@@ -1,4 +1,4 @@
-"""A real browser without a window, driven over its debugging protocol (CDP): open a page, type, look at what it shows."""
+"""A real headless browser, driven over its debugging protocol (CDP): open a page, type, read what it shows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Page:
                 return
             await asyncio.sleep(0.25)
         raise AssertionError(
-            f"{expression} did not come about; the page is {await self.value('document.body.outerHTML')}"
+            f"{expression} did not become true; the page is {await self.value('document.body.outerHTML')}"
         )
 
     async def key(self, text: str) -> None:
@@ -61,19 +61,19 @@ class Page:
 
 @asynccontextmanager
 async def opened(address: str, profile: Path) -> AsyncIterator[Page]:
-    """A page at `address`."""
+    """Open a page at `address`."""
     import aiohttp
 
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--window-size=1300,800"]
     command = [browser_program(), *flags, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        told = profile / "DevToolsActivePort"
+        port_file = profile / "DevToolsActivePort"
         for _ in range(160):
-            if told.exists() and told.read_text().strip():
+            if port_file.exists() and port_file.read_text().strip():
                 break
             await asyncio.sleep(0.25)
-        port = told.read_text().splitlines()[0]
+        port = port_file.read_text().splitlines()[0]
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/json") as answer:
                 targets = await answer.json()

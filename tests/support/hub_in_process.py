@@ -1,4 +1,4 @@
-"""Replace the real Hub with a fake one, for tests in this process."""
+"""Replaces the real Hub with the fake one, for tests in this process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CANARY = "hf_CanaryCanaryCanaryCanary"
 
 
 def use(fake: FakeHub | FakeHubPush, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Connect this process to `fake`, with short waits, and with `home` as a home folder without a login."""
+    """Point this process at `fake`, with short waits and its own home folder without a login."""
     monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
     template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(hf_api.api, "endpoint", fake.endpoint)  # read from the environment on import
-    monkeypatch.setattr(transformers_hub, "_hf_api", None)  # created once per process, for the endpoint at that time
+    monkeypatch.setattr(hf_api.api, "endpoint", fake.endpoint)  # read from the environment at import
+    monkeypatch.setattr(transformers_hub, "_hf_api", None)  # created once per process, for the Hub at that time
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
     monkeypatch.setattr(requests, "RETRY_WAITS_SECONDS", (0.01, 0.02))

@@ -1,4 +1,4 @@
-"""The wizard without a computing engine: sessions that wait, and the text on a screen."""
+"""The wizard without a working engine: sessions that wait, and the text on a screen."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ class FakeSession:
     def __init__(self, context: Context, listener: Callable[[Entry], None]) -> None:
         self.context, self.listener = context, listener
         self.seq = 10_000
-        self.asked: list[tuple[str, str | None]] = []
-        self.let_go = Flag()
+        self.calls: list[tuple[str, str | None]] = []
+        self.released = Flag()
         self.closed = False
 
     def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
-        self.asked.append((until, redo_from))
-        self._say(RunStarted("folder", "0", 1, "h", "", STAGES))
-        self._say(StageStarted(until))
-        while not self.let_go.wait(0.01):
-            self._say(Progress(1, 10, "things", stage=until))
+        self.calls.append((until, redo_from))
+        self._emit(RunStarted("folder", "0", 1, "h", "", STAGES))
+        self._emit(StageStarted(until))
+        while not self.released.wait(0.01):
+            self._emit(Progress(1, 10, "things", stage=until))
             if self.context.stop.requested:
-                self._say(StageFinished(until, "stopped", "The run was stopped.", what="stopped", exit_code=143))
-                self._say(RunFinished(143, "stopped"))
+                self._emit(StageFinished(until, "stopped", "The run was stopped.", what="stopped", exit_code=143))
+                self._emit(RunFinished(143, "stopped"))
                 return ExitCode.TERMINATED
-        self._say(StageFinished(until, "done", "All is well."))
-        self._say(RunFinished(0, "All is well."))
+        self._emit(StageFinished(until, "done", "All is well."))
+        self._emit(RunFinished(0, "All is well."))
         return ExitCode.DONE
 
     def close(self) -> None:
         self.closed = True
 
-    def _say(self, event: object) -> None:
+    def _emit(self, event: object) -> None:
         self.seq += 1
         self.listener(Entry(self.seq, time.time(), event))
 
@@ -75,7 +75,7 @@ def sessions() -> Iterator[Sessions]:
     made = Sessions()
     yield made
     for session in made.made:
-        session.let_go.set()
+        session.released.set()
 
 
 @pytest.fixture
@@ -93,15 +93,15 @@ def finished(tmp_path: Path, config: Callable[..., Stage3Config], sessions: Sess
 
 
 async def until(pilot: Pilot, holds: Callable[[], object], what: str = "it", seconds: float = 10) -> None:
-    """Wait for a condition while the screen keeps running. What takes long is looked at less often: a look may draw the screen."""
+    """Wait for a condition while the screen keeps running, checking less often as time passes: a check may draw the screen."""
     start = time.monotonic()
     while not holds():
         waited = time.monotonic() - start
-        assert waited < seconds, f"{what} did not come about within {seconds:.0f} seconds"
+        assert waited < seconds, f"{what} did not happen within {seconds:.0f} seconds"
         await pilot.pause(min(0.03 + waited / 20, 0.25))
 
 
-async def look_at(pilot: Pilot, app: Wizard, stage: str) -> None:
+async def open_stage(pilot: Pilot, app: Wizard, stage: str) -> None:
     """Go to a stage by its digit and wait until it is drawn."""
     await pilot.press(str((STAGES.index(stage) + 1) % 10))
     await until(pilot, lambda: app.main.selected == stage and app.main.is_ready, stage)
@@ -123,10 +123,10 @@ async def turn_to(pilot: Pilot, app: Wizard, page: str) -> None:
 async def click_on(
     pilot: Pilot, app: Wizard, text: str, then: Callable[[], object], *, rows: range = range(100), seconds: float = 10
 ) -> None:
-    """Click on `text` until the expected result is there, because things move while a run is in progress."""
+    """Click on `text` until the expected result appears, because things move while a run is in progress."""
     end = time.monotonic() + seconds
     while not then():
-        assert time.monotonic() < end, f"clicks on {text!r} brought nothing about; the screen is\n{screen_text(app)}"
+        assert time.monotonic() < end, f"clicking on {text!r} had no effect; the screen is\n{screen_text(app)}"
         places = [
             (line.index(text), y) for y, line in enumerate(screen_text(app).splitlines()) if text in line and y in rows
         ]

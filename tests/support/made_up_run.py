@@ -1,4 +1,4 @@
-"""A made-up run folder with all kinds of events, and with text that tries to control the terminal."""
+"""A fictitious run folder with all kinds of events, and with text that tries to control the terminal."""
 
 from __future__ import annotations
 

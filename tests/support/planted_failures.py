@@ -1,7 +1,7 @@
-"""The program, in which every stage fails once: with the token in its events, its log, its exception and its local variables.
+"""The program with every stage failing once, with the token in its events, log, exception and local variables.
 
-`python -m tests.support.planted_failures ARGUMENTS` is `stage3-tui ARGUMENTS`; with `--auto` it starts again and again,
-in one process, until it succeeds.
+`python -m tests.support.planted_failures ARGUMENTS` is `stage3-tui ARGUMENTS`; with `--auto` it is repeated in one process until it
+succeeds.
 """
 
 from __future__ import annotations

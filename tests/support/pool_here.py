@@ -12,7 +12,7 @@ from engine.workers.tasks import Task, TaskResult
 
 
 class PoolHere:
-    """A pool whose only worker is this process. Tasks and results go through JSON, as through a pipe."""
+    """A pool whose only worker is this process. Tasks and results pass through JSON, as through a pipe."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -27,5 +27,5 @@ class PoolHere:
                 yield TaskResult([json.loads(dumps(row)) for row in end.value.rows], end.value.facts)
 
     def rows(self, tasks: Sequence[Task]) -> list[Any]:
-        """The rows of all results."""
-        return [row for item in self.results(tasks) if isinstance(item, TaskResult) for row in item.rows]
+        """All rows of their results."""
+        return [row for result in self.results(tasks) if isinstance(result, TaskResult) for row in result.rows]

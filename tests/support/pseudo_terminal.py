@@ -1,6 +1,6 @@
-"""A program on a pseudo-terminal: its raw bytes, what they make of a screen, and a person who types, hangs up or stops reading.
+"""A program on a pseudo-terminal: its raw output, the resulting screen, and a person who types, hangs up or stops reading.
 
-Pilot sees neither escape sequences nor signals nor a terminal that goes away: this does.
+Unlike Textual's Pilot, this covers escape sequences, signals and a terminal that disappears.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyte
 
 ROOT = Path(__file__).parents[2]
 WIZARD = [sys.executable, "-m", "tui.cli"]
-OF_ANOTHER_TERMINAL = frozenset(
+TERMINAL_VARIABLES = frozenset(
     {"TMUX", "STY", "NO_COLOR", "COLORTERM", "LC_ALL", "LC_CTYPE", "LANG", "COLUMNS", "LINES"}
 )
 LEAVES_ALTERNATE_SCREEN = b"\x1b[?1049l"
@@ -33,12 +33,11 @@ _KITTY = re.compile(rb"\x1b\[[<>][\d;]*u")
 """Sequences that the emulator would show as letters."""
 
 
-AT_ONCE = 1 << 16
-"""Bytes."""
+BLOCK_BYTES = 1 << 16
 
 
 class PseudoTerminal:
-    """Runs `command` on a pseudo-terminal. `seen` has all output; `text` is the visible screen."""
+    """Runs `command` on a pseudo-terminal. `seen` is all output so far; `text` is the visible screen."""
 
     def __init__(
         self, command: Sequence[str], *, columns: int = 80, rows: int = 24, cwd: Path = ROOT, **environment: str
@@ -48,9 +47,9 @@ class PseudoTerminal:
         self._stream = pyte.ByteStream(self._screen)
         self.pid, self.master = pty.fork()
         if self.pid == 0:
-            ours = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_TERMINAL}
+            ours = {name: value for name, value in os.environ.items() if name not in TERMINAL_VARIABLES}
             os.chdir(cwd)
-            # Not execvp: readline tells the C library alone of COLUMNS and LINES, and they would go on from there.
+            # Not execvp: readline sets COLUMNS and LINES only in the C library, from where they would be inherited.
             os.execvpe(
                 command[0],
                 list(command),
@@ -58,21 +57,21 @@ class PseudoTerminal:
             )
         self.resize(columns, rows)
 
-    # -- what comes ---------------------------------------------------------------------------------------------------
+    # -- output -------------------------------------------------------------------------------------------------------
 
     def read(self, seconds: float) -> bool:
-        """Wait this many seconds for output, and read what there is; False if the program has closed the terminal."""
+        """Wait this many seconds for output, and read it; False if the program has closed the terminal."""
         if not select.select([self.master], [], [], seconds)[0]:
             return True
         try:
-            data = os.read(self.master, AT_ONCE)
+            data = os.read(self.master, BLOCK_BYTES)
         except OSError:
             return False
-        # The kernel hands out 4 KiB, and a screen has ten times as much: whoever looks after each piece looks ten times.
-        while len(data) < AT_ONCE and select.select([self.master], [], [], 0)[0]:
+        # The kernel returns 4 KiB at a time, and a screen is ten times as large: read it all, so that callers check only once.
+        while len(data) < BLOCK_BYTES and select.select([self.master], [], [], 0)[0]:
             try:
-                more = os.read(self.master, AT_ONCE)
-            except OSError:  # closed: the next call tells
+                more = os.read(self.master, BLOCK_BYTES)
+            except OSError:  # closed, which the next call reports
                 break
             data += more
         self.seen += data
@@ -94,12 +93,10 @@ class PseudoTerminal:
     def until(self, holds: Callable[[], object], what: str = "it", seconds: float = 40) -> None:
         end = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < end, (
-                f"{what!r} did not come about; the screen is\n{self.text}\n{self.seen[-200:]!r}"
-            )
+            assert time.monotonic() < end, f"{what!r} did not happen; the screen is\n{self.text}\n{self.seen[-200:]!r}"
             self.read(0.1)
 
-    # -- what a person does -------------------------------------------------------------------------------------------
+    # -- input --------------------------------------------------------------------------------------------------------
 
     def press(self, keys: str | bytes) -> None:
         os.write(self.master, keys.encode() if isinstance(keys, str) else keys)
@@ -129,7 +126,7 @@ class PseudoTerminal:
     # -- the processes ------------------------------------------------------------------------------------------------
 
     def end(self, seconds: float = 30) -> int:
-        """Wait for the exit code, reading on, because a program that cannot write cannot exit."""
+        """Wait for the exit code, and keep reading, because a program that cannot write cannot exit."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             self.read(0.05)
@@ -138,21 +135,21 @@ class PseudoTerminal:
                 while self.read(0.05) and select.select([self.master], [], [], 0)[0]:
                     pass
                 return os.waitstatus_to_exitcode(status)
-        raise AssertionError(f"it did not end; the screen is\n{self.text}")
+        raise AssertionError(f"the program did not end; the screen is\n{self.text}")
 
     @property
     def child(self) -> psutil.Process:
-        """The process that draws and computes; the first one only waits for it."""
+        """The process that draws and computes; its parent only waits for it."""
         (found,) = psutil.Process(self.pid).children()
         return found
 
     def kill(self) -> None:
-        """Kill whatever is left."""
+        """Kill all remaining processes."""
         if psutil.pid_exists(self.pid):
             for process in (*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)):
                 process.send_signal(signal.SIGKILL)
 
 
 def demo(folder: Path, *arguments: str) -> list[str]:
-    """The wizard over a demo run in `folder`."""
+    """The command line of the wizard on a demo run in `folder`."""
     return [*WIZARD, "--demo", "--output-dir", str(folder), *arguments]

@@ -1,4 +1,4 @@
-"""An inference server that others wrote, as a child of the test, on this machine."""
+"""A real inference server as a child process of the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START_SECONDS = 120
 
 @contextmanager
 def real_server(command: Sequence[str], health: str, log: Path) -> Iterator[str]:
-    """Start `command` with --host and --port, wait until the path `health` answers, and yield the server's address."""
+    """Start `command` with --host and --port, wait until the path `health` responds, and yield the server's address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,4 +45,4 @@ def _wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path
                 return
         except OSError:
             time.sleep(0.1)
-    pytest.fail(f"the server does not answer:\n{log.read_text()[-2000:]}")
+    pytest.fail(f"the server does not respond:\n{log.read_text()[-2000:]}")

@@ -1,4 +1,4 @@
-"""What is expensive to make, and one worker makes for all: the first that needs it makes it, the others wait for it."""
+"""Expensive fixtures that one test worker makes for all: the first to need one makes it, and the others wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder of this name, filled by `make`. Nobody writes into it afterwards."""
+    """A folder with this name, filled by `make`. Tests must not write to it afterwards."""
     own = factory.getbasetemp()
     shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
     shared.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A small demo run in this process: few prompts, the stages that compute something, and their events."""
+"""A small demo run in this process: few prompts, only the stages that compute something, and their events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 
 MAKING = ("adapter", "preflight", "pairs", "quality", "training")
-"""The stages that make something. The others look at this machine, or pack."""
+"""The stages that compute something. The others check this machine, or pack."""
 SHORT = {
     "num_examples": 28,
     "split": "train[:40]",
@@ -25,7 +25,7 @@ SHORT = {
     "eval_prompts": 3,
     "eval_harmless_prompts": 2,
     "save_steps": 1,
-    "max_length": 128,  # preflight rehearses with pairs of that length; the longest of the demo has 93 tokens
+    "max_length": 128,  # preflight rehearses with pairs of this length; the demo's longest has 93 tokens
 }
 
 
@@ -63,13 +63,13 @@ class Ran:
         return next(e for e in self.events if isinstance(e, StageFinished) and e.outcome in ("failed", "refused"))
 
     def most_done(self, unit: str, stage: str) -> int:
-        """The last progress in this unit in a stage; 0 if there was none."""
+        """The highest progress of a stage in this unit; 0 if there was none."""
         found = (e.done for e in self.events if isinstance(e, Progress) and (e.unit, e.stage) == (unit, stage))
         return max(found, default=0)
 
 
 def run(context: Context, stages: tuple[str, ...] = MAKING) -> Ran:
-    """Run these stages. If a fresh process is requested, continue in this one."""
+    """Run these stages. If a stage asks for a fresh process, continue in this one."""
     events: list[Event] = []
     while True:
         at_work = run_stages(Context(context.config, Run(context.run.folder), context.stop), stages)

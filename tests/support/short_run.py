@@ -1,4 +1,4 @@
-"""One short demo for all tests that begin where a run has ended: made once, by the program itself, and copied."""
+"""One short demo for all tests that start from a finished run: made once by the program itself, then copied."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def short_demo_arguments(folder: Path, *more: str) -> list[str]:
 
 
 def short_demo_command(folder: Path, *more: str) -> list[str]:
-    """As far as the training: the archive is the demo's."""
+    """The command up to stage training; `finished_demo` covers the archive."""
     return [sys.executable, "-m", "tui.cli", *short_demo_arguments(folder, "--until", "training", *more)]
 
 
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its folder. Copy it (`copy_of`); nobody writes into it."""
-    return made_once(tmp_path_factory, "short-run", lambda place: _make(place / "run")) / "run"
+    """The folder of the run. Copy it (`copy_of`); tests must not write to it."""
+    return made_once(tmp_path_factory, "short-run", lambda folder: _make(folder / "run")) / "run"
 
 
 def _make(folder: Path) -> None:

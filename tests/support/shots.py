@@ -76,7 +76,7 @@ def still(monkeypatch, request):
 
 @pytest.fixture
 def wizard(tmp_path: Path, config) -> Callable[..., Wizard]:
-    """The wizard over a folder filled by `make`."""
+    """Opens the wizard on a folder filled by `make`."""
 
     def start(make: Callable[[Path], object], **options: object) -> Wizard:
         folder = tmp_path / "stage3_constitutional"
@@ -89,7 +89,7 @@ def wizard(tmp_path: Path, config) -> Callable[..., Wizard]:
 
 
 class Shots:
-    """Takes pictures of an app in one theme, and collects those that changed or do not fit."""
+    """Takes pictures of an app in one theme, and collects those that changed or do not fit the screen."""
 
     def __init__(self, pilot: Pilot, app: App[Any], size: str, theme: str, tmp_path: Path) -> None:
         self.pilot, self.app, self.size = pilot, app, size
@@ -140,18 +140,20 @@ class Shots:
             self.problems.append(f"{self._tmp_path / name}\n{first_difference(path, drawn)}")
 
     def check(self) -> None:
-        assert not self.problems, "not as it was (`make snapshots` if that is meant):\n" + "\n".join(self.problems)
+        assert not self.problems, "screens changed (run `make snapshots` if that is intended):\n" + "\n".join(
+            self.problems
+        )
 
 
 def first_difference(path: Path, drawn: str) -> str:
     """The first line of text that differs between two pictures; their styles if the texts are equal."""
     if not path.exists():
-        return "  there is no such picture yet"
+        return "  this picture does not exist yet"
     before, now = words_of(path.read_text(encoding="utf-8")), words_of(drawn)
     for one, other in zip(before, now, strict=False):
         if one != other:
             return f"  was: {one}\n  is:  {other}"
-    return f"  the same words in other colours or places ({len(before)} and {len(now)} pieces)"
+    return f"  the same words in other colours or positions ({len(before)} and {len(now)} pieces)"
 
 
 def words_of(svg: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Ten small stages that write real files to a real run folder: the pipeline without the work."""
+"""Ten small stages that write real files to a real run folder: the pipeline without the computation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SmallStage:
     failure: BaseException | None = None
     ran: int = 0
     result: int = 1
-    """What it leaves for the next stage."""
+    """The value it passes to the next stage."""
     outcome: str = "done"
 
     def evidence(self, context: Context) -> dict[str, Any] | None:
@@ -52,7 +52,12 @@ def small_stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, SmallStage]:
     for name in STAGES:
         inputs = {} if before is None else {f"{before}.n": f"{before}.n"}
         small = replace(
-            STAGE[name], inputs=inputs, outputs=(f"{name}.txt",), part_outputs={}, every_time=False, keeps_records=False
+            STAGE[name],
+            inputs=inputs,
+            outputs=(f"{name}.txt",),
+            part_outputs={},
+            always_runs=False,
+            keeps_records=False,
         )
         monkeypatch.setitem(STAGE, name, small)
         before = name

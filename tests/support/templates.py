@@ -1,4 +1,4 @@
-"""A small tokenizer that reads each mark of a chat template as one token, as published ones do."""
+"""A small tokenizer that encodes each mark of a chat template as one token, as published ones do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEXT = "How do I mend a dripping tap ? Close the valve first , then replace the
 
 @cache
 def _vocabulary() -> str:
-    """A BPE model over a little text, as JSON."""
+    """A BPE model trained on a little text, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -31,9 +31,9 @@ def marks_of(template: str) -> list[str]:
 def tokenizer_with(
     template: str, *, bos: str | None = "<s>", eos: str = "</s>", plain: tuple[str, ...] = ()
 ) -> PreTrainedTokenizerFast:
-    """Of about 350 tokens, with `template` and each of its marks as a token.
+    """A tokenizer of about 350 tokens with `template`, in which each of its marks is a token.
 
-    plain   marks that are added tokens and not special ones, as `<think>` is
+    plain   marks that are added tokens but not special ones, as `<think>` is
     """
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_vocabulary()), bos_token=bos, eos_token=eos, pad_token="<pad>"
@@ -62,7 +62,7 @@ BOS_AND_EOS: tuple[tuple[str, str | None, str], ...] = (
 
 
 def published_tokenizer(template: str) -> PreTrainedTokenizerFast:
-    """With the special tokens of the template's own model; thought tags are plain tokens, as there."""
+    """A tokenizer with the special tokens of the template's own model; thought tags are plain tokens, as in the original."""
     plain = tuple(mark for mark in ("<think>", "</think>") if mark in template)
     if "<|im_end|>" in template:
         bos = "<|startoftext|>" if "bos_token" in template else None

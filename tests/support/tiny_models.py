@@ -1,4 +1,4 @@
-"""The smallest real things that tests train: a two-layer Gemma, its tokenizer, an adapter, pairs, a run."""
+"""The smallest real things that tests can train: a two-layer Gemma, its tokenizer, an adapter, pairs, a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, int]]] = {
         {"hidden_size": 20, "intermediate_size": 44, "num_attention_heads": 2, "head_dim": 12},
     ),
 }
-"""Small shapes of five families, no two of them alike; two layers and one head of keys each."""
+"""Small shapes of five families, all different, each with two layers and one key head."""
 
 
 def base_config(family: str, tokenizer: PreTrainedTokenizerBase, **changes: object) -> PretrainedConfig:
@@ -65,7 +65,7 @@ def base_config(family: str, tokenizer: PreTrainedTokenizerBase, **changes: obje
 def build_base(folder: Path, seed: int = 11, family: str = "gemma", **changes: object) -> Path:
     """A random two-layer model with grouped keys, in float32, with a tokenizer that has Gemma's template.
 
-    changes   fields of its configuration that are to be otherwise
+    changes   fields of its configuration to override
     """
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
@@ -81,9 +81,10 @@ TARGETS = ["q_proj", "v_proj", "gate_proj", "down_proj"]
 def build_adapter(
     folder: Path, base: Path, seed: int = 5, dtype: torch.dtype = torch.float32, **settings: object
 ) -> Path:
-    """A LoRA whose every tensor is as if it was trained, so that it changes what the base says.
+    """A LoRA adapter whose tensors all look trained, so that it changes the base model's output.
 
-    settings   of LoraConfig, if they are to be otherwise; dtype: of the file
+    dtype      of the file
+    settings   fields of LoraConfig to override
     """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -125,7 +126,7 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def build_context(folder: Path, base: Path, adapter: Path, **options: object) -> Context:
-    """A run in `folder` that has the hash of `adapter` on record."""
+    """A run in `folder` that has recorded the hash of `adapter`."""
     defaults: dict[str, object] = {
         "output_dir": folder,
         "device": "cpu",

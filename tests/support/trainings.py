@@ -1,4 +1,4 @@
-"""`train` and `train_as_planned` with what a test's context has."""
+"""`train` and `train_as_planned` with the arguments taken from a test's context."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Two devices that are not there: their tensors say where they are, and compute on the CPU. An operation between them raises, as it
-does between two GPUs. Only without gradients.
+"""Two pretended devices: their tensors report them but compute on the CPU. An operation between the two raises, as it
+does between two GPUs. Works only without gradients.
 
-It changes torch for the whole process, so it belongs into a child of the tests.
+This changes torch for the whole process, so use it in a child process of a test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 KIND = "privateuseone"
-"""The device type that torch leaves to others."""
+"""The device type that torch reserves for third parties."""
 MOVES = ("aten::_to_copy", "aten::copy_")
 
 
@@ -31,7 +31,7 @@ class _Module(backend_registration._DummyBackendModule):
 
 
 class Placed(torch.Tensor):
-    """A tensor that says it is on another device."""
+    """A tensor that claims to be on another device."""
 
     on_cpu: Tensor
 
@@ -72,7 +72,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
     if device.type != KIND:
         return result
-    known = {id(tensor.on_cpu): tensor for tensor in tensors if isinstance(tensor, Placed)}  # of an operation in place
+    known = {
+        id(tensor.on_cpu): tensor for tensor in tensors if isinstance(tensor, Placed)
+    }  # results of in-place operations
 
     def placed(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or isinstance(leaf, Placed):
@@ -95,12 +97,12 @@ def _registered() -> None:
 
 @contextmanager
 def two_devices() -> Iterator[list[torch.device]]:
-    """Both, for the rest of the process usable only within."""
+    """Both devices, which can be used only inside this block."""
     _registered()
     plain, inference = torch.tensor, torch.inference_mode
 
     def tensor(*given: Any, device: Any = None, **more: Any) -> Tensor:
-        """torch's own fills memory of the device without asking a mode."""
+        """torch's own writes to the device's memory without passing through the dispatch mode."""
         made = plain(*given, **more)
         return made if device is None else made.to(device)
 

@@ -1,4 +1,4 @@
-"""Wait for what another process does."""
+"""Waits for another process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 
 def wait_until(holds: Callable[[], object], what: str, terminal: int | None = None, seconds: float = 120) -> None:
-    """Fails after so many seconds, with `what` did not come. Meanwhile a terminal is read, so that nobody waits for us."""
+    """Wait for a condition, or fail with `what` after `seconds`. Meanwhile, `terminal` is read, so that its program does
+    not block.
+    """
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"no {what}"

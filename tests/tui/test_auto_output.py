@@ -1,4 +1,4 @@
-"""What `--auto` prints: a line a stage and a rare line of progress on a pipe, one live line on a terminal."""
+"""What `--auto` prints: a line per stage and occasional progress lines on a pipe, one live line on a terminal."""
 
 from __future__ import annotations
 

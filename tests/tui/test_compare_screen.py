@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.pipeline.compare import compare
-from engine.run.listing import runs_below
+from engine.run.listing import find_runs
 from tests.pipeline.test_compare import compared_run
 from tests.support.idle_wizard import click_on, screen_text, until
 from tui.screens.compare import COLOURS, CompareScreen, legend_lines, names_of, series_of, table_lines
@@ -22,7 +22,7 @@ def chooser(tmp_path: Path, config: Callable[..., Any]) -> RunChooser:
         compared_run(
             tmp_path / name, beta=beta, reward_accuracy=0.75, reward_accuracy_low=0.5, reward_accuracy_high=0.9
         )
-    return RunChooser(config(output_dir=tmp_path / "a"), tmp_path, runs_below(tmp_path))
+    return RunChooser(config(output_dir=tmp_path / "a"), tmp_path, find_runs(tmp_path))
 
 
 async def test_with_keys_alone(chooser: RunChooser):

@@ -13,7 +13,7 @@ import pytest
 
 from engine.core import layout
 from engine.core.events import EvalDone, TrainStep
-from tests.support.idle_wizard import look_at, screen_text, turn_to, until
+from tests.support.idle_wizard import open_stage, screen_text, turn_to, until
 from tui.runs.runner import Runner
 from tui.screens.curves import CurvesView, drawn_curve
 from tui.screens.curves_file import curves_csv, curves_svg
@@ -146,7 +146,7 @@ def curves(app: Wizard) -> CurvesView:
 async def test_with_keys_alone(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(160, 48)) as pilot:
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await turn_to(pilot, app, "Curves")
         await until(pilot, lambda: isinstance(app.focused, LineChart), "a chart in focus")
         await pilot.press("left", "left")
@@ -170,7 +170,7 @@ async def test_with_keys_alone(finished: Runner):
 async def test_with_the_mouse_alone(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(160, 48)) as pilot:
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await turn_to(pilot, app, "Curves")
         chart_on_screen = app.main.query_one("#loss", LineChart)
         await until(pilot, lambda: chart_on_screen.plot is not None, "the chart")

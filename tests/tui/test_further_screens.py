@@ -14,10 +14,10 @@ from engine.core import layout
 from engine.core.events import EvalDone, Message, RunFinished, RunStarted, StageFinished, StageStarted
 from engine.core.stage_table import STAGES
 from engine.run.folder import Run
-from engine.run.listing import runs_below
+from engine.run.listing import find_runs
 from tests.pipeline.test_compare import compared_run
 from tests.run.test_listing import made_run
-from tests.support.idle_wizard import Sessions, look_at, screen_text, until
+from tests.support.idle_wizard import Sessions, open_stage, screen_text, until
 from tests.support.made_up_run import make_run, write_pairs
 from tests.support.shots import NOW, SHOWN, SIZES, TO_LOOK_AT, Shots, ShownPath
 from tests.tui.test_plan_window import PLANNED
@@ -65,7 +65,7 @@ async def test_the_list_of_runs_and_a_comparison(size: str, theme: str, tmp_path
             tmp_path / name, beta=beta, reward_accuracy=0.75, reward_accuracy_low=0.5, reward_accuracy_high=0.9
         )
     made_run(tmp_path / "broken-off", "training", "failed")
-    app = RunChooser(config(output_dir=tmp_path / "new"), tmp_path, runs_below(tmp_path))
+    app = RunChooser(config(output_dir=tmp_path / "new"), tmp_path, find_runs(tmp_path))
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
         await shots.take("runs", compared=False)
@@ -84,7 +84,7 @@ async def test_a_sweep_and_other_verdicts(wizard, size: str, theme: str, tmp_pat
         for event in EVENTS:
             state = state.apply(event, NOW - 80)
         app.source._state = state
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await app.main.view.turn_to("Trials")
         await shots.take("trials", compared=False)
         assert whole.evaluation is not None
@@ -108,7 +108,7 @@ async def test_questions_and_windows(
     finished.run.folder = ShownPath(finished.run.folder)
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         for name, key in (("plan", "p"), ("palette", "ctrl+k")):
             await pilot.press(key)
             await until(pilot, lambda: app.screen is not app.main)
@@ -116,7 +116,7 @@ async def test_questions_and_windows(
             await shots.take(f"window-{name}", compared=False, is_ours=name != "palette")  # Textual's own
             await pilot.press("escape")
             await until(pilot, lambda: app.screen is app.main)
-        await look_at(pilot, app, "workspace")
+        await open_stage(pilot, app, "workspace")
         await app.main.view.turn_to("Start")
         await until(pilot, lambda: "Base model" in screen_text(app))
         await shots.take("start-finished", compared=False)
@@ -129,7 +129,7 @@ async def test_questions_and_windows(
         await pilot.press("q")
         await until(pilot, lambda: app.screen is not app.main)
         await shots.take("window-quit", compared=False)
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         shots.check()
 
 
@@ -137,14 +137,14 @@ async def test_while_pairs_are_made_and_for_a_watcher(size: str, theme: str, tmp
     folder = make_run(tmp_path / "stage3_constitutional", through="pairs", pairs=40)
     run = Run(folder)
     run.folder = ShownPath(run.folder)
-    watcher = Watcher(run, config(output_dir=folder), decides=True)
+    watcher = Watcher(run, config(output_dir=folder), allows_decisions=True)
     watcher._owner_alive, watcher._owner_asked = True, time.monotonic() + 3_600
     app = Wizard(watcher)
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await look_at(pilot, app, "pairs")
+        await open_stage(pilot, app, "pairs")
         await shots.take("watching-pairs", compared=False)
-        await look_at(pilot, app, "workspace")
+        await open_stage(pilot, app, "workspace")
         await app.main.view.turn_to("Options")
         await shots.take("watching-options", compared=False)
         shots.check()
@@ -162,7 +162,7 @@ async def test_what_failed_and_what_was_stopped(wizard, size: str, theme: str, t
             state = state.apply(finished, NOW - 50).apply(RunFinished(finished.exit_code, finished.summary), NOW - 50)
             app.source._state = state
             app.notifications._finished = state.finished
-            await look_at(pilot, app, stage)
+            await open_stage(pilot, app, stage)
             app.main.view.forget_choice()
             await shots.take(f"failed-{stage}", compared=False)
         shots.check()
@@ -186,12 +186,12 @@ async def test_a_file_of_pairs_and_the_charts_with_a_cursor(
     app = wizard(lambda folder: make_run(folder, pairs=20), charts="blocks")
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await app.main.view.turn_to("Curves")
         await until(pilot, lambda: app.main.focused is not None)
         await pilot.press("left", "left")
         await shots.take("curves-blocks-cursor", compared=False)
-        await look_at(pilot, app, "quality")
+        await open_stage(pilot, app, "quality")
         done = app.source._state.stages["quality"]
         stages = {**app.source._state.stages, "quality": replace(done, facts={"edits_bytes": 0})}
         app.source._state = replace(app.source._state, stages=stages)

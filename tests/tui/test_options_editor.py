@@ -7,7 +7,7 @@ from textual.content import Content
 
 from engine.core.options import options
 from engine.pipeline.trials import options_to_try
-from tests.support.idle_wizard import Sessions, click_on, look_at, screen_text, turn_to, until
+from tests.support.idle_wizard import Sessions, click_on, open_stage, screen_text, turn_to, until
 from tui.runs.runner import Runner
 from tui.screens.base import STAGE_OPTIONS, options_of
 from tui.widgets.option_help import (
@@ -39,7 +39,7 @@ def drawn(rows: OptionRows, width: int = 100) -> list[Content]:
 
 async def editor_of(pilot, app: Wizard, stage: str, option: str) -> OptionsEditor:
     """The form of a stage with the cursor on an option."""
-    await look_at(pilot, app, stage)
+    await open_stage(pilot, app, stage)
     if app.main.view.page != "Options":
         await pilot.press("o")
     await until(pilot, lambda: app.main.view.page == "Options")
@@ -183,7 +183,7 @@ def test_blank_text_is_none_only_if_none_is_allowed():
 async def test_turning_to_the_options_and_back_with_o(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
-        await look_at(pilot, app, "preflight")
+        await open_stage(pilot, app, "preflight")
         await turn_to(pilot, app, "Options")
         await pilot.press("o")
         await until(pilot, lambda: app.main.view.page == "Overview")
@@ -252,7 +252,7 @@ def test_the_description_below_the_rows_is_wrapped_and_never_cut():
 
 def test_rows_are_aligned_and_have_label_value_and_name():
     rows = OptionRows([option for option in options() if option.group == "Training"])
-    rows.put({option.name: option.default for option in options()})
+    rows.update({option.name: option.default for option in options()})
     shown = [row.plain for row in drawn(rows, 78)]
     assert all(len(row) <= 78 for row in shown)
     names = [f"  {option.name.replace('_', '-')}" for option in rows.options]

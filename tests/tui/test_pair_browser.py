@@ -222,11 +222,11 @@ async def test_a_pair_shown_full_screen_is_decided_about_with_the_same_keys(wiza
     async with wizard.run_test(size=(160, 40)) as pilot:
         browser = await browse(pilot, wizard)
         await pilot.press("enter", "x", "n", "x")
-        assert browser.has_class("-zoomed") and [row.word for row in browser.store.rows].count("rejected") == 2
+        assert browser.has_class("-zoomed") and [row.state for row in browser.store.rows].count("rejected") == 2
         await pilot.press("m")
         await until(pilot, lambda: browser.editor.display)
         await pilot.press("escape", "y")
-        assert browser.store.rows[browser.pairs.cursor].word == "accepted"
+        assert browser.store.rows[browser.pairs.cursor].state == "accepted"
         await pilot.press("escape", "j")
         assert browser.pairs.has_focus and not browser.has_class("-zoomed")
 
@@ -336,7 +336,7 @@ async def test_a_watcher_can_decide_if_allowed(tmp_path: Path, config):
     folder = tmp_path / "run"
     (folder / "pairs").mkdir(parents=True)
     write_rows(folder / layout.PAIRS_JSONL, [row(1)])
-    app = Wizard(Watcher(Run(folder), config(output_dir=folder), decides=True))
+    app = Wizard(Watcher(Run(folder), config(output_dir=folder), allows_decisions=True))
     async with app.run_test(size=(160, 40)) as pilot:
         await browse(pilot, app)
         assert "accept" in screen_text(app).splitlines()[-1] and "watching, decisions allowed" in screen_text(app)
@@ -392,7 +392,7 @@ async def test_a_revision_is_edited_in_place_and_the_gate_sees_the_new_text(wiza
         assert edits_of(wizard)["id12"].revised_response == "Ask someone who knows."
         await until(pilot, lambda: "to train 13 (+1)" in screen_text(wizard))
         await until(pilot, lambda: "Revision (edited)" in screen_text(wizard))
-        assert browser.pairs.has_focus and browser.pairs.row.word == "edited"
+        assert browser.pairs.has_focus and browser.pairs.row.state == "edited"
 
 
 async def test_the_draft_can_be_edited_and_esc_discards(wizard: Wizard):

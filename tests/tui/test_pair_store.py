@@ -161,9 +161,9 @@ def test_undo_reverts_an_earlier_sessions_decision_under_the_cursor(run: Run):
     pairs_of(run, row(1), row(2))
     write_edit(run / layout.EDITS_JSONL, "id2", "reject")
     store = catch_up(PairStore(run))
-    assert store.rows[1].word == "rejected"
+    assert store.rows[1].state == "rejected"
     assert store.undo(0) is None
-    assert store.undo(1) == 1 and store.rows[1].word == "usable"
+    assert store.undo(1) == 1 and store.rows[1].state == "usable"
 
 
 def test_a_decision_during_a_check_is_not_overwritten(run: Run):
@@ -174,7 +174,7 @@ def test_a_decision_during_a_check_is_not_overwritten(run: Run):
     found = store.check(batch)  # in its thread, from the state before the decision
     store.decide(0, "reject")
     store.apply_assessments(found)
-    assert not store.rows[0].usable and store.rows[0].word == "rejected"
+    assert not store.rows[0].usable and store.rows[0].state == "rejected"
     assert not catch_up(store).rows[0].usable
 
 
@@ -183,7 +183,7 @@ def test_decisions_made_elsewhere_are_read(run: Run):
     pairs_of(run, row(1))
     watching = catch_up(PairStore(run))
     catch_up(PairStore(run)).decide(0, "reject")
-    assert catch_up(watching).rows[0].word == "rejected"
+    assert catch_up(watching).rows[0].state == "rejected"
 
 
 def test_a_pair_without_an_id_cannot_be_decided_about(run: Run):

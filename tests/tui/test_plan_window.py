@@ -43,7 +43,7 @@ async def test_the_plan_is_shown_first_and_the_same_key_starts_the_run(
         )
         assert "without Training" in screen_text(app) and not sessions.made
         await pilot.press("a")
-        await until(pilot, lambda: sessions.made and sessions.last.asked == [("packaging", None)])
+        await until(pilot, lambda: sessions.made and sessions.last.calls == [("packaging", None)])
     assert planned == ["packaging"]
 
 

@@ -1,4 +1,4 @@
-"""Restarting a run in a fresh process: who asks for it, how often, and its arguments."""
+"""Restarting a run in a fresh process: what requests it, how often, and its arguments."""
 
 from __future__ import annotations
 

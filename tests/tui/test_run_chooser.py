@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.run.listing import runs_below
+from engine.run.listing import find_runs
 from tests.run.test_listing import made_run
 from tui.wizard.run_chooser import RunChooser, choose_run, run_row
 
@@ -23,7 +23,7 @@ def chooser(tmp_path: Path, config: Callable[..., Any]) -> Callable[..., RunChoo
     """Two runs, of which `b` is newer, with `--output-dir` at one of them or at a folder without a run."""
     made_run(tmp_path / "a", **TRAINED)
     made_run(tmp_path / "b", "training", "stopped").record_stage("training", started=5_000.0)
-    return lambda own: RunChooser(config(output_dir=tmp_path / own), tmp_path, runs_below(tmp_path))
+    return lambda own: RunChooser(config(output_dir=tmp_path / own), tmp_path, find_runs(tmp_path))
 
 
 async def after(app: RunChooser, *keys: str) -> Path | None:
@@ -57,7 +57,7 @@ def test_with_one_run_there_is_nothing_to_choose(tmp_path: Path, config):
 @pytest.mark.parametrize("width", [80, 118, 138, 198])
 def test_a_row_shows_the_outcome_of_the_run_and_fits(width: int, tmp_path: Path):
     made_run(tmp_path / "a-run-with-a-name-that-is-longer-than-a-narrow-row-has-room-for", **TRAINED)
-    (run,) = runs_below(tmp_path)
+    (run,) = find_runs(tmp_path)
     row = run_row(run, tmp_path, width).plain
     assert len(row) <= width and "151 pairs" in row and "no different" in row and "done" in row
     assert row.strip().startswith("a-run-with-a-n"), "most of the name is shown"

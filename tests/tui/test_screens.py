@@ -26,7 +26,7 @@ from engine.core.stage_table import STAGE, STAGES
 from engine.run.folder import Run
 from engine.run.journal import read_journal
 from engine.run.state import RunState, fold
-from tests.support.idle_wizard import is_open, look_at, screen_text, turn_to, until
+from tests.support.idle_wizard import is_open, open_stage, screen_text, turn_to, until
 from tests.support.made_up_run import HOSTILE, RAW_SEQUENCES, failed_run, make_run, write_pairs
 from tui.formatting import short_path
 from tui.keys import KEYS
@@ -48,7 +48,7 @@ async def test_every_view_of_every_stage_opens_and_shows_hostile_text_as_text(fi
     app = Wizard(finished)
     async with app.run_test(size=size) as pilot:
         for stage in STAGES:
-            await look_at(pilot, app, stage)
+            await open_stage(pilot, app, stage)
             for page in app.main.view.pages:
                 await turn_to(pilot, app, page)
                 await pilot.pause(0.1)
@@ -79,7 +79,7 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
     folder = make_run(tmp_path / "run", through="training", pairs=20)
     app = Wizard(Watcher(Run(folder), config(output_dir=folder)))
     async with app.run_test(size=(120, 40)) as pilot:
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await until(pilot, lambda: "watching" in screen_text(app))
         await pilot.press("r", "a")
         await pilot.pause()
@@ -104,7 +104,7 @@ async def test_one_line_shows_the_servers_while_pairs_are_made(tmp_path: Path, c
     runner._state = at_work
     app = Wizard(runner)
     async with app.run_test(size=size) as pilot:
-        await look_at(pilot, app, "pairs")
+        await open_stage(pilot, app, "pairs")
         text = "1 of 2 servers · 14 running, 3 waiting, cache 40% · http://b"
         await until(pilot, lambda: text in screen_text(app))
         assert not any(raw in screen_text(app) for raw in RAW_SEQUENCES)
@@ -116,7 +116,7 @@ async def test_one_line_shows_the_servers_while_pairs_are_made(tmp_path: Path, c
 async def test_clicks_in_hostile_text_do_nothing(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
-        await look_at(pilot, app, "workspace")
+        await open_stage(pilot, app, "workspace")
         await pilot.press("l")
         await until(pilot, lambda: is_open(app, LogScreen))
         await until(pilot, lambda: "[@click" in screen_text(app), "the hostile text")
@@ -177,7 +177,7 @@ def test_a_description_has_the_options_and_the_forecast(config):
 async def test_a_stage_offers_actions_before_it_runs(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
-        await look_at(pilot, app, "pairs")
+        await open_stage(pilot, app, "pairs")
         await until(pilot, lambda: "2,500 prompts" in screen_text(app))
         assert "run all" in screen_text(app) and "options" in screen_text(app)
 

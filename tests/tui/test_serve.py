@@ -40,7 +40,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(run_folder: Path) -> Iterator[str]:
-    """Of a server over a finished run, with its token."""
+    """The address of a server for a finished run, with its token."""
     command = [sys.executable, "-m", "tui.cli", "serve", str(run_folder), "--port", str(free_port())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_TOKEN": TOKEN}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:

@@ -1,4 +1,4 @@
-"""Shells and pagers meet the program: completions run by the shells, the man page read by its checkers, the file of options."""
+"""Completions run by the shells, the man page read by its checkers, help texts, and the file of options."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ COMPLETED = [
     (["clean", "--on"], {"--only"}),
     (["completion", "z"], {"zsh"}),
 ]
-"""The words before the cursor, and what completes the last."""
+"""The words before the cursor, and the completions of the last one."""
 
 
 @pytest.mark.parametrize(("words", "expected"), COMPLETED, ids=[" ".join(words) for words, _ in COMPLETED])

@@ -20,7 +20,7 @@ from engine.core.events import (
     Telemetry,
 )
 from engine.core.stage_table import STAGES
-from tests.support.idle_wizard import look_at, screen_text, until
+from tests.support.idle_wizard import open_stage, screen_text, until
 from tests.support.made_up_run import GIB, failed_run, make_run
 from tests.support.shots import (
     COMPARED,
@@ -51,7 +51,7 @@ async def views(shots: Shots, pages: dict[str, tuple[str, ...]]) -> None:
 async def turn_to(shots: Shots, stage: str, page: str) -> None:
     app = shots.app
     if app.main.selected != stage:
-        await look_at(shots.pilot, app, stage)
+        await open_stage(shots.pilot, app, stage)
     await app.main.view.turn_to(page)
     if page == "Pairs":
         browser = app.main.view.browser
@@ -94,7 +94,7 @@ async def test_dialogs_and_the_text_editor(wizard, size: str, theme: str, tmp_pa
     app = wizard(lambda folder: make_run(folder, pairs=60))
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         for name, key in (("help", "question_mark"), ("log", "l"), ("redo", "R"), ("themes", "t")):
             await pilot.press(key)
             await until(pilot, lambda: app.screen is not app.main)
@@ -109,7 +109,7 @@ async def test_dialogs_and_the_text_editor(wizard, size: str, theme: str, tmp_pa
         await pilot.press("slash", *"reason:identical", "enter")
         await until(pilot, lambda: 0 < browser.pairs.row_count < 60)
         await pilot.press("x")
-        await until(pilot, lambda: browser.pairs.row.word == "rejected")
+        await until(pilot, lambda: browser.pairs.row.state == "rejected")
         app.clear_notifications()
         await pilot.pause(0.1)
         await shots.take("pairs-filtered")
@@ -126,7 +126,7 @@ async def test_a_new_run(wizard, size: str, theme: str, tmp_path: Path):
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
         for stage in ("workspace", "credentials", "pairs", "training"):
-            await look_at(pilot, app, stage)
+            await open_stage(pilot, app, stage)
             if stage == "workspace":
                 await until(pilot, lambda: "Missing: adapter" in screen_text(app))
                 app.main.set_focus(None)
@@ -145,7 +145,7 @@ async def test_training_without_a_gpu_after_a_warning(wizard, size: str, theme: 
         for step in state.train_steps[-60:-20]:
             state = state.apply(step, NOW - 900 + 6 * (step.step - 145))
         app.source._state = state.apply(Telemetry((), 9 * GIB, 21 * GIB, 128 * GIB, 37.0, "no NVIDIA GPU here"), NOW)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         shots = Shots(pilot, app, size, theme, tmp_path)
         await shots.take("running-training")
         shots.check()
@@ -159,7 +159,7 @@ async def test_a_failure_and_a_refusal(wizard, size: str, theme: str, tmp_path: 
     app = wizard(refused)
     async with app.run_test(size=SIZES[size]) as pilot:
         shots = Shots(pilot, app, size, theme, tmp_path)
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         await shots.take("failed-credentials")
         refusal = StageFinished(
             "quality",
@@ -173,7 +173,7 @@ async def test_a_failure_and_a_refusal(wizard, size: str, theme: str, tmp_path: 
         state = app.source._state.apply(StageStarted("quality"), NOW - 60)
         app.source._state = state.apply(refusal, NOW - 55).apply(RunFinished(9, refusal.summary), NOW - 55)
         app.notifications._finished = app.source._state.finished
-        await look_at(pilot, app, "quality")
+        await open_stage(pilot, app, "quality")
         await shots.take("refused-quality")
         shots.check()
 

@@ -58,9 +58,9 @@ async def test_with_the_mouse_alone(begun):
 @pytest.mark.parametrize("asks", [False, True])
 async def test_only_a_permitted_wizard_asks_the_hub(begun, asks: bool, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr("tui.screens.workspace.ask_hub", lambda config, run, token: asked.append(config) or {})
+    monkeypatch.setattr("tui.screens.workspace.query_hub", lambda config, run, token: asked.append(config) or {})
     runner = begun()
-    runner.asks_hub = asks
+    runner.may_query_hub = asks
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "Nothing is missing" in screen_text(app))

@@ -14,7 +14,7 @@ from engine.security.secrets import Secret
 from tests.support.demo_on_hub import options_from_the_hub, put_demo_on
 from tests.support.fake_hub import FakeHub, fake_hub
 from tests.support.hub_in_process import use
-from tests.support.idle_wizard import Sessions, look_at, screen_text, until
+from tests.support.idle_wizard import Sessions, open_stage, screen_text, until
 from tui.runs.runner import Runner
 from tui.widgets.token_field import TokenField
 from tui.wizard.app import Wizard
@@ -33,7 +33,7 @@ async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runne
             messages.append(repr(message))
 
     async with app.run_test(size=(100, 40), message_hook=hear) as pilot:
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         field = app.main.view.query_one(TokenField)
         before = app.export_screenshot()
         field.focus()
@@ -51,7 +51,7 @@ async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runne
         texts += [app.export_screenshot(), repr(field), *messages]
         assert not field.filled
     assert sessions.last.context.token.reveal() == TOKEN
-    assert sessions.last.asked == [("credentials", None)]
+    assert sessions.last.calls == [("credentials", None)]
     for text in (*texts, caplog.text):
         assert not any(TOKEN[i : i + 6] in text for i in range(3, len(TOKEN) - 6))
 
@@ -59,7 +59,7 @@ async def test_the_token_is_passed_to_the_engine_and_shown_nowhere(runner: Runne
 async def test_the_first_keys_do_not_end_up_in_the_token(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         await pilot.press("j")
         await until(pilot, lambda: app.main.selected == "dependencies")
 
@@ -67,7 +67,7 @@ async def test_the_first_keys_do_not_end_up_in_the_token(runner: Runner):
 async def test_esc_leaves_the_field_and_letters_are_keys_again(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         await pilot.press("tab", "j", "escape")
         assert app.main.view.query_one(TokenField).filled
         await pilot.press("j")
@@ -124,7 +124,7 @@ async def test_d_logs_in_with_a_browser_and_the_run_uses_the_token(
     runner = Runner(config(**{**options_from_the_hub(), "output_dir": run.folder}), run)
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
-        await look_at(pilot, app, "credentials")
+        await open_stage(pilot, app, "credentials")
         await pilot.press("d")
         await until(pilot, lambda: "ABCD-1234" in screen_text(app), "the code", 30)
         shown = screen_text(app)

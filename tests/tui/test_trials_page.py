@@ -9,7 +9,7 @@ from engine.core.events import TrialFinished, TrialStarted, TrialStep
 from engine.run.folder import Run
 from engine.run.journal import Journal
 from engine.run.state import RunState
-from tests.support.idle_wizard import look_at, screen_text, until
+from tests.support.idle_wizard import open_stage, screen_text, until
 from tests.support.made_up_run import make_run
 from tui.runs.watcher import Watcher
 from tui.screens.trials import trial_lines
@@ -66,7 +66,7 @@ async def test_a_watcher_of_a_sweep_sees_new_trials(tmp_path: Path, config):
     app = Wizard(watcher)
     async with app.run_test(size=(100, 40)) as pilot:
         await until(pilot, lambda: app.main.is_ready)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         assert "Trials" not in app.main.view.pages
         await pilot.press("f")
         journal = Journal(folder / layout.EVENTS_JSONL)

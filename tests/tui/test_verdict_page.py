@@ -8,7 +8,7 @@ from engine.core.events import EvalDone
 from engine.dpo.evaluation.answered_prompts import answered_prompts_from
 from engine.dpo.evaluation.key_figures import KeyFigure, key_figures
 from engine.dpo.evaluation.verdict import RULES
-from tests.support.idle_wizard import click_on, look_at, screen_text, until
+from tests.support.idle_wizard import click_on, open_stage, screen_text, until
 from tests.support.made_up_run import report
 from tui.runs.runner import Runner
 from tui.screens.answers import AnswersShown, answers_lines
@@ -78,7 +78,7 @@ async def test_with_keys_alone(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: app.main.is_ready)
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await until(pilot, lambda: "1 of 40" in screen_text(app), "the answers of the report")
         assert "█▀▄ █▀▀ ▀█▀" in screen_text(app) and "all 40" in screen_text(app)
         await pilot.press("N")

@@ -18,7 +18,7 @@ from engine.core.stage_table import STAGES
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.journal import Entry
-from tests.support.idle_wizard import FakeSession, Sessions, is_open, look_at, screen_text, turn_to, until
+from tests.support.idle_wizard import FakeSession, Sessions, is_open, open_stage, screen_text, turn_to, until
 from themes import saved
 from tui.keys import KEYS, PLACES, bindings, footer_keys, help_rows, keys_markdown
 from tui.pair_browser.browser import PairBrowser
@@ -58,7 +58,7 @@ def test_the_table_of_keys_matches_the_bindings(place: str):
     bound = {
         (key, one.action) for key, all_of_key in owner._merge_bindings().key_to_bindings.items() for one in all_of_key
     }
-    mine = [key for key in KEYS if key.where == place and not key.action.startswith("app.")]
+    mine = [key for key in KEYS if key.place == place and not key.action.startswith("app.")]
     table = {(name, key.action) for key in mine for name in key.keys.split(",")}
     assert table <= bound
     if place == "app":
@@ -71,11 +71,11 @@ def test_the_table_of_keys_matches_the_bindings(place: str):
 def test_every_key_has_a_sentence_in_the_help_and_the_readme():
     sentences = {sentence for _, _, sentence in help_rows()}
     for key in KEYS:
-        assert key.where in PLACES
+        assert key.place in PLACES
         if not key.action.startswith("go"):
             assert key.sentence in sentences
     assert all(f"`{shown}`" in keys_markdown() for _, shown, _ in help_rows())
-    assert len(bindings("app")) == sum(key.where == "app" for key in KEYS)
+    assert len(bindings("app")) == sum(key.place == "app" for key in KEYS)
 
 
 def test_no_key_is_one_that_docker_or_a_terminal_takes():
@@ -85,14 +85,14 @@ def test_no_key_is_one_that_docker_or_a_terminal_takes():
 
 def test_no_key_means_two_things_in_one_place():
     for place in OWNERS:
-        names = [name for key in KEYS if key.where == place for name in key.keys.split(",")]
+        names = [name for key in KEYS if key.place == place for name in key.keys.split(",")]
         assert len(names) == len(set(names))
 
 
 def test_the_footer_starts_with_the_focused_part_and_ends_with_help():
     offered = footer_keys(("pairs", "stage", "app"))
-    assert offered[0].where == "pairs" and offered[-1].action == "help"
-    assert not any(key.where == "options" for key in offered)
+    assert offered[0].place == "pairs" and offered[-1].action == "help"
+    assert not any(key.place == "options" for key in offered)
 
 
 def test_the_help_starts_with_the_keys_of_the_focused_part():
@@ -121,7 +121,7 @@ async def test_stages_are_walked_with_letters_brackets_and_digits(finished: Runn
 async def test_v_or_a_click_on_its_name_shows_a_view(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await until(pilot, lambda: app.main.view.page == "Verdict")
         await pilot.press("v")
         assert app.main.view.page == "Options"
@@ -177,7 +177,7 @@ async def test_the_palette_has_every_command_and_every_option(finished: Runner):
         titles = [command.title for command in app.get_system_commands(app.screen)]
         for option in options():
             assert any(title.startswith(f"{option.label} ({option.flag}): ") for title in titles), option.name
-        enabled = [key for key in KEYS if key.where == "app" and app.is_key_enabled(key)]
+        enabled = [key for key in KEYS if key.place == "app" and app.is_key_enabled(key)]
         named = {key.sentence.partition(";")[0].removesuffix(".") for key in enabled}
         assert {"Run all ten stages", "Themes, previewed as you move"} <= named & set(titles)
 
@@ -276,13 +276,13 @@ async def test_a_small_screen_shows_one_notice_at_a_time(finished: Runner):
 async def test_r_runs_up_to_the_selected_stage(runner: Runner, sessions: Sessions):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
-        await look_at(pilot, app, "dependencies")
+        await open_stage(pilot, app, "dependencies")
         await pilot.press("r")
         await until(pilot, lambda: runner.snapshot().current is not None)
-        assert sessions.last.asked == [("dependencies", None)]
+        assert sessions.last.calls == [("dependencies", None)]
         await pilot.press("r", "a")
         assert len(sessions.made) == 1, "one engine at a time"
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         await until(pilot, lambda: not runner.running)
         assert runner.exit_code is ExitCode.DONE and sessions.last.closed
         await pilot.press("r")
@@ -292,12 +292,12 @@ async def test_r_runs_up_to_the_selected_stage(runner: Runner, sessions: Session
 async def test_a_stage_offers_its_actions_and_a_click_runs_one(runner: Runner, sessions: Sessions):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
-        await look_at(pilot, app, "adapter")
+        await open_stage(pilot, app, "adapter")
         await until(pilot, lambda: " r  run " in screen_text(app))
         shown = screen_text(app).splitlines()
         y = next(y for y, line in enumerate(shown) if " r  run " in line)
         await pilot.click(offset=(shown[y].index(" r  run ") + 1, y))
-        await until(pilot, lambda: sessions.made and sessions.last.asked == [("adapter", None)])
+        await until(pilot, lambda: sessions.made and sessions.last.calls == [("adapter", None)])
 
 
 async def test_the_view_follows_the_running_stage_until_the_user_selects_another(runner: Runner, sessions: Sessions):
@@ -316,7 +316,7 @@ async def test_the_view_follows_the_running_stage_until_the_user_selects_another
 async def test_redo_asks_first(finished: Runner, sessions: Sessions):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
-        await look_at(pilot, app, "quality")
+        await open_stage(pilot, app, "quality")
         await pilot.press("R")
         await until(pilot, lambda: is_open(app, Question))
         await pilot.press("escape")
@@ -325,7 +325,7 @@ async def test_redo_asks_first(finished: Runner, sessions: Sessions):
         await pilot.press("R")
         await until(pilot, lambda: is_open(app, Question))
         await pilot.press("y")
-        await until(pilot, lambda: sessions.made and sessions.last.asked == [("quality", "quality")])
+        await until(pilot, lambda: sessions.made and sessions.last.calls == [("quality", "quality")])
 
 
 @pytest.mark.fault("A18")
@@ -350,12 +350,12 @@ async def test_the_end_is_a_notice_if_another_stage_is_on_the_screen(
 ):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
-        await look_at(pilot, app, "workspace")
+        await open_stage(pilot, app, "workspace")
         await pilot.press("r")
-        await until(pilot, lambda: app.seen.running)
-        await look_at(pilot, app, looked_at)
+        await until(pilot, lambda: app.shown_state.running)
+        await open_stage(pilot, app, looked_at)
         app.clear_notifications()
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         await until(pilot, lambda: "✓ 1 of 10 stages done" in screen_text(app))  # not "finished"
         await pilot.pause(0.2)
         assert [notice.message for notice in app._notifications] == notices
@@ -374,10 +374,10 @@ async def test_in_a_flood_of_events_drawing_is_limited_and_keys_work(
 ):
     class Flood(FakeSession):
         def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
-            self._say(StageStarted("pairs"))
+            self._emit(StageStarted("pairs"))
             for number in range(20_000):
-                self._say(Progress(number + 1, 20_000, "pairs", stage="pairs"))
-            self.let_go.wait(20)
+                self._emit(Progress(number + 1, 20_000, "pairs", stage="pairs"))
+            self.released.wait(20)
             return ExitCode.DONE
 
     made = Sessions(Flood)
@@ -388,16 +388,16 @@ async def test_in_a_flood_of_events_drawing_is_limited_and_keys_work(
         draw = app.main.draw
 
         async def counted(*arguments: Any) -> bool:
-            drawn.append(app.seen.stages["pairs"].progress)
+            drawn.append(app.shown_state.stages["pairs"].progress)
             return await draw(*arguments)
 
         app.main.draw = counted
         await pilot.press("a", "1")
         await until(pilot, lambda: app.main.selected == "workspace")
         await until(
-            pilot, lambda: app.seen.stages["pairs"].progress == Progress(20_000, 20_000, "pairs", stage="pairs")
+            pilot, lambda: app.shown_state.stages["pairs"].progress == Progress(20_000, 20_000, "pairs", stage="pairs")
         )
-        made.last.let_go.set()
+        made.last.released.set()
     assert 1 < len(drawn) < 200
 
 
@@ -458,7 +458,7 @@ async def test_q_asks_while_the_engine_runs_and_it_may_be_left_running(runner: R
         await pilot.pause()
     assert app.return_value is WizardEnd.LEFT_RUNNING
     assert runner.running, "the engine continues without the screen"
-    sessions.last.let_go.set()
+    sessions.last.released.set()
     runner.join(5)
     assert runner.exit_code is ExitCode.DONE
 
@@ -485,7 +485,7 @@ async def test_a_run_that_ends_while_q_asks_needs_no_answer(runner: Runner, sess
         await until(pilot, lambda: runner.running)
         await pilot.press("q")
         await until(pilot, lambda: is_open(app, Question))
-        sessions.last.let_go.set()
+        sessions.last.released.set()
         await until(pilot, lambda: app.return_value is not None)
     assert app.return_value is WizardEnd.FINISHED and runner.exit_code is ExitCode.DONE
 
@@ -534,7 +534,7 @@ async def test_a_signal_stops_and_leaves(runner: Runner):
 async def test_a_second_signal_leaves_at_once(tmp_path, config):
     class Deaf(FakeSession):
         def run(self, **asked: object) -> ExitCode:
-            self.let_go.wait(20)
+            self.released.wait(20)
             return ExitCode.DONE
 
     made: list[Deaf] = []
@@ -557,7 +557,7 @@ async def test_a_second_signal_leaves_at_once(tmp_path, config):
         app.shutdown.by_signal("SIGTERM", ExitCode.TERMINATED)
         await pilot.pause()
     assert (app.return_value, app.return_code) == (WizardEnd.STOPPED, 143)
-    made[0].let_go.set()
+    made[0].released.set()
 
 
 def test_a_terminal_that_is_not_a_terminal_is_gone(tmp_path: Path):
@@ -575,7 +575,7 @@ def test_a_terminal_that_is_not_a_terminal_is_gone(tmp_path: Path):
 async def test_c_copies_the_scp_command_and_names_the_saved_copy(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
-        await look_at(pilot, app, "packaging")
+        await open_stage(pilot, app, "packaging")
         await pilot.press("c")
         await pilot.pause()
         assert app.clipboard.startswith("scp root@gpu-box:")
@@ -585,7 +585,7 @@ async def test_c_copies_the_scp_command_and_names_the_saved_copy(finished: Runne
 async def test_a_click_on_a_command_copies_it(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
-        await look_at(pilot, app, "packaging")
+        await open_stage(pilot, app, "packaging")
         await until(pilot, lambda: "unzip stage3" in screen_text(app))
         shown = screen_text(app).splitlines()
         y = next(y for y, line in enumerate(shown) if "unzip stage3" in line)
@@ -596,7 +596,7 @@ async def test_a_click_on_a_command_copies_it(finished: Runner):
 async def test_the_charts_zoom_to_the_newest_steps(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(160, 48)) as pilot:
-        await look_at(pilot, app, "training")
+        await open_stage(pilot, app, "training")
         await turn_to(pilot, app, "Curves")
         await until(pilot, lambda: "Accuracy" in screen_text(app))
         await pilot.press("z")

@@ -60,7 +60,7 @@ def ended(context: Context, monkeypatch: pytest.MonkeyPatch, *stages: str) -> tu
     return code, f"{error['what']} {error['why']} {error['what_to_do']}"
 
 
-def test_the_same_run_with_nothing_wrong_ends_well(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_the_same_run_succeeds_if_nothing_is_wrong(make: Make, monkeypatch: pytest.MonkeyPatch):
     assert ended(make(), monkeypatch, "adapter", "training") == (ExitCode.DONE, "")
 
 
@@ -86,13 +86,13 @@ def test_identical_pairs_are_refused_by_the_gate(make: Make, monkeypatch: pytest
     assert "usable share is 0.0% (at least 50.0%)" in told and "training pairs is 0 (at least 10)" in told
 
 
-def test_a_person_who_opens_the_gate_for_identical_pairs_trains_on_nothing(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_opening_the_gate_for_identical_pairs_leaves_nothing_to_train_on(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = with_pairs(make(min_pairs=10, accept_quality="let me"), [identical(i) for i in range(30)])
     code, told = ended(context, monkeypatch, "quality", "training")
     assert code == 9 and "0 usable pairs are too few to split into training and held-out sets" in told
 
 
-def test_identical_replies_in_a_training_file_are_refused_by_their_line(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_identical_replies_in_a_training_file_are_refused_with_their_line(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = make()
     rows = pairs(16)
     rows[4] = {**rows[4], "rejected": rows[4]["chosen"]}
@@ -102,7 +102,9 @@ def test_identical_replies_in_a_training_file_are_refused_by_their_line(make: Ma
 
 
 @pytest.mark.fault("D19")
-def test_a_set_of_one_pair_is_refused_by_the_gate_and_beyond_it(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_a_single_pair_is_refused_by_the_gate_and_even_if_the_gate_is_opened(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+):
     code, told = ended(with_pairs(make(), [good_pairs.row(0)]), monkeypatch, "quality", "training")
     assert code == 9 and "training pairs is 1 (at least 100)" in told
     insisting = with_pairs(make(accept_quality="it is all I have"), [good_pairs.row(0)])
@@ -111,7 +113,7 @@ def test_a_set_of_one_pair_is_refused_by_the_gate_and_beyond_it(make: Make, monk
 
 
 @pytest.mark.fault("D18")
-def test_swapped_labels_are_refused_by_the_gate_where_something_scored(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_the_gate_refuses_swapped_labels_if_the_pairs_have_scores(make: Make, monkeypatch: pytest.MonkeyPatch):
     scored = [good_pairs.row(i, base_score=0.25, revised_score=0.75) for i in range(30)]
     context = with_pairs(make(min_pairs=10, min_eval_pairs=4, accept_quality="nobody judges here"), scored)
     assert ended(context, monkeypatch, "quality")[0] == ExitCode.DONE
@@ -122,9 +124,7 @@ def test_swapped_labels_are_refused_by_the_gate_where_something_scored(make: Mak
     assert code == 9 and "improved share is 0.0% (at least 60.0%)" in told
 
 
-def test_pairs_that_are_all_too_long_are_named_with_the_length_that_they_need(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-):
+def test_pairs_that_are_all_too_long_are_listed_with_the_length_they_need(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = make(max_length=16, max_too_long_share=1.0)
     code, told = ended(context, monkeypatch, "adapter", "training")
     assert code == 9
@@ -148,7 +148,7 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_made(
     assert "does not fit" in told and "--base-model-id" in told and "--adapter-path" in told
 
 
-def test_a_fresh_lora_over_the_bare_base_is_not_a_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_a_fresh_lora_on_the_bare_base_is_not_a_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
     def fresh(base: Any, folder: Path, *, trainable: bool) -> Any:
         return get_peft_model(base, LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"]))
 
@@ -162,7 +162,7 @@ def test_a_fresh_lora_over_the_bare_base_is_not_a_reference(make: Make, monkeypa
 
 
 @pytest.mark.fault("D16")
-def test_a_loss_that_asks_the_bare_base_is_not_a_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_a_loss_that_compares_with_the_bare_base_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch):
     import trl.trainer.dpo_trainer as dpo
 
     monkeypatch.setattr(dpo, "use_adapter", lambda model, adapter_name: model.disable_adapter())
@@ -176,7 +176,7 @@ def test_a_loss_that_asks_the_bare_base_is_not_a_reference(make: Make, monkeypat
 
 
 @pytest.mark.fault("D1")
-def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_continues(
+def test_one_nan_in_one_gradient_stops_the_run_and_it_resumes_from_the_last_good_checkpoint(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ):
     real, poisoned = trl_trainer.Stage3Trainer.training_step, []
@@ -203,7 +203,9 @@ def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_cont
 
 
 @pytest.mark.fault("D17")
-def test_a_training_that_changes_nothing_is_stopped_unless_it_was_asked_to(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_training_that_changes_nothing_is_an_error_unless_the_learning_rate_is_0(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+):
     code, told = ended(make(learning_rate=1e-30), monkeypatch, "adapter", "training")
     assert code == 8 and "did not change the adapter" in told and "--learning-rate (now 1e-30)" in told
     context = make(learning_rate=0.0)
@@ -222,7 +224,9 @@ def test_a_training_that_changes_nothing_is_stopped_unless_it_was_asked_to(make:
         (("--num-examples", "1"), 9, "training pairs is 1 (at least 80)"),
     ],
 )
-def test_auto_says_it_on_stderr_in_three_lines(options: tuple[str, ...], code: int, words: str, tmp_path: Path):
+def test_auto_reports_the_error_on_stderr_in_three_lines(
+    options: tuple[str, ...], code: int, words: str, tmp_path: Path
+):
     command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--output-dir", str(tmp_path / "run"), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=280)

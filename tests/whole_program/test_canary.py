@@ -30,7 +30,7 @@ from tests.support.fake_hub import FakeHub, fake_hub
 from tests.support.fork_server import TINY
 from tests.support.git_repositories import make_upstream
 from tests.support.planted_failures import PLANTED
-from tests.support.pseudo_terminal import OF_ANOTHER_TERMINAL, ROOT, PseudoTerminal
+from tests.support.pseudo_terminal import ROOT, TERMINAL_VARIABLES, PseudoTerminal
 from tests.tui.test_walk import LONG
 from tui.widgets.token_field import FILLED
 
@@ -120,7 +120,7 @@ def place(tmp_path: Path, hub: FakeHub) -> dict[str, str]:
         (tmp_path / name).mkdir()
     spy_on("git", tmp_path)
     foreign = ("HF_", "HUGGING", "STAGE3_", "XDG_", "PYTEST", "TERM")
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in OF_ANOTHER_TERMINAL}
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in TERMINAL_VARIABLES}
     return {
         **ours,
         "PYTHONPATH": str(ROOT),
@@ -169,7 +169,7 @@ def assert_children_were_looked_at(children: Children, folder: Path) -> None:
         assert any(child in command for command in children.commands), (child, children.commands)
 
 
-def test_auto_shows_a_token_nowhere_though_every_stage_fails(tmp_path: Path, place: dict[str, str]):
+def test_auto_never_reveals_the_token_even_if_every_stage_fails(tmp_path: Path, place: dict[str, str]):
     (tmp_path / "home/token").write_text(GIVEN)
     (tmp_path / "home/token").chmod(0o600)
     command = [*PROGRAM, "--auto", "--token-file", str(tmp_path / "home/token"), *arguments(tmp_path)]
@@ -186,7 +186,7 @@ def test_auto_shows_a_token_nowhere_though_every_stage_fails(tmp_path: Path, pla
 
 
 @pytest.mark.slow  # the short one: a pasted token shows nowhere (tests/tui/test_terminal.py)
-def test_the_wizard_shows_a_token_nowhere_though_every_stage_fails(
+def test_the_wizard_never_reveals_the_token_even_if_every_stage_fails(
     tmp_path: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     for name in set(os.environ) - set(place):

@@ -30,7 +30,7 @@ def finished(demo_run: Demo) -> Path:
 
 
 @pytest.mark.fault("D23")
-def test_no_library_writes_on_the_terminal(demo_run: Demo):
+def test_no_library_writes_to_the_terminal(demo_run: Demo):
     """Their warnings stand in the log."""
     assert demo_run.errors == b""
     assert all("kind" in json.loads(line) for line in demo_run.output.splitlines())
@@ -52,7 +52,7 @@ def test_training_began_at_ln_2_and_the_margin_grew(finished: Path):
     assert [step.step for step in steps] == list(range(1, steps[-1].total_steps + 1))
 
 
-def test_the_run_folder_is_the_one_of_the_contract(finished: Path):
+def test_the_run_folder_has_the_documented_files(finished: Path):
     for name in (
         layout.RUN_JSON, layout.PAIRS_JSONL, layout.PAIRS_REPORT, layout.TRAIN_JSONL, layout.EVAL_JSONL, layout.EVENTS_JSONL,
         layout.RUN_LOG, layout.EVALUATION_REPORT, layout.METRICS_JSON, "models/lora_adapters/adapter_model.safetensors",
@@ -68,7 +68,7 @@ def test_the_run_folder_is_the_one_of_the_contract(finished: Path):
     assert not list(finished.rglob("*.bin"))
 
 
-def test_the_training_set_loads_in_plain_datasets(finished: Path):
+def test_the_training_set_loads_with_plain_datasets(finished: Path):
     from datasets import load_dataset
 
     rows = load_dataset("json", data_files=str(finished / layout.TRAIN_JSONL), split="train")
@@ -78,7 +78,7 @@ def test_the_training_set_loads_in_plain_datasets(finished: Path):
     assert {str(row["prompt"]) for row in rows}.isdisjoint({str(row["prompt"]) for row in held})
 
 
-def test_the_archive_unpacks_beside_itself_and_loads_with_plain_peft(finished: Path, tmp_path: Path):
+def test_the_archive_can_be_unpacked_and_loaded_with_plain_peft(finished: Path, tmp_path: Path):
     archive = finished.with_name("stage3_artifacts.zip")
     digest, name = archive.with_name(archive.name + ".sha256").read_text().split()
     assert (len(digest), name.lstrip("*")) == (64, archive.name)
@@ -106,7 +106,7 @@ def largest_effect(base: Path, adapter: Path) -> float:
 
 
 @pytest.mark.slow
-def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothing(finished: Path, tmp_path: Path):
+def test_a_terminal_that_stops_reading_for_five_seconds_does_not_slow_training(finished: Path, tmp_path: Path):
     folder = tmp_path / "stage3"
     shutil.copytree(finished, folder)
     epochs = ("--num-train-epochs", "300")

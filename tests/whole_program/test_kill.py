@@ -68,6 +68,6 @@ def _whole_records(folder: Path) -> list[dict]:
 
 @pytest.mark.fault("A1")
 @pytest.mark.slow
-def test_killed_ten_times_among_500_prompts_nothing_is_lost(tmp_path: Path):
+def test_nothing_is_lost_if_a_run_of_500_prompts_is_killed_ten_times(tmp_path: Path):
     records = kill_and_go_on(tmp_path / "run", prompts=500, kills=10, seed=7)
     assert any(len(record["messages"]) > 1 for record in records)

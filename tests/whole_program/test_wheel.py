@@ -63,7 +63,7 @@ def test_the_packages_come_from_the_wheel_and_not_from_the_checkout(environment:
     assert run(environment, "stage3-tui", "--version", cwd=tmp_path).stdout.split()[-1] == __version__
 
 
-def test_the_wheel_holds_every_file_of_the_packages(environment: Path):
+def test_the_wheel_contains_every_file_of_the_packages(environment: Path):
     (site,) = environment.glob("lib/python*/site-packages")
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*"):
@@ -71,7 +71,7 @@ def test_the_wheel_holds_every_file_of_the_packages(environment: Path):
                 assert (site / file.relative_to(ROOT)).is_file(), file
 
 
-def test_the_demo_begins_from_the_wheel(environment: Path, tmp_path: Path):
+def test_the_demo_starts_from_the_wheel(environment: Path, tmp_path: Path):
     """As far as it goes without torch; the whole of it is slow."""
     until = ("--auto", "--demo", "--until", "credentials", "--output-dir", "run")
     done = run(environment, "stage3-tui", *until, cwd=tmp_path)
@@ -80,7 +80,7 @@ def test_the_demo_begins_from_the_wheel(environment: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_whole_install_runs_the_whole_demo(wheel: Path, tmp_path: Path):
+def test_a_full_install_runs_the_full_demo(wheel: Path, tmp_path: Path):
     """All requirements from the registry, in the versions of constraints.txt, as `uv tool install` would."""
     folder = tmp_path / "venv"
     subprocess.run([uv(), "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)

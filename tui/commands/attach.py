@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
             "Omit one.",
         )
     config = config_of(args, continues=True)
-    return attach(config, folder, hands_off=args.hands_off, decides=args.allow_decisions)
+    return attach(config, folder, hands_off=args.hands_off, allows_decisions=args.allow_decisions)
 
 
 def command_parser() -> argparse.ArgumentParser:

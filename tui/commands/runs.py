@@ -14,7 +14,7 @@ from rich.text import Text
 
 from engine.core.errors import ConfigError, ExitCode
 from engine.core.options import options
-from engine.run.listing import RunFacts, State, runs_below
+from engine.run.listing import RunSummary, State, find_runs
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import add_options, config_of, new_parser, parse
 from tui.commands.table import PROGRAM
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(args.folder) if args.folder else config_of(args).output_dir.parent
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder.", "", f"Pass a folder: `{PROGRAM} runs FOLDER`.")
-    found = runs_below(folder.resolve())
+    found = find_runs(folder.resolve())
     if args.json:
         print_json({"folder": str(folder.resolve()), "runs": [as_data(run) for run in found]})
     else:
@@ -56,7 +56,7 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def as_data(run: RunFacts) -> dict[str, Any]:
+def as_data(run: RunSummary) -> dict[str, Any]:
     return {
         "run_dir": str(run.folder),
         "state": run.state,
@@ -70,7 +70,7 @@ def as_data(run: RunFacts) -> dict[str, Any]:
     }
 
 
-def print_runs(folder: Path, found: list[RunFacts]) -> None:
+def print_runs(folder: Path, found: list[RunSummary]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     if not found:
         console.print(Text(f"No run in {visible_line(str(folder))} or below it."))
@@ -82,7 +82,7 @@ def print_runs(folder: Path, found: list[RunFacts]) -> None:
         _print_on_two_lines_each(console, folder, found)
 
 
-def _print_on_one_line_each(console: Console, folder: Path, found: list[RunFacts]) -> None:
+def _print_on_one_line_each(console: Console, folder: Path, found: list[RunSummary]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("run", overflow="fold")
     for title in ("when", "model", "pairs", "verdict", "state", "size"):
@@ -92,7 +92,7 @@ def _print_on_one_line_each(console: Console, folder: Path, found: list[RunFacts
     console.print(table)
 
 
-def _print_on_two_lines_each(console: Console, folder: Path, found: list[RunFacts]) -> None:
+def _print_on_two_lines_each(console: Console, folder: Path, found: list[RunSummary]) -> None:
     """The name gets its own line: a path does not fit in a table of 80 columns."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for title in ("when", "model", "pairs", "verdict", "state", "size"):
@@ -108,23 +108,23 @@ def _print_on_two_lines_each(console: Console, folder: Path, found: list[RunFact
         console.print(Text.assemble(*((segment.text, segment.style or "") for segment in line)), no_wrap=True)
 
 
-def with_trials(found: Iterable[RunFacts], depth: int = 0) -> Iterable[tuple[RunFacts, int]]:
+def with_trials(found: Iterable[RunSummary], depth: int = 0) -> Iterable[tuple[RunSummary, int]]:
     for run in found:
         yield run, depth
         yield from with_trials(run.trials, depth + 1)
 
 
-def _name(run: RunFacts, folder: Path, depth: int) -> Text:
+def _name(run: RunSummary, folder: Path, depth: int) -> Text:
     shown = run.folder.name if depth or run.folder == folder else str(run.folder.relative_to(folder))
     return Text(f"{'  ' * (depth - 1)}{'└ ' if depth else ''}{visible_line(shown)}", "" if depth else "bold")
 
 
-def _cells(run: RunFacts) -> list[Text]:
+def _cells(run: RunSummary) -> list[Text]:
     return [
         Text("" if run.when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when)), "dim"),
         Text(visible_line(run.model, 24)),
         Text("" if run.pairs is None else f"{run.pairs:,}"),
         Text(visible_line(run.verdict, 14), VERDICT_STYLE.get(run.verdict, "")),
-        Text(run.state_in_words, STYLE[run.state]),
+        Text(run.state_label, STYLE[run.state]),
         Text(memory(run.bytes)),
     ]

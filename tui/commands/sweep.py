@@ -84,7 +84,7 @@ def _trials(grid: dict[str, list[str]], file: str | None) -> list[Trial]:
         raise ConfigError(
             "A sweep needs several values of at least one option.",
             "No option has a list of values.",
-            f"For example, --beta 0.05,0.1. It can vary {', '.join(options_to_try())}.",
+            f"For example, pass --beta 0.05,0.1. A sweep can vary {', '.join(options_to_try())}.",
         )
     return trials_from_grid(grid)
 

@@ -235,17 +235,17 @@ class PairBrowser(Vertical):
         row = self.pairs.row
         view = self.query_one("#pair-text", TextView)
         if row is None:
-            view.put(None, None)
+            view.update(None, None)
             return
         key = (row.line, row.decision, row.reasons, row.usable, row.gain, row.score)
         try:
             record = self.store.record(row.line)
         except (OSError, ValueError) as error:
             message = one_line(f"Cannot read this line: {error}", "$check-warning")
-            view.put((row.line, "unreadable"), lambda width: paragraph(message, width))
+            view.update((row.line, "unreadable"), lambda width: paragraph(message, width))
             return
         shown_row = row
-        view.put(key, lambda width: pair_lines(record, shown_row, width))
+        view.update(key, lambda width: pair_lines(record, shown_row, width))
         if self._shown_line != row.line:
             self._shown_line = row.line
             self.query_one("#pair-detail").scroll_home(animate=False)
@@ -320,9 +320,9 @@ class PairBrowser(Vertical):
 
     def _can_decide(self) -> bool:
         """Whether decisions are possible here; if not, a notice explains why."""
-        if not self._source.decides:
+        if not self._source.allows_decisions:
             self._notify("Another process owns this run. To decide here, use `stage3-tui attach --allow-decisions`.")
-        return self._source.decides
+        return self._source.allows_decisions
 
     # -- editing ------------------------------------------------------------------------------------------------------
 
@@ -335,12 +335,12 @@ class PairBrowser(Vertical):
             self._open_editor(index, "note", "" if decision is None else decision.note)
 
     @work(group="editor", exclusive=True, description="waits for an editor", exit_on_error=False)
-    async def action_edit_outside(self) -> None:
+    async def action_edit_externally(self) -> None:
         from tui.terminal.external_editor import edit_externally
 
         if (index := self._index_to_decide()) is None:
             return
-        before = self._text_now(index, "revised_response")
+        before = self._current_text(index, "revised_response")
         try:
             text = await edit_externally(wizard_of(self).terminal_driver, self._source.run.folder, before)
         except (OSError, ValueError) as error:
@@ -353,9 +353,9 @@ class PairBrowser(Vertical):
 
     def _edit(self, field: str) -> None:
         if (index := self._index_to_decide()) is not None:
-            self._open_editor(index, field, self._text_now(index, field))
+            self._open_editor(index, field, self._current_text(index, field))
 
-    def _text_now(self, index: int, field: str) -> str:
+    def _current_text(self, index: int, field: str) -> str:
         """The current text of a field, after edits."""
         row = self.store.rows[index]
         edited = None if row.decision is None else getattr(row.decision, field)
@@ -382,7 +382,7 @@ class PairBrowser(Vertical):
     def _editor_other(self, event: TextField.SwitchRequested) -> None:
         event.stop()
         other = "base_response" if event.field == "revised_response" else "revised_response"
-        self._open_editor(event.index, other, self._text_now(event.index, other))
+        self._open_editor(event.index, other, self._current_text(event.index, other))
 
     @on(TextField.Saved)
     def _editor_kept(self, event: TextField.Saved) -> None:
@@ -404,21 +404,21 @@ class PairBrowser(Vertical):
         figures, before, unchecked, total = self._figures(), dict(self._before), store.unchecked, len(store.rows)
         accepted = config.accept_quality is not None
         key = (tuple(figures), tuple(before.items()), unchecked, total, accepted)
-        self.query_one("#gate-strip", TextView).put(
+        self.query_one("#gate-strip", TextView).update(
             key, lambda width: gate_lines(figures, accepted, before, unchecked, total, width)
         )
         pending = pending_note(self._source, self._source.snapshot())
         note = Content.assemble(("! ", "bold $check-warning"), (pending, "$check-warning"))
-        self.query_one("#pair-pending", TextView).put(
+        self.query_one("#pair-pending", TextView).update(
             pending, (lambda width: paragraph(note, width)) if pending else None
         )
         query, order = pairs.query_, pairs.order
         count = f"{pairs.row_count:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
         count += f", {self._left_of_sample()} left to decide" if self._shows_sample() else ""
-        self.query_one("#pair-count", TextView).put(
+        self.query_one("#pair-count", TextView).update(
             (count, query.problem, query.text), lambda width: [count_line(count, query.text, query.problem, width)]
         )
-        self.query_one("#pair-header", TextView).put(order, lambda width: [header_text(width - 1, order)])
+        self.query_one("#pair-header", TextView).update(order, lambda width: [header_text(width - 1, order)])
 
     def _notify(self, text: str, severity: str = "information") -> None:
         wizard_of(self).notify_user(text, severity)

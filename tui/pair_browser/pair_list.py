@@ -145,10 +145,10 @@ class PairList(RowList):
         """Move the cursor to the next row without a decision, wrapping around; False if there is none."""
         return self._go_to(lambda row: not row.decided)
 
-    def _go_to(self, wanted: Callable[[PairRow], bool], by: int = 1) -> bool:
+    def _go_to(self, matches: Callable[[PairRow], bool], by: int = 1) -> bool:
         for step in range(1, self.row_count + 1):
             place = (self.cursor + by * step) % self.row_count
-            if wanted(self._rows[self._indices[place]]):
+            if matches(self._rows[self._indices[place]]):
                 self.cursor = place
                 return True
         return False
@@ -213,10 +213,10 @@ def _cell(row: PairRow, column: PairColumn, cells: int) -> Content:
 
 def verdict_text(row: PairRow, *, all_reasons: bool = False) -> Content:
     """A mark and a word: the human decision, else the reason against the pair, else that it is usable."""
-    mark = PAIR_MARKS[row.word]
+    mark = PAIR_MARKS[row.state]
     reasons = [visible_line(one, 24) for one in row.reasons]
     text = mark.word
-    if row.word == "out" and reasons:
+    if row.state == "out" and reasons:
         more = f" +{len(reasons) - 1}" if len(reasons) > 1 else ""
         text = ", ".join(reasons) if all_reasons else reasons[0] + more
     note = " *" if row.decision is not None and row.decision.note else ""

@@ -53,7 +53,7 @@ def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
 def _first_line(record: Mapping[str, Any], row: PairRow) -> Content:
     attempts = record.get("attempts")
     reasons = ", ".join(one_line(reason, limit=40).plain for reason in row.reasons)
-    mark = PAIR_MARKS[row.word]
+    mark = PAIR_MARKS[row.state]
     return Content.assemble(
         (f"Pair {row.line.number + 1:,}   ", "bold $heading"),
         (f"{mark.glyph} {mark.word}", mark.style if "bold" in mark.style else f"bold {mark.style}"),

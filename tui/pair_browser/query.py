@@ -33,8 +33,8 @@ _VERDICTS: dict[str, Predicate] = {
     "out": lambda row: not row.usable,
     "flagged": lambda row: row.flagged,
     "decided": lambda row: row.decided,
-    "accepted": lambda row: row.word == "accepted",
-    "rejected": lambda row: row.word == "rejected",
+    "accepted": lambda row: row.state == "accepted",
+    "rejected": lambda row: row.state == "rejected",
     "swapped": lambda row: row.decision is not None and row.decision.flipped,
     "edited": lambda row: row.decision is not None and row.decision.edited,
     "sample": lambda row: row.sampled,
@@ -170,7 +170,7 @@ class Order:
 
 COLUMNS: dict[str, Callable[[PairRow], Any]] = {
     "line": lambda row: row.line.number,
-    "verdict": lambda row: (row.word, row.reasons),
+    "verdict": lambda row: (row.state, row.reasons),
     "gain": lambda row: row.gain,
     "score": lambda row: row.score,
     "draft": lambda row: row.draft,

@@ -19,7 +19,7 @@ SEARCHED = 400
 """Characters of the prompt and of each answer that a filter searches."""
 DAMAGED = "damaged"
 
-Word = Literal["usable", "out", "accepted", "rejected", "swapped", "edited"]
+PairState = Literal["usable", "out", "accepted", "rejected", "swapped", "edited"]
 """The state of a pair in a word: the human decision, else the detectors' finding."""
 
 
@@ -53,7 +53,7 @@ class PairRow:
     """Whether the scores are in the record itself."""
 
     @property
-    def word(self) -> Word:
+    def state(self) -> PairState:
         decision = self.decision
         if decision is not None and decision.accepted is not None:
             return "accepted" if decision.accepted else "rejected"
@@ -66,7 +66,7 @@ class PairRow:
     @property
     def decided(self) -> bool:
         """Whether a person decided about it; a note alone is not a decision."""
-        return self.word not in ("usable", "out")
+        return self.state not in ("usable", "out")
 
     @property
     def flagged(self) -> bool:

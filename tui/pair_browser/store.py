@@ -147,7 +147,7 @@ class PairStore:
         """Apply the result of `read`."""
         self.asks_people = update.asks_people
         if update.was_replaced:
-            self._forget()
+            self._reset()
         first = len(self.rows)
         self.rows.extend(update.rows)
         for index, row in enumerate(update.rows, start=first):
@@ -167,7 +167,7 @@ class PairStore:
             self._measures[reply.key] = reply.measures
             self._unchecked.update(self._indices.get(reply.id, ()))
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         bad_edits, self.rows, self.review = self.review.counts.bad_edits, [], Review()
         self.review.counts.bad_edits = bad_edits
         self._indices, self._keys, self._rows_of_key, self._unchecked, self._done = {}, {}, {}, set(), []
@@ -191,16 +191,16 @@ class PairStore:
             changed = [index for key in scores for index in self._rows_of_key.get(key, ())]
         self._scores.update(scores)
         for index in changed:
-            self._score(index, self._scores.get(self._keys[index], _NO_SCORES))
+            self._set_scores(index, self._scores.get(self._keys[index], _NO_SCORES))
 
-    def _score(self, index: int, scores: ScorePair) -> None:
+    def _set_scores(self, index: int, scores: ScorePair) -> None:
         row = self.rows[index]
         row.score = scores.second
         row.gain = None if scores.first is None or scores.second is None else scores.second - scores.first
         assessment = self.review.assessment(row.line.number)
         if assessment is not None:
             gain = -row.gain if row.gain is not None and assessment.flipped else row.gain
-            self._put(index, replace(assessment, gain=gain, min_gain=self._min_gain))
+            self._set_assessment(index, replace(assessment, gain=gain, min_gain=self._min_gain))
 
     # -- checking: in a thread ----------------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class PairStore:
             first, second = one.pair.base_score, one.pair.revised_score
             row.score = second
             row.gain = None if first is None or second is None else second - first
-            self._put(one.index, one.assessment)
+            self._set_assessment(one.index, one.assessment)
 
     def _index_key(self, index: int, key: tuple[str, str]) -> None:
         old_key = self._keys.get(index)
@@ -267,7 +267,7 @@ class PairStore:
             self._keys[index] = key
             self._rows_of_key.setdefault(key, []).append(index)
 
-    def _put(self, index: int, assessment: Assessment) -> None:
+    def _set_assessment(self, index: int, assessment: Assessment) -> None:
         for number in self.review.put(self.rows[index].line.number, assessment):
             changed = self.rows[index] if number == self.rows[index].line.number else self._row_of_line(number)
             changed.usable, changed.reasons = self.review.usable(number), self.review.reasons(number)

@@ -47,9 +47,9 @@ class PairFile:
 
     read_only = False
     token = None
-    asks_hub = False
+    may_query_hub = False
     hands_off = False
-    decides = True
+    allows_decisions = True
     running = False
     exit_code: ExitCode | None = None
 

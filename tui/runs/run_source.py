@@ -40,7 +40,7 @@ class RunSource(Protocol):
     """This process does not own the run: it can watch it, and ask it to stop."""
     hands_off: bool
     """This process may not even ask the run to stop, and writes nothing: another person watches, in a browser."""
-    decides: bool
+    allows_decisions: bool
     """Whether decisions about pairs can be made here."""
     run: Run
     config: Stage3Config
@@ -50,7 +50,7 @@ class RunSource(Protocol):
         """The token in use, if this process has one."""
 
     @property
-    def asks_hub(self) -> bool:
+    def may_query_hub(self) -> bool:
         """Whether the screen may ask the Hub about the names in the options before a run starts."""
 
     @property

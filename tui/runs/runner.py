@@ -37,7 +37,7 @@ class Runner:
 
     read_only = False
     hands_off = False
-    decides = True
+    allows_decisions = True
 
     def __init__(
         self,
@@ -46,11 +46,11 @@ class Runner:
         *,
         token: Secret | None = None,
         session_factory: SessionFactory = Session,
-        asks_hub: bool = False,
+        may_query_hub: bool = False,
     ) -> None:
         self.run = run
         self.config = config
-        self.asks_hub = asks_hub
+        self.may_query_hub = may_query_hub
         self.exit_code: ExitCode | None = None
         """Exit code of the last completed start."""
         self.restart_until: str | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.core.reading import open_file
-from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, parsed_line, too_long
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, parse_line, too_long
 
 BLOCK_BYTES = 4 << 20
 
@@ -87,7 +87,7 @@ class JsonlTail:
         for raw in block.split(b"\n")[:-1]:
             if raw.strip():
                 lines.append(
-                    Line(self._number, self._offset, len(raw), parsed_line(self._number, raw.removeprefix(BOM)))
+                    Line(self._number, self._offset, len(raw), parse_line(self._number, raw.removeprefix(BOM)))
                 )
             self._number += 1
             self._offset += len(raw) + 1

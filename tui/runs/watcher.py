@@ -31,10 +31,12 @@ class Watcher:
 
     read_only = True
     token = None
-    asks_hub = False
+    may_query_hub = False
 
-    def __init__(self, run: Run, config: Stage3Config, *, hands_off: bool = False, decides: bool = False) -> None:
-        self.hands_off, self.decides = hands_off, decides
+    def __init__(
+        self, run: Run, config: Stage3Config, *, hands_off: bool = False, allows_decisions: bool = False
+    ) -> None:
+        self.hands_off, self.allows_decisions = hands_off, allows_decisions
         self.run = run
         self.config = config
         self._tail = JsonlTail(run / layout.EVENTS_JSONL)

@@ -32,4 +32,4 @@ class AdapterView(StageView):
             rows = [(name, one_line(detail, "bold", 200)) for name, detail in facts]
             return [EMPTY, *card("Stage 2 adapter", rows, width)]
 
-        self.text_view("extra").put(facts, draw if facts else None)
+        self.text_view("extra").update(facts, draw if facts else None)

@@ -90,13 +90,17 @@ def _kinds(shown: AnswersShown) -> list[Content]:
             (f" {count} ", "$heading" if active else "$muted"),
         )
         word = word.stylize_before("on $rail-selected") if active else word
-        pieces.append(clickable(word, f"screen.which('{kind}')"))
+        pieces.append(clickable(word, f"screen.filter_answers('{kind}')"))
     return pieces
 
 
 def _steps() -> Content:
     """The keys, as clickable words."""
-    steps = (("N", "previous", "screen.answer(-1)"), ("n", "next", "screen.answer(1)"), ("w", "filter", "screen.which"))
+    steps = (
+        ("N", "previous", "screen.answer(-1)"),
+        ("n", "next", "screen.answer(1)"),
+        ("w", "filter", "screen.filter_answers"),
+    )
     shown = [
         clickable(Content.assemble((key, "bold $key"), (f" {word}", "$muted")), action) for key, word, action in steps
     ]

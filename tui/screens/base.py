@@ -213,7 +213,7 @@ class StageView(Vertical):
             return False
         if self.page == self.OPTIONS:
             read_only_reason = OWNED_BY_ANOTHER if self.source.read_only else ""
-            self.options_editor.put(self.source.config, read_only_reason, done_stages(state))
+            self.options_editor.update(self.source.config, read_only_reason, done_stages(state))
         else:
             self.draw_checks(stage)
             self.draw_page(state, stage, now)
@@ -236,7 +236,7 @@ class StageView(Vertical):
         pages, page, compact = self.pages, self.page, self.compact
         expected = state.expected_seconds(self.STAGE, now) if stage.status in ("running", "waiting") else None
         key = (stage.status, stage.reused, int(stage.elapsed(now) or 0), int(expected or 0), page, compact)
-        self.text_view("heading").put(
+        self.text_view("heading").update(
             key, lambda width: stage_sections.heading(stage, pages, page, now, expected, width, compact=compact)
         )
 
@@ -246,14 +246,14 @@ class StageView(Vertical):
         box.set_class(failure is not None and failure.outcome == "stopped", "-stopped")
         log_path = str(self.source.run / layout.RUN_LOG)
         shown = failure if self.page not in self.BARE_PAGES else None
-        box.put(
+        box.update(
             shown, (lambda width: stage_sections.failure_box(shown, log_path, width)) if shown is not None else None
         )
 
     def _draw_progress(self, stage: StageState) -> None:
         shown = stage.progress if stage.status in ("running", "stopped", "failed") else None
         gap = self.gap
-        self.text_view("progress").put(
+        self.text_view("progress").update(
             (shown, len(gap)),
             (lambda width: [*gap, *stage_sections.progress_line(shown, width)]) if shown is not None else None,
         )
@@ -275,7 +275,7 @@ class StageView(Vertical):
                 lines += paragraph(safe_text(sentence, "$foreground", 600), min(width, READABLE))
             return [*lines, *(gap if sentences and actions else ()), *stage_sections.action_hints(actions, width)]
 
-        self.text_view("summary").put((sentences, actions, len(gap)), draw if sentences or actions else None)
+        self.text_view("summary").update((sentences, actions, len(gap)), draw if sentences or actions else None)
 
     def draw_checks(self, stage: StageState) -> None:
         if not self.query("#checks"):
@@ -290,7 +290,7 @@ class StageView(Vertical):
                 *stage_sections.checks_table(checks, width),
             ]
 
-        self.text_view("checks").put(checks, draw if checks else None)
+        self.text_view("checks").update(checks, draw if checks else None)
 
     def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
         return stage.checks

@@ -67,8 +67,8 @@ class CompareScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.query_one("#compare-curves").display = False
-        self.query_one("#compare-head", TextView).put("reads", lambda width: [Content.styled("Reading …", "$muted")])
-        self.query_one("#compare-keys", TextView).put("keys", lambda width: [KEYS.truncate(width)])
+        self.query_one("#compare-head", TextView).update("reads", lambda width: [Content.styled("Reading …", "$muted")])
+        self.query_one("#compare-keys", TextView).update("keys", lambda width: [KEYS.truncate(width)])
         self.query_one("#compare-body").focus()
         folders = self._folders
         self.run_worker(lambda: compare(folders), name="compare", thread=True, exit_on_error=False)
@@ -78,11 +78,11 @@ class CompareScreen(Screen[None]):
             self._show(event.worker.result)  # type: ignore[arg-type]
         elif event.state is WorkerState.ERROR:
             message = one_line(f"Cannot compare these runs: {event.worker.error}", "$check-failed", 400)
-            self.query_one("#compare-head", TextView).put("failed", lambda width: paragraph(message, width))
+            self.query_one("#compare-head", TextView).update("failed", lambda width: paragraph(message, width))
 
     def _show(self, found: RunComparison) -> None:
-        self.query_one("#compare-head", TextView).put("found", lambda width: legend_lines(found, width))
-        self.query_one("#compare-tables", TextView).put("found", lambda width: table_lines(found, width))
+        self.query_one("#compare-head", TextView).update("found", lambda width: legend_lines(found, width))
+        self.query_one("#compare-tables", TextView).update("found", lambda width: table_lines(found, width))
         curves = (
             ("loss", "Loss", found.losses, Level(math.log(2), "ln 2")),
             ("margin", "Reward margin", found.margins, Level(0.0, "0")),
@@ -91,7 +91,7 @@ class CompareScreen(Screen[None]):
         style = ChartStyle(BLOCKS if wizard_of(self).draws_blocks else BRAILLE)
         for name, title, values, level in curves:
             head = Content.styled(title, "bold $heading"), Content.styled("step by step, smoothed", "$muted")
-            self.query_one(f"#compare-{name}", LineChart).put(name, head, series_of(values), (level,), style=style)
+            self.query_one(f"#compare-{name}", LineChart).update(name, head, series_of(values), (level,), style=style)
 
     def action_back(self) -> None:
         self.dismiss(None)

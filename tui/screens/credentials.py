@@ -49,12 +49,12 @@ class CredentialsView(StageView):
         login, gap = login_of(stage), self.gap
         waiting = Content.assemble((WAITING, "$check-warning"), (login, "bold"))
         text = waiting if login else Content.styled(ADVICE.format(where=where), "$muted")
-        self.text_view("extra").put(
+        self.text_view("extra").update(
             (login, where, len(gap)), lambda width: [EMPTY, *paragraph(text, min(width, READABLE)), *gap]
         )
         refused = stage.failure is not None and stage.failure.exit_code == ExitCode.ACCESS
         if not self.source.read_only:
-            self.query_one("#token-row").set_class(refused, "-wanted")
+            self.query_one("#token-row").set_class(refused, "-required")
 
     def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
         login = login_of(stage)

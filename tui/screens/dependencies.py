@@ -36,4 +36,4 @@ class DependenciesView(StageView):
                 *(one_line(text, "$muted").truncate(width, ellipsis=True) for text in shown),
             ]
 
-        self.text_view("extra").put(shown, draw if shown else None)
+        self.text_view("extra").update(shown, draw if shown else None)

@@ -90,7 +90,7 @@ class Help(Dialog[None]):
 
     def on_mount(self) -> None:
         places = self._places
-        self.query_one("#help", TextView).put(places, lambda width: help_lines(places, width))
+        self.query_one("#help", TextView).update(places, lambda width: help_lines(places, width))
         self.query_one(VerticalScroll).focus()
 
 

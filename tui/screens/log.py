@@ -63,7 +63,7 @@ class LogRows(RowList):
 
     # -- lines --------------------------------------------------------------------------------------------------------
 
-    def put(self, lines: list[LogLine], *, from_end: bool = False) -> None:
+    def update(self, lines: list[LogLine], *, from_end: bool = False) -> None:
         """Show these lines. The cursor stays on its line, or at the end if it was there or `from_end` is set."""
         if lines == self._all and not from_end:
             return
@@ -183,7 +183,7 @@ class LogScreen(Dialog[str | None]):
 
     def on_mount(self) -> None:
         self.query_one("#log-find").display = False
-        self.query_one("#log-keys", TextView).put("keys", key_line)
+        self.query_one("#log-keys", TextView).update("keys", key_line)
         self.poll(from_end=True)
         self.set_interval(POLL_SECONDS, self.poll)
         self.rows.focus()
@@ -191,12 +191,12 @@ class LogScreen(Dialog[str | None]):
     def poll(self, *, from_end: bool = False) -> None:
         state = self._source.snapshot()
         if self._view == VIEWS[0]:
-            self.rows.put(message_rows(state), from_end=from_end)
+            self.rows.update(message_rows(state), from_end=from_end)
         else:
             read = (tail_of(self._source.run / layout.RUN_LOG), state)
             if from_end or self._read != read:
                 self._read = read
-                self.rows.put(file_rows(*read), from_end=from_end)
+                self.rows.update(file_rows(*read), from_end=from_end)
         self._draw()
 
     def _draw(self) -> None:
@@ -210,9 +210,9 @@ class LogScreen(Dialog[str | None]):
         notes = [f"“{rows.search_text}”: {place}"] if rows.search_text else []
         notes += [plural(rows.row_count, "line"), LEVEL_WORDS[rows.level]]
         notes += ["follows new lines"] if rows.follows else ["f follows"]
-        self.query_one("#log-head", TextView).put((view, *notes), lambda width: [head_line(view, notes, width)])
+        self.query_one("#log-head", TextView).update((view, *notes), lambda width: [head_line(view, notes, width)])
         line = rows.line
-        self.query_one("#log-line", TextView).put(
+        self.query_one("#log-line", TextView).update(
             line, (lambda width: detail(line, width)) if line is not None else None
         )
 

@@ -123,14 +123,14 @@ class MainScreen(Screen[None]):
             duration(now - (current.started or now)) if current else "",
             approx_duration(seconds_remaining(state, now)),
         )
-        self.title_view.put(key, lambda width: [title_line(state, folder.name, status_note, now, width)])
-        self.rail.put(state, self.selected, now)
-        self.status_view.put(
+        self.title_view.update(key, lambda width: [title_line(state, folder.name, status_note, now, width)])
+        self.rail.update(state, self.selected, now)
+        self.status_view.update(
             (state.telemetry[-1:], state.forecast),
             lambda width: [status_line(state, platform.node(), short_path(folder), width)],
         )
         keys = self.keys_offered()
-        self.keys_view.put(keys, lambda width: [keys_line(keys, width)])
+        self.keys_view.update(keys, lambda width: [keys_line(keys, width)])
         return self.view is not None and await self.view.draw(state, now)
 
     async def _follow(self, state: RunState) -> None:
@@ -178,12 +178,12 @@ class MainScreen(Screen[None]):
 
     # -- what the keys do ---------------------------------------------------------------------------------------------
 
-    async def look_at(self, stage: str) -> None:
+    async def select_stage(self, stage: str) -> None:
         """Show the stage that the user selected; the next keys apply to it."""
-        current = wizard_of(self).seen.current
+        current = wizard_of(self).shown_state.current
         self.following = current is not None and current.name == stage
         if not self.is_ready:  # a key pressed before the first screen was ready
-            self.set_timer(RETRY_SECONDS, partial(self.look_at, stage))
+            self.set_timer(RETRY_SECONDS, partial(self.select_stage, stage))
             return
         await self.show_stage(stage)
         wizard_of(self).tick_soon()
@@ -191,10 +191,10 @@ class MainScreen(Screen[None]):
     async def action_move(self, by: int) -> None:
         number = STAGES.index(self.selected) + by
         if 0 <= number < len(STAGES):
-            await self.look_at(STAGES[number])
+            await self.select_stage(STAGES[number])
 
     async def action_go(self, number: int) -> None:
-        await self.look_at(STAGES[number - 1])
+        await self.select_stage(STAGES[number - 1])
 
     def action_follow(self) -> None:
         self.follow()
@@ -228,7 +228,7 @@ class MainScreen(Screen[None]):
 
     async def show_option(self, option: Option) -> None:
         """Open the form that has the option, with the cursor on it."""
-        await self.look_at(option.form_stage)
+        await self.select_stage(option.form_stage)
         view = self.view
         if self.selected != option.form_stage or view is None:
             self.set_timer(RETRY_SECONDS, partial(self.show_option, option))
@@ -238,14 +238,14 @@ class MainScreen(Screen[None]):
         if not view.is_built(view.OPTIONS):
             self.set_timer(RETRY_SECONDS, partial(self.show_option, option))
             return
-        await view.draw(wizard_of(self).seen, time.time())  # creates the rows, so that the cursor can go to one
+        await view.draw(wizard_of(self).shown_state, time.time())  # creates the rows, so that the cursor can go to one
         rows = view.query_one(f"#page-{view.OPTIONS.lower()} OptionsEditor", OptionsEditor).rows
         rows.focus()
         rows.go_to(option.name)
 
     async def action_browse(self) -> None:
         """Open the pair browser from any screen."""
-        await self.look_at(QualityView.STAGE)
+        await self.select_stage(QualityView.STAGE)
         self.call_later(self._browse)
 
     async def _browse(self) -> None:
@@ -287,7 +287,7 @@ class MainScreen(Screen[None]):
         if isinstance(self.view, TrainingView):
             self.view.show_answers(self.view.answers.moved(by))
 
-    def action_which(self, kind: str = "") -> None:
+    def action_filter_answers(self, kind: str = "") -> None:
         """Show only the answers of one kind; without `kind`, those of the next kind."""
         if isinstance(self.view, TrainingView):
             shown = self.view.answers
@@ -308,12 +308,12 @@ class MainScreen(Screen[None]):
 
     def action_copy(self) -> None:
         if self.view is not None:
-            wizard_of(self).copy(*self.view.copy_text(wizard_of(self).seen))
+            wizard_of(self).copy(*self.view.copy_text(wizard_of(self).shown_state))
 
     def action_copy_line(self, number: int) -> None:
         """Copy a command that was clicked."""
         if isinstance(self.view, PackagingView):
-            wizard_of(self).copy(*self.view.command_at(number, wizard_of(self).seen))
+            wizard_of(self).copy(*self.view.command_at(number, wizard_of(self).shown_state))
 
     def action_press(self, keys: str) -> None:
         """A click in the footer presses that key."""
@@ -321,7 +321,7 @@ class MainScreen(Screen[None]):
 
     @on(Rail.Chosen)
     async def _rail_chosen(self, event: Rail.Chosen) -> None:
-        await self.look_at(event.stage)
+        await self.select_stage(event.stage)
 
     @on(StageView.Turned)
     def _turned(self) -> None:

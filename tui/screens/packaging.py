@@ -46,7 +46,7 @@ class PackagingView(StageView):
             parts = [hero, archive, next_steps] if gap else [hero, next_steps, archive]
             return [*(line for part in parts for line in part), *content_lines(contents, width)]
 
-        self.text_view("extra").put((facts, commands, contents, evaluation, len(gap)), draw if facts else None)
+        self.text_view("extra").update((facts, commands, contents, evaluation, len(gap)), draw if facts else None)
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
         commands = commands_of(state.stages[self.STAGE])

@@ -67,11 +67,11 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
             return False
         file, problem = visible_line(short_path(self.file.file), 200), visible_line(self.file.problem, 200)
         status = Content.styled(problem, "$check-failed") if problem else Content.styled("no run ", "$muted")
-        self.title_view.put((file, problem), lambda width: [title_line(file, status, width)])
+        self.title_view.update((file, problem), lambda width: [title_line(file, status, width)])
         edits = visible_line(short_path(self.file.edits), 200)
-        self.status_view.put(edits, lambda width: [edits_line(edits, width)])
+        self.status_view.update(edits, lambda width: [edits_line(edits, width)])
         keys = self.keys_offered()
-        self.keys_view.put(keys, lambda width: [keys_line(keys, width)])
+        self.keys_view.update(keys, lambda width: [keys_line(keys, width)])
         return True
 
 

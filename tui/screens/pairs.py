@@ -46,14 +46,14 @@ class PairsView(StageView):
         made, failures, newest = state.pairs_made, state.pair_failures, state.newest_pairs
         threshold = self.source.config.min_usable_share
         any_tried = bool(made or failures)
-        self.text_view("share").put(
+        self.text_view("share").update(
             (made, failures), (lambda width: share_lines(made, failures, threshold, width)) if any_tried else None
         )
-        self.text_view("reasons").put(failures, (lambda width: reason_lines(failures, width)) if failures else None)
-        self.text_view("feed").put(newest, (lambda width: feed_lines(newest, width)) if newest else None)
+        self.text_view("reasons").update(failures, (lambda width: reason_lines(failures, width)) if failures else None)
+        self.text_view("feed").update(newest, (lambda width: feed_lines(newest, width)) if newest else None)
         names = text_labels(self.source.config.method)
         last = newest[-1] if newest else None
-        self.text_view("newest").put(
+        self.text_view("newest").update(
             last, (lambda width: newest_lines(last, width, names)) if last is not None else None
         )
 
@@ -61,7 +61,7 @@ class PairsView(StageView):
         servers = state.servers if stage.status == "running" else {}
         shown = servers_summary(servers)
         gap = self.gap
-        self.text_view("servers").put(
+        self.text_view("servers").update(
             (shown, len(gap)), (lambda width: [*gap, *servers_line(servers, width)]) if shown else None
         )
 

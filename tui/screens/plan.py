@@ -44,7 +44,7 @@ class PlanWindow(Dialog[bool | None]):
             yield TextView(id="plan-keys")
 
     def on_mount(self) -> None:
-        self.query_one("#plan-keys", TextView).put("keys", lambda width: [EMPTY, self._keys().truncate(width)])
+        self.query_one("#plan-keys", TextView).update("keys", lambda width: [EMPTY, self._keys().truncate(width)])
         self._show("Checking what can be reused …")
         self.run_worker(self._planning, name="plan", thread=True, exit_on_error=False)
         self.query_one(VerticalScroll).focus()
@@ -52,12 +52,12 @@ class PlanWindow(Dialog[bool | None]):
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         if event.state is WorkerState.SUCCESS:
             planned = tuple(event.worker.result or ())
-            self.query_one("#plan", TextView).put(planned, lambda width: plan_lines(planned, width))
+            self.query_one("#plan", TextView).update(planned, lambda width: plan_lines(planned, width))
         elif event.state is WorkerState.ERROR:
             self._show(f"The plan is not available: {event.worker.error}")
 
     def _show(self, text: str) -> None:
-        self.query_one("#plan", TextView).put(text, lambda width: paragraph(one_line(text, "$muted", 600), width))
+        self.query_one("#plan", TextView).update(text, lambda width: paragraph(one_line(text, "$muted", 600), width))
 
     def _keys(self) -> Content:
         """The keys, as clickable words."""

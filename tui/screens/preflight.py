@@ -43,7 +43,7 @@ class PreflightView(StageView):
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.PILOT:
             pilot = state.pilot
-            self.text_view("pilot").put((pilot,), lambda width: pilot_lines(pilot, width))
+            self.text_view("pilot").update((pilot,), lambda width: pilot_lines(pilot, width))
             return
         reading, forecast = state.telemetry[-1] if state.telemetry else None, state.forecast
         peaks, own_peak = state.peak_gpu_bytes, state.peak_rss_bytes
@@ -55,7 +55,9 @@ class PreflightView(StageView):
                 lines += gpu_lines(reading, peaks, forecast, width, peak_of_process=own_peak)
             return lines
 
-        self.text_view("extra").put((reading, forecast), draw if reading is not None or forecast is not None else None)
+        self.text_view("extra").update(
+            (reading, forecast), draw if reading is not None or forecast is not None else None
+        )
 
 
 def forecast_rows(forecast: Forecast) -> list[tuple[str, Content]]:

@@ -54,7 +54,7 @@ class QualityView(StageView):
         if self.page == self.GATE:
             lines = [line for line in (gate_line(stage), ask_people_line(stage), self._pending(state)) if line]
             text = tuple(line.plain for line in lines)
-            self.text_view("extra").put(
+            self.text_view("extra").update(
                 text,
                 (lambda width: [EMPTY, *(each for line in lines for each in paragraph(line, width))])
                 if lines

@@ -18,7 +18,7 @@ Describe = Callable[["Stage3Config"], tuple[str, ...]]
 def description_of(stage: str, config: Stage3Config, state: RunState) -> tuple[str, ...]:
     """A few sentences; the last one is preflight's forecast, if there is one."""
     seconds = None if state.forecast is None else state.forecast.seconds.get(stage)
-    forecast = (f"Preflight's forecast is about {duration(seconds)}.",) if seconds else ()
+    forecast = (f"Preflight forecasts about {duration(seconds)}.",) if seconds else ()
     return (*DESCRIPTIONS[stage](config), *forecast)
 
 

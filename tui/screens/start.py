@@ -50,7 +50,7 @@ class StartRows(OptionRows):
         by_name = {option.name: option for option in options()}
         self.rows = tuple(by_name[one.option] for one in self.ingredients)
 
-    def put(self, values: dict[str, Any]) -> None:
+    def update(self, values: dict[str, Any]) -> None:
         self.values = values
 
     def action_rest(self) -> None:
@@ -86,14 +86,14 @@ class StartEditor(OptionsEditor):
     def rows(self) -> StartRows:
         return self.query_one(StartRows)
 
-    def put(self, config: Stage3Config, read_only_reason: str = "", done: DoneStages | None = None) -> None:
+    def update(self, config: Stage3Config, read_only_reason: str = "", done: DoneStages | None = None) -> None:
         """Show the values of `config` at once; `show_findings` adds what is known about them."""
         self._config, self._read_only_reason = config, read_only_reason
         self._done = self._done if done is None else done
         known = {one.title: one for one in self._overview.ingredients} if self._overview is not None else {}
         values = ingredient_values(config)
         self.rows.show(tuple(self._unless_changed(one, known.get(one.title)) for one in values))
-        self.rows.put({one.option: getattr(config, one.option) for one in values})
+        self.rows.update({one.option: getattr(config, one.option) for one in values})
         self.show_option()
         self._draw_around()
 
@@ -103,7 +103,7 @@ class StartEditor(OptionsEditor):
         if is_first and overview.blockers and not self.rows.cursor:
             self.rows.cursor = overview.ingredients.index(overview.blockers[0])
         if self._config is not None:
-            self.put(self._config, self._read_only_reason)
+            self.update(self._config, self._read_only_reason)
 
     def advice(self) -> str:
         return self.rows.ingredients[self.rows.cursor].remedy
@@ -115,8 +115,8 @@ class StartEditor(OptionsEditor):
     def _draw_around(self) -> None:
         overview, compact = self._overview, self.screen.has_class("-short")
         key = (overview, compact)
-        self.query_one("#start-head", TextView).put(key, lambda width: head_lines(overview, width, compact=compact))
-        self.query_one("#start-costs", TextView).put(key, lambda width: cost_lines(overview, width, compact=compact))
+        self.query_one("#start-head", TextView).update(key, lambda width: head_lines(overview, width, compact=compact))
+        self.query_one("#start-costs", TextView).update(key, lambda width: cost_lines(overview, width, compact=compact))
 
 
 def ingredient_row(one: Ingredient, note_cells: int, width: int) -> Content:

@@ -20,6 +20,6 @@ class ToolchainView(StageView):
         missing = any(check.status in ("failed", "warning") for check in stage.checks)
         shows_hint = missing and not self.source.config.install and not self.source.read_only
         hint = one_line(INSTALL_HINT, "$check-warning")
-        self.text_view("extra").put(
+        self.text_view("extra").update(
             shows_hint, (lambda width: [EMPTY, *paragraph(hint, width)]) if shows_hint else None
         )

@@ -93,23 +93,25 @@ class TrainingView(StageView):
             self._view = replace(self._view, blocks=wizard_of(self).draws_blocks)
             self._draw_charts(steps, state.evaluation)
         charted = self._steps
-        self.text_view("numbers").put(
+        self.text_view("numbers").update(
             (charted[-1:], saved, len(gap)),
             (lambda width: [*gap, *number_lines(charted, saved, width)]) if charted else None,
         )
         self.query_one("#charts").display = bool(steps)
         self._draw_memory(state)
         messages = worth_showing(state, self.STAGE)
-        self.text_view("messages").put(messages, (lambda width: message_lines(messages, width)) if messages else None)
+        self.text_view("messages").update(
+            messages, (lambda width: message_lines(messages, width)) if messages else None
+        )
 
     def _draw_verdict(self, evaluation: EvalDone | None, summary: str) -> None:
         compact, plain = self.compact, wizard_of(self).draws_ascii
-        self.text_view("verdict").put(
+        self.text_view("verdict").update(
             (evaluation, compact), lambda width: verdict_lines(evaluation, width, compact=compact, plain=plain)
         )
         self._read_answers(evaluation)
         self._draw_answers()
-        self.text_view("evidence").put(
+        self.text_view("evidence").update(
             (evaluation, summary),
             (lambda width: evidence_lines(evaluation, summary, width)) if evaluation is not None else None,
         )
@@ -128,7 +130,7 @@ class TrainingView(StageView):
 
     def _draw_answers(self) -> None:
         shown = self._answers
-        self.text_view("answers").put(shown, (lambda width: answers_lines(shown, width)) if shown.answers else None)
+        self.text_view("answers").update(shown, (lambda width: answers_lines(shown, width)) if shown.answers else None)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         if event.worker.name == "answers" and event.state is WorkerState.SUCCESS:
@@ -149,7 +151,7 @@ class TrainingView(StageView):
         trials, total = tuple(state.trials.values()), state.trials_total
         key = (trials, total, int(now) if state.running else 0)
         plain = wizard_of(self).draws_ascii
-        self.text_view("trials").put(key, lambda width: trial_lines(trials, total, now, width, plain=plain))
+        self.text_view("trials").update(key, lambda width: trial_lines(trials, total, now, width, plain=plain))
         losses = [[number(step.loss) for step in trial.steps] for trial in trials]
         chart = self.query_one("#trial-losses", LineChart)
         chart.display = any(losses)
@@ -158,12 +160,12 @@ class TrainingView(StageView):
             Content.styled("of each trial, in the colour of its number", "$muted"),
         )
         style = ChartStyle(BLOCKS if wizard_of(self).draws_blocks else BRAILLE)
-        chart.put([len(each) for each in losses], head, series_of(losses), CURVES["loss"].levels, style=style)
+        chart.update([len(each) for each in losses], head, series_of(losses), CURVES["loss"].levels, style=style)
 
     def _draw_memory(self, state: RunState) -> None:
         reading = state.telemetry[-1] if state.telemetry else None
         peaks, forecast, own_peak = state.peak_gpu_bytes, state.forecast, state.peak_rss_bytes
-        self.text_view("memory").put(
+        self.text_view("memory").update(
             (reading, forecast),
             (lambda width: gpu_lines(reading, peaks, forecast, width, peak_of_process=own_peak))
             if reading is not None
@@ -177,7 +179,7 @@ class TrainingView(StageView):
             key = (steps[-1:], len(steps), view, evaluation)
             levels = () if drawn.style.log else drawn.curve.levels
             chart = self.query_one(f"#{name}", LineChart)
-            chart.put(key, drawn.titles, drawn.series, levels, drawn.curve.bounds, drawn.style)
+            chart.update(key, drawn.titles, drawn.series, levels, drawn.curve.bounds, drawn.style)
 
     # -- interaction with the charts ----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
-from engine.pipeline.ingredients import Access, StartOverview, ask_hub, start_overview
+from engine.pipeline.ingredients import Access, StartOverview, query_hub, start_overview
 from engine.run.folder import Run
 from engine.run.state import RunState, StageState
 from tui.formatting import memory
@@ -71,7 +71,7 @@ class WorkspaceView(StageView):
     def _draw_start(self, state: RunState) -> None:
         read_only_reason = OWNED_BY_ANOTHER if self.source.read_only else ""
         editor = self.query_one(StartEditor)
-        editor.put(self.source.config, read_only_reason, done_stages(state))
+        editor.update(self.source.config, read_only_reason, done_stages(state))
         if self._examined is None and self.screen.focused is None and not self.source.running:
             editor.rows.focus()  # so that Enter changes the line under the cursor from the start
         key = (self.source.config, tuple(stage.status for stage in state.stages.values()))
@@ -91,7 +91,7 @@ class WorkspaceView(StageView):
         source = self.source
         config, folder, token = source.config, source.run.folder, source.token
         self.run_worker(
-            lambda: (config, ask_hub(config, Run(folder), token)),
+            lambda: (config, query_hub(config, Run(folder), token)),
             name="access", thread=True, exclusive=True, exit_on_error=False, group="ask", description="asks the Hub",
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ class WorkspaceView(StageView):
         if event.worker.name == "beginning":
             found: StartOverview = event.worker.result  # type: ignore[assignment]
             self.query_one(StartEditor).show_findings(found)
-            if self.source.asks_hub and self._access[0] != self.source.config:
+            if self.source.may_query_hub and self._access[0] != self.source.config:
                 self._ask_hub()
         elif event.worker.name == "access":
             self._access = event.worker.result  # type: ignore[assignment]
@@ -119,7 +119,7 @@ class WorkspaceView(StageView):
             self._disk_key = (now // DISK_SECONDS, needed)
             usage = disk_usage(self.source.run.folder)
             key = None if usage is None else (round(usage[0], -7), usage[1], needed)
-            self.text_view("extra").put(
+            self.text_view("extra").update(
                 key, (lambda width: disk_lines(*usage, needed, width)) if usage is not None else None
             )
 

@@ -30,14 +30,14 @@ def _decoder(name: str) -> Any:
 
 
 class WizardDriver(LinuxDriver):
-    """Never waits for a write. Frames for a stalled terminal are dropped, and `missed` requests a full redraw."""
+    """Never waits for a write. Frames for a stalled terminal are dropped, and `needs_redraw` requests a full redraw."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         setattr(linux_driver, "getincrementaldecoder", _decoder)  # noqa: B010 (a name that it imports)
         super().__init__(*arguments, **options)
         self.suspended = False
         """Whether another program is using the terminal."""
-        self.missed = False
+        self.needs_redraw = False
         """Whether output was dropped, so that the terminal is out of date."""
         self._drawing = False
         self._wait_until = 0.0
@@ -46,15 +46,15 @@ class WizardDriver(LinuxDriver):
 
     def write(self, data: str) -> None:
         if self.suspended or self._writer_thread is None:
-            self.missed = True
+            self.needs_redraw = True
             return
         try:
             self._writer_thread._queue.put(data, timeout=max(self._wait_until - time.monotonic(), 1e-6))
         except Full:
-            self.missed = True
+            self.needs_redraw = True
 
     @property
-    def reads(self) -> bool:
+    def is_reading(self) -> bool:
         """Whether the terminal is reading our output."""
         return (
             not self.suspended
@@ -108,7 +108,7 @@ class WizardDriver(LinuxDriver):
         """Resume drawing. The whole screen must be redrawn."""
         self.suspended = False
         self.resume_application_mode()
-        self.missed = True
+        self.needs_redraw = True
 
     @property
     def terminal_file(self) -> int:

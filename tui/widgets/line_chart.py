@@ -48,7 +48,7 @@ class LineChart(Widget, can_focus=True):
         self._bounds: tuple[float, float] | None = None
         self._chart_style = ChartStyle()
 
-    def put(
+    def update(
         self,
         key: object,
         titles: Sequence[Content],

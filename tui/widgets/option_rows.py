@@ -57,7 +57,7 @@ class OptionRows(RowList):
         row = self.rows[self.cursor] if self.cursor < len(self.rows) else None
         return row if isinstance(row, Option) else None
 
-    def put(self, values: dict[str, Any]) -> None:
+    def update(self, values: dict[str, Any]) -> None:
         if values != self.values:
             first, self.values = not self.values, values
             self.rearrange()
@@ -118,7 +118,7 @@ class OptionRows(RowList):
     def empty_text(self) -> str:
         return "No option matches." if self.search_words else "This stage has no options."
 
-    # -- the cursor stands on options, never on a heading --------------------------------------------------------------
+    # -- the cursor is always on an option, never on a heading ---------------------------------------------------------
 
     def validate_cursor(self, cursor: int) -> int:
         cursor = super().validate_cursor(cursor)

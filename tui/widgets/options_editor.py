@@ -77,7 +77,7 @@ class OptionsEditor(Vertical):
     def editing(self) -> bool:
         return self.has_class("-editing")
 
-    def put(self, config: Stage3Config, read_only_reason: str = "", done: DoneStages | None = None) -> None:
+    def update(self, config: Stage3Config, read_only_reason: str = "", done: DoneStages | None = None) -> None:
         """Show `config`.
 
         read_only_reason   why it cannot be edited now; empty if it can
@@ -88,7 +88,7 @@ class OptionsEditor(Vertical):
             read_only_reason,
             self._done if done is None else done,
         )
-        self.rows.put({option.name: getattr(config, option.name) for option in self._options})
+        self.rows.update({option.name: getattr(config, option.name) for option in self._options})
         self.show_option()
 
     # -- editing ------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class OptionsEditor(Vertical):
         config, problems = with_changes(self._config, {option.name: value})
         self._problem = problems.get(option.name, "")
         if config is not None:
-            self.put(config, self._read_only_reason)
+            self.update(config, self._read_only_reason)
             self.post_message(self.Changed(config))
         else:
             self.show_option()
@@ -209,11 +209,11 @@ class OptionsEditor(Vertical):
         description = self.query_one("#option-help", TextView)
         self._draw_rest()
         if option is None:
-            description.put(None, None)
+            description.update(None, None)
             return
         problem, editing = self._problem or ("" if self.editing else self.advice()), self.editing
         fixed, done = option.name in self._fixed or bool(self._read_only_reason), self._done
-        description.put(
+        description.update(
             (option.name, problem, editing, fixed, tuple(done.items()), compact),
             lambda width: option_help_lines(option, problem, editing, fixed, width, done, compact=compact),
         )
@@ -223,7 +223,7 @@ class OptionsEditor(Vertical):
         found = self.query("#option-rest")
         if found:
             hidden, few, shows_all = self.rows.hidden, len(self._options) <= MAX_SHOWN_AT_ONCE, self.rows.shows_all
-            found.first(TextView).put(
+            found.first(TextView).update(
                 (hidden, few, shows_all), lambda width: [rest_line(hidden, shows_all and not few, width)]
             )
 

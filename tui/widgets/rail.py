@@ -39,7 +39,7 @@ class Rail(Widget):
         self._selected = STAGES[0]
         self._now = 0.0
 
-    def put(self, state: RunState, selected: str, now: float) -> None:
+    def update(self, state: RunState, selected: str, now: float) -> None:
         rows = tuple(_texts(state, stage, now) for stage in state.stages.values())
         key = (selected, rows, run_rows(state, now))
         if key != self._key:

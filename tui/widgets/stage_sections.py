@@ -87,7 +87,7 @@ def action_hints(actions: Sequence[str], width: int) -> list[Content]:
     pieces = [
         clickable(
             Content.assemble((f" {key.shown} ", "bold $key on $rail-selected"), (f" {key.label}   ", "$foreground")),
-            f"{'app' if key.where == 'app' else 'screen'}.{key.action}",
+            f"{'app' if key.place == 'app' else 'screen'}.{key.action}",
         )
         for key in (by_action[action] for action in actions)
     ]

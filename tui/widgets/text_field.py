@@ -57,7 +57,7 @@ class TextField(Vertical):
         self._shown = visible(text)
         escaped = self._shown != text
         self.display = True
-        self.query_one("#text-title", TextView).put(
+        self.query_one("#text-title", TextView).update(
             (title, escaped, has_other), lambda width: [title_line(title, escaped, has_other, width)]
         )
         area = self.query_one(TextArea)

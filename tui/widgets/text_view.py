@@ -30,7 +30,7 @@ class TextView(Widget):
         self._drawn: tuple[int, Content, int] | None = None
         self.add_class("-empty")
 
-    def put(self, key: Hashable, draw: Draw | None) -> None:
+    def update(self, key: Hashable, draw: Draw | None) -> None:
         """Show `draw(width)`; None shows nothing. `key` stands for all inputs: with the same key as before, nothing is done."""
         if key == self._key:
             return

@@ -90,7 +90,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     def __init__(self, source: RunSource) -> None:
         super().__init__(source.config)
         self.source = source
-        self.seen = source.snapshot()
+        self.shown_state = source.snapshot()
         """The state shown on the screen."""
         self.crashed = ""
         """The error that ended the screen, as a sentence; empty if none did."""
@@ -101,7 +101,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     # -- start and end ------------------------------------------------------------------------------------------------
 
     def get_default_screen(self) -> Screen[None]:
-        return MainScreen(self.source, first_stage(self.seen))
+        return MainScreen(self.source, first_stage(self.shown_state))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The commands of the command palette."""
@@ -154,7 +154,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         state, now, running = self.source.snapshot(), self.source.now(), self.source.running
         if self.shutdown.exit_if_finished(running):
             return
-        self.seen = state
+        self.shown_state = state
         self._repaint_if_outdated()
         await self._draw(state, running, now)
         self.notifications.update(state, running)
@@ -185,8 +185,8 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     def _repaint_if_outdated(self) -> None:
         """Redraw the whole screen after the terminal stalled or belonged to the shell."""
         driver = self.terminal_driver
-        if driver is not None and driver.missed and driver.reads:
-            driver.missed = False
+        if driver is not None and driver.needs_redraw and driver.is_reading:
+            driver.needs_redraw = False
             self.refresh(layout=True)
 
     @property
@@ -195,16 +195,16 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             return f"■ {self.shutdown.stopping}"
         if not self.source.read_only:
             return ""
-        return "watching, decisions allowed" if self.source.decides else "watching, read-only"
+        return "watching, decisions allowed" if self.source.allows_decisions else "watching, read-only"
 
     def is_key_enabled(self, key: Key) -> bool:
         """Whether a key works now; the footer shows those."""
-        running, mine, view = self.source.running, not self.source.read_only, self.main.view
+        running, owned, view = self.source.running, not self.source.read_only, self.main.view
         match key.action:
             case "run_stage" | "run_all":
-                return mine and not running
+                return owned and not running
             case "redo":
-                return mine and not running and self.seen.stages[self.main.selected].status != "waiting"
+                return owned and not running and self.shown_state.stages[self.main.selected].status != "waiting"
             case "stop":
                 return running and not self.shutdown.stopping and not self.source.hands_off
             case "follow":
@@ -214,20 +214,32 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             case "log_scale" if not self.main.query("#gradient") or not self.main.query_one("#gradient").display:
                 return False
             case "zoom" | "smooth" | "log_scale" | "export":
-                return view is not None and view.page == getattr(view, "CURVES", None) and bool(self.seen.train_steps)
-            case "answer(1)" | "which":
-                return view is not None and view.page == getattr(view, "VERDICT", None) and bool(self.seen.evaluation)
+                return (
+                    view is not None
+                    and view.page == getattr(view, "CURVES", None)
+                    and bool(self.shown_state.train_steps)
+                )
+            case "answer(1)" | "filter_answers":
+                return (
+                    view is not None
+                    and view.page == getattr(view, "VERDICT", None)
+                    and bool(self.shown_state.evaluation)
+                )
             case "rest" | "search":
                 return view is not None and view.page == view.OPTIONS
             case "presets":
-                return mine and not running and view is not None and view.page == getattr(view, "START", None)
+                return owned and not running and view is not None and view.page == getattr(view, "START", None)
             case "log_in":
-                return mine and not running and self.main.selected == "credentials"
+                return owned and not running and self.main.selected == "credentials"
             case "browse":
-                return self.seen.pairs_made > 0 and (view is None or view.page != getattr(view, "PAIRS", None))
+                return self.shown_state.pairs_made > 0 and (view is None or view.page != getattr(view, "PAIRS", None))
             case "default":
-                return mine
-        return self.source.decides if key.where == "pairs" and key.label not in ("filter", "sort", "next ✗") else True
+                return owned
+        return (
+            self.source.allows_decisions
+            if key.place == "pairs" and key.label not in ("filter", "sort", "next ✗")
+            else True
+        )
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
@@ -244,7 +256,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     def _show_plan_then_start(self, until: str) -> None:
         """Start a new run at once; for an existing one, first show what will be reused and what will be done again."""
         names = PRODUCING_STAGES[: max(STAGES.index(until) - STAGES.index(PRODUCING_STAGES[0]) + 1, 0)]
-        if any(self.seen.stages[name].status in ("done", "skipped") for name in names) and self._may_start():
+        if any(self.shown_state.stages[name].status in ("done", "skipped") for name in names) and self._may_start():
             self._open_plan(until)
         else:
             self._start(until=until)
@@ -354,7 +366,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
         def left(stage: str | None) -> None:
             if stage is not None:
-                self.call_later(self.main.look_at, stage)
+                self.call_later(self.main.select_stage, stage)
 
         self.push_screen(LogScreen(self.source), left)
 

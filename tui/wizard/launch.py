@@ -35,17 +35,17 @@ def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_
     return supervise(lambda detacher: _wizard(config, token, detacher, start_until), farewell)
 
 
-def attach(config: Stage3Config, folder: Path, *, hands_off: bool = False, decides: bool = False) -> int:
+def attach(config: Stage3Config, folder: Path, *, hands_off: bool = False, allows_decisions: bool = False) -> int:
     """Show the same screens for another process's run, read-only except for stop.
 
-    hands_off   do not allow stop either
-    decides     allow decisions about pairs
+    hands_off          do not allow stop either
+    allows_decisions   allow decisions about pairs
     """
     from tui.runs.watcher import Watcher
     from tui.wizard.app import run_wizard
 
     redirect_output_to_log(None)
-    _, code = run_wizard(Watcher(Run(folder), config, hands_off=hands_off, decides=decides))
+    _, code = run_wizard(Watcher(Run(folder), config, hands_off=hands_off, allows_decisions=allows_decisions))
     return code
 
 
@@ -61,7 +61,7 @@ def _wizard(config: Stage3Config, token: Secret | None, detacher: Detacher, star
     redirect_output_to_log(run / RUN_LOG)
     from tui.runs.runner import Runner
 
-    runner = Runner(config, run, token=token, asks_hub=True)
+    runner = Runner(config, run, token=token, may_query_hub=True)
     try:
         if start_until is not None:
             runner.start(until=start_until)

@@ -27,10 +27,10 @@ class Notifications:
     def __init__(self, wizard: WizardApp) -> None:
         self._wizard = wizard
         self._title = ""
-        self._finished = wizard.seen.finished
+        self._finished = wizard.shown_state.finished
         self._was_running = False
         self._logout_checked = False
-        self._stalled_since = wizard.seen.stalled_since
+        self._stalled_since = wizard.shown_state.stalled_since
 
     def update(self, state: RunState, running: bool) -> None:
         """Notify the user of changes since the last call."""

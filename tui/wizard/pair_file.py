@@ -44,7 +44,7 @@ class PairFileBrowser(Wizard):
         yield SystemCommand("Keys", "All keys and what they do.", self.action_help)
 
     def is_key_enabled(self, key: Key) -> bool:
-        return key.action not in NEEDS_RUN and (key.where != "pairs" or super().is_key_enabled(key))
+        return key.action not in NEEDS_RUN and (key.place != "pairs" or super().is_key_enabled(key))
 
     def _may_start(self) -> bool:
         self.notify_user("There is no run here, only a file of pairs.")

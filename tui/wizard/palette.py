@@ -51,9 +51,9 @@ class PaletteApp(Protocol):
 def commands(wizard: PaletteApp) -> Iterable[SystemCommand]:
     """All commands, except those whose key does nothing now."""
     for stage in STAGE_TABLE:
-        yield SystemCommand(f"Go to {stage.title}", stage.sentence, partial(wizard.main.look_at, stage.name))
+        yield SystemCommand(f"Go to {stage.title}", stage.sentence, partial(wizard.main.select_stage, stage.name))
     for key in KEYS:
-        if key.where in ("app", "stage") and not key.action.startswith(LEFT_OUT) and wizard.is_key_enabled(key):
+        if key.place in ("app", "stage") and not key.action.startswith(LEFT_OUT) and wizard.is_key_enabled(key):
             yield SystemCommand(_title(key), f"Key {key.shown}", partial(_press, wizard, key))
     yield SystemCommand("Save a screenshot", "As an SVG in the run folder's logs.", wizard.save_screenshot_file)
     yield SystemCommand("Copy the run folder's path", "To the clipboard.", wizard.copy_folder)

@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 
-from engine.run.listing import RunFacts, State, runs_below
+from engine.run.listing import RunSummary, State, find_runs
 from tui.formatting import memory, one_line, short_path
 from tui.widgets.layout import fit
 from tui.widgets.row_list import RowList
@@ -38,7 +38,7 @@ def choose_run(config: Stage3Config) -> Path | None:
     two; None if the user left.
     """
     search_root = config.output_dir.expanduser().resolve().parent
-    found = runs_below(search_root, DEPTH) if search_root.is_dir() else []
+    found = find_runs(search_root, DEPTH) if search_root.is_dir() else []
     if len(found) < 2:
         return config.output_dir
     return RunChooser(config, search_root, found).run(mouse=config.mouse)
@@ -47,7 +47,7 @@ def choose_run(config: Stage3Config) -> Path | None:
 class RunRows(RowList):
     """One run per line; the last line is a new run, unless `--output-dir` names one of them."""
 
-    def __init__(self, search_root: Path, runs: Sequence[RunFacts], new: Path | None) -> None:
+    def __init__(self, search_root: Path, runs: Sequence[RunSummary], new: Path | None) -> None:
         super().__init__(id="runs")
         self._search_root, self._runs, self._new = search_root, runs, new
         self._marked: set[Path] = set()
@@ -84,14 +84,14 @@ class RunRows(RowList):
         return mark + run_row(self._runs[index], self._search_root, width - 2)
 
 
-def run_row(run: RunFacts, search_root: Path, width: int) -> Content:
+def run_row(run: RunSummary, search_root: Path, width: int) -> Content:
     """A run's name, time, pairs, verdict and state; if there is room, also model, trials and size."""
     when = "" if run.when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))
     cells = [
         fit(Content.styled(when, "$muted"), 16),
         fit(Content.styled("" if run.pairs is None else f"{run.pairs:,} pairs"), 11, right=True),
         fit(one_line(run.verdict, VERDICT_STYLES.get(run.verdict, "$foreground"), 12), 12),
-        fit(Content.styled(run.state_in_words, STYLES[run.state]), 20 if width < WIDE else 24),
+        fit(Content.styled(run.state_label, STYLES[run.state]), 20 if width < WIDE else 24),
     ]
     if width >= WIDE:
         trials = f"{len(run.trials)} trials" if run.trials else ""
@@ -119,7 +119,7 @@ class RunChooser(ThemedApp[Path]):
         Binding("c", "compare", "compare", show=False),
     ]
 
-    def __init__(self, config: Stage3Config, search_root: Path, runs: Sequence[RunFacts]) -> None:
+    def __init__(self, config: Stage3Config, search_root: Path, runs: Sequence[RunSummary]) -> None:
         super().__init__(config)
         self._own = config.output_dir.expanduser().resolve()
         self._search_root, self._runs = search_root, runs
@@ -137,8 +137,8 @@ class RunChooser(ThemedApp[Path]):
             (f"   {len(self._runs)} in ", "$muted"),
             one_line(short_path(self._search_root)),
         )
-        self.query_one("#head", TextView).put("head", lambda width: [heading.truncate(width, ellipsis=True)])
-        self.query_one("#keys", TextView).put("keys", lambda width: [KEYS.truncate(width, ellipsis=True)])
+        self.query_one("#head", TextView).update("head", lambda width: [heading.truncate(width, ellipsis=True)])
+        self.query_one("#keys", TextView).update("keys", lambda width: [KEYS.truncate(width, ellipsis=True)])
         rows = self.query_one(RunRows)
         rows.focus()
         rows.rows_changed(0 if self._new is not None else rows.index_of(self._own))

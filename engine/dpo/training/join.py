@@ -21,7 +21,7 @@ from engine.process.interactive_child import InteractiveChild
 from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
 from engine.run.stop import StopToken
-from engine.storage.jsonl import parsed_line
+from engine.storage.jsonl import parse_line
 
 POLL_SECONDS = 0.5
 ALIVE_SECONDS = 20.0
@@ -101,7 +101,7 @@ class _RunEnd:
             return None
         self._offset += sum(len(line) + 1 for line in lines)
         for number, line in enumerate(lines):
-            entry = entry_from_dict(parsed_line(number, line)) if b'"run_finished"' in line else None
+            entry = entry_from_dict(parse_line(number, line)) if b'"run_finished"' in line else None
             if entry is not None and isinstance(entry.event, RunFinished):
                 return ExitCode(entry.event.exit_code)
         return None

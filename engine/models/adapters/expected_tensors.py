@@ -55,7 +55,7 @@ class AdaptedModule:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedTensors:
     """The tensors of an adapter with these settings on this base model."""
 
     base: BaseFacts
@@ -70,7 +70,7 @@ class Expected:
         return sorted({module.kind for module in self.modules})
 
 
-def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str | None = None) -> Expected:
+def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str | None = None) -> ExpectedTensors:
     """The tensors that the base model needs. Raises PreconditionError if the base model is unreadable or lacks the target modules,
     or if DPO cannot train the adapter; UnsafeError if the base model needs custom code.
     """
@@ -92,7 +92,7 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
         refuse_uncopied_parameters(settings, policy)
         state = get_peft_model_state_dict(policy, adapter_name=POLICY_ADAPTER, save_embedding_layers=False)
     modules = _adapted_modules(policy)
-    return Expected(
+    return ExpectedTensors(
         base=base,
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
         modules=modules,

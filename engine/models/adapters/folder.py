@@ -94,9 +94,8 @@ def _links_outside(path: Path, folder: Path) -> bool:
         return False
     if path.resolve().is_relative_to(folder.resolve()):
         return False
-    blob_folder = (
-        folder.parent.parent / "blobs"
-    )  # models--owner--name/snapshots/<commit>/ and models--owner--name/blobs/
+    # In the Hub's cache, models--owner--name/snapshots/<commit>/ links to models--owner--name/blobs/.
+    blob_folder = folder.parent.parent / "blobs"
     target = Path(os.path.normpath(path.parent / path.readlink()))
     return not (folder.parent.name == "snapshots" and target.parent == blob_folder)
 

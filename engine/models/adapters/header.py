@@ -100,7 +100,7 @@ def _tensor(name: str, entry: Any, data_begin: int) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise HeaderError(f"Its header gives {name!r} the unknown number format {dtype!r}.")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    if not _is_count_list(shape) or not _is_count_list(offsets) or len(offsets) != 2:
         raise HeaderError(f"Its header gives {name!r} the invalid shape {shape!r} or offsets {offsets!r}.")
     begin, end = offsets
     if prod(shape) * BITS[dtype] != 8 * (end - begin):
@@ -127,6 +127,6 @@ def _require_contiguous(tensors: dict[str, TensorInfo], data_begin: int, size: i
         raise HeaderError(f"{size - last} extra bytes follow the last tensor.")
 
 
-def _counts(value: Any) -> bool:
+def _is_count_list(value: Any) -> bool:
     """Whether it is a list of non-negative integers."""
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from engine.core.config import Stage3Config
 from engine.core.events import CheckStatus
 from engine.hub.references import is_local, local_path
-from engine.models.adapters.expected_tensors import AdaptedModule, Expected
+from engine.models.adapters.expected_tensors import AdaptedModule, ExpectedTensors
 from engine.models.adapters.folder import first_few
 from engine.models.adapters.settings import AdapterSettings
 from engine.security.sanitize import visible_line
@@ -19,7 +19,7 @@ Line = tuple[str, CheckStatus, str]
 _IN_THE_CACHE = re.compile(r"models--[^/]+?--([^/]+)/snapshots/")
 
 
-def settings_lines(config: Stage3Config, settings: AdapterSettings, expected: Expected) -> Iterator[Line]:
+def settings_lines(config: Stage3Config, settings: AdapterSettings, expected: ExpectedTensors) -> Iterator[Line]:
     """The lines about the configuration, as PEFT applies it to this base model."""
     modules = expected.modules
     yield ("named base", *named_base(config, settings.named_base))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 
 from engine.core.errors import PreconditionError
-from engine.models.adapters.expected_tensors import OTHER_BASE, BaseFacts, Expected
+from engine.models.adapters.expected_tensors import OTHER_BASE, BaseFacts, ExpectedTensors
 from engine.models.adapters.folder import EXPORT_AGAIN, first_few
 from engine.models.adapters.settings import AdapterSettings
 from engine.security.sanitize import visible_line
@@ -23,7 +23,7 @@ _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.
 _PREFIX = "base_model.model."
 
 
-def refuse_mismatch(settings: AdapterSettings, expected: Expected, found: Shapes) -> None:
+def refuse_mismatch(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> None:
     """Raises PreconditionError with the reason if the tensors `found` in the file do not match the expected ones."""
     if settings.architecture is not None and settings.architecture != expected.base.architecture:
         made_on = visible_line(settings.architecture, 80)
@@ -37,7 +37,7 @@ def refuse_mismatch(settings: AdapterSettings, expected: Expected, found: Shapes
             raise refusal
 
 
-def _embedding(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _embedding(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> PreconditionError | None:
     """The base model's embedding or head is among the tensors."""
     base = expected.base
     for name in sorted(name for name in found if name.endswith(_EMBEDDINGS) and "lora_" not in name):
@@ -59,7 +59,7 @@ def _embedding(settings: AdapterSettings, expected: Expected, found: Shapes) -> 
     return None
 
 
-def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _renamed(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> PreconditionError | None:
     """All names match, except for an inserted or missing part."""
 
     def without(pattern: Callable[[str], str]) -> bool:
@@ -89,7 +89,7 @@ def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pr
     return None
 
 
-def _unknown_tensors(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _unknown_tensors(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> PreconditionError | None:
     if found and not expected.shapes.keys() & found.keys():
         theirs, ours = first_few(sorted(found), 1), first_few(sorted(expected.shapes), 1)
         return _other_base(
@@ -98,7 +98,7 @@ def _unknown_tensors(settings: AdapterSettings, expected: Expected, found: Shape
     return None
 
 
-def _layers(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _layers(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> PreconditionError | None:
     """There are more layers than the base model has, or some layers are missing entirely."""
     wanted, present = _by_layer(expected.shapes), _by_layer(found)
     if not wanted or not present:
@@ -116,7 +116,7 @@ def _layers(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pre
     return None
 
 
-def _missing_or_extra(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _missing_or_extra(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> PreconditionError | None:
     missing = sorted(expected.shapes.keys() - found.keys())
     extra = sorted(found.keys() - expected.shapes.keys())
     if missing:
@@ -130,7 +130,7 @@ def _missing_or_extra(settings: AdapterSettings, expected: Expected, found: Shap
     return None
 
 
-def _rank(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _rank(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> PreconditionError | None:
     """lora_A (rank, in) and lora_B (out, rank) differ only in their rank."""
     for name, wanted in sorted(expected.shapes.items()):
         actual, rank_dimension = found[name], 0 if ".lora_A." in name else 1
@@ -148,7 +148,7 @@ def _rank(settings: AdapterSettings, expected: Expected, found: Shapes) -> Preco
     return None
 
 
-def _transposed(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _transposed(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> PreconditionError | None:
     for name, wanted in sorted(expected.shapes.items()):
         if found[name] != wanted and found[name] == wanted[::-1]:
             return PreconditionError(
@@ -159,7 +159,7 @@ def _transposed(settings: AdapterSettings, expected: Expected, found: Shapes) ->
     return None
 
 
-def _widths(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _widths(settings: AdapterSettings, expected: ExpectedTensors, found: Shapes) -> PreconditionError | None:
     wrong = sorted(name for name, wanted in expected.shapes.items() if found[name] != wanted)
     if not wrong:
         return None
@@ -171,7 +171,7 @@ def _widths(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pre
     return _other_base(settings, expected.base, why)
 
 
-def _incomplete(expected: Expected, missing: list[str], which: str) -> PreconditionError:
+def _incomplete(expected: ExpectedTensors, missing: list[str], which: str) -> PreconditionError:
     numbers = sum(prod(expected.shapes[name]) for name in missing)
     return PreconditionError(
         f"The adapter is incomplete: {len(missing)} of its {len(expected.shapes)} tensors are missing ({which}).",

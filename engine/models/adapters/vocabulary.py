@@ -57,6 +57,5 @@ def _ids(data: Any) -> Iterator[int]:
     yield from (int(token["id"]) for token in data.get("added_tokens") or () if isinstance(token, dict))
     yield from map(int, data.get("added_tokens_decoder") or ())
     if not {"model", "added_tokens", "added_tokens_decoder", "tokenizer_class"} & data.keys():
-        yield from (
-            int(number) for number in data.values() if type(number) is int
-        )  # added_tokens.json: {"<token>": id}
+        # added_tokens.json: {"<token>": id}
+        yield from (int(number) for number in data.values() if type(number) is int)

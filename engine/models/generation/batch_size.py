@@ -70,9 +70,8 @@ def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
     from engine.models.generation.samplers import Greedy
 
     vocabulary = model.config.get_text_config().vocab_size
-    rows = [
-        [row % vocabulary] * max(longest - 2, 1) for row in range(size)
-    ]  # all different, or their common prefix would be prefilled only once
+    # All rows differ, or their common prefix would be prefilled only once.
+    rows = [[row % vocabulary] * max(longest - 2, 1) for row in range(size)]
     try:
         generate_batch(model, rows, Greedy(), [], [2] * size, pad=0)
     except (MemoryError, RuntimeError) as error:

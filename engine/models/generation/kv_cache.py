@@ -18,9 +18,8 @@ from engine.models.generation.prefix_cache import CachedPrefix, PrefixMatch
 
 def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
     """`cache` as a keyword argument of the model's forward pass: `cache`, or `past_key_values` before transformers 5.24."""
-    inner = (
-        model.get_base_model() if hasattr(model, "get_base_model") else model
-    )  # PEFT passes all keyword arguments on
+    # PEFT passes all keyword arguments on to the base model.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {_cache_name(type(inner).forward): cache}
 
 

@@ -48,12 +48,11 @@ def prefill_rows(
     """
     suffixes = [row[prefix.length :] for row, prefix in zip(rows, prefixes, strict=True)]
     cache = join_prefixes(prefixes, layer_count(model), max(map(len, suffixes)))
-    prefix_mask = left_padded(
-        [[1] * prefix.length for prefix in prefixes], 0, model.device, max(prefix.length for prefix in prefixes)
-    )
-    mask = torch.cat(
-        [prefix_mask, left_padded([[1] * len(suffix) for suffix in suffixes], 0, model.device)], dim=1
-    )  # (R, T)
+    # Both parts are padded on the left, and cover the columns of the cache and of the suffixes: (R, T) together.
+    longest_prefix = max(prefix.length for prefix in prefixes)
+    prefix_mask = left_padded([[1] * prefix.length for prefix in prefixes], 0, model.device, longest_prefix)
+    suffix_mask = left_padded([[1] * len(suffix) for suffix in suffixes], 0, model.device)
+    mask = torch.cat([prefix_mask, suffix_mask], dim=1)
     logits = last_logits(model, left_padded(suffixes, pad, model.device), mask, cache, keep)
     return PrefilledRows(rows, cache, mask, logits)
 

@@ -49,8 +49,8 @@ class Nucleus:
         tokens, top_probs = top.indices, top.values  # (R, K), most likely first
         if bool((top_probs.sum(dim=-1) < self._top_p).any()):
             top_probs, tokens = torch.sort(probs, dim=-1, descending=True, stable=True)
-        cumulative = top_probs.double().cumsum(dim=-1)
-        before = cumulative - top_probs
+        cumulative = top_probs.double().cumsum(dim=-1)  # (R, K)
+        before = cumulative - top_probs  # (R, K), the mass of all likelier tokens
         nucleus_size = (before < self._top_p).sum(dim=-1, keepdim=True)  # (R, 1)
         nucleus_mass = cumulative.gather(-1, nucleus_size - 1)  # (R, 1)
         # The first token whose cumulative probability exceeds the draw, (R, 1).

@@ -57,9 +57,8 @@ class ChatRequest:
         if self.temperature > 0:
             body["top_p"] = self.top_p
         if self.seed is not None:
-            body["seed"] = (
-                self.seed & 0x7FFFFFFF
-            )  # llama.cpp's seeds have 32 bits, and JSON numbers in some languages 53
+            # llama.cpp's seeds have 32 bits, and JSON numbers have 53 in some languages.
+            body["seed"] = self.seed & 0x7FFFFFFF
         if self.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         if self.switches:
@@ -155,9 +154,8 @@ class ChatApi:
         import httpx2
 
         try:
-            async with asyncio.timeout(
-                self.timeout_seconds
-            ):  # for the whole request; httpx's timeouts restart with every byte
+            # A limit for the whole request; httpx's timeouts restart with every byte.
+            async with asyncio.timeout(self.timeout_seconds):
                 response = await call
         except TimeoutError:
             raise RetryableError(errors.too_slow(address, self.timeout_seconds), SLOW_TRIES) from None

@@ -193,9 +193,8 @@ def _http_client(address: ServerAddress, timeout_seconds: float) -> AsyncClient:
     return httpx2.AsyncClient(
         headers=headers,
         timeout=httpx2.Timeout(None, connect=min(CONNECT_SECONDS, timeout_seconds)),
-        limits=httpx2.Limits(
-            max_connections=None
-        ),  # `ServerPool` limits concurrency; a wait for a connection would count towards the timeout
+        # `ServerPool` limits concurrency; a wait for a connection would count towards the timeout.
+        limits=httpx2.Limits(max_connections=None),
         verify=_certificates(),
         follow_redirects=False,
         event_hooks={"response": [limit_response_async]},

@@ -134,7 +134,7 @@ class RetryPolicy:
     async def _with_retries(self, attempts: Attempts[T], fallback: RequestFallback[T] | None) -> T:
         server = await self._pool.acquire()
         while True:
-            assert server is not None  # with nothing tried, there is one
+            assert server is not None  # `acquire` returns None only if some servers were tried
             try:
                 return await self._attempt(attempts.request, server)
             except RetryableError as failure:
@@ -142,9 +142,8 @@ class RetryPolicy:
                 if self._is_exhausted(attempts, failure):
                     return await self._resolve_failure(attempts, failure, fallback)
                 if not self._pool.available(attempts.tried):
-                    await self._wait(
-                        attempts, server, failure
-                    )  # without releasing its slot, so that a busy server gets fewer requests
+                    # The slot is not released during the wait, so that a busy server gets fewer requests.
+                    await self._wait(attempts, server, failure)
             finally:
                 self._pool.release(server)
             server = await self._next_server(attempts)

@@ -1,4 +1,5 @@
-"""People's decisions about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of this and `pairs.jsonl`.
+"""People's decisions about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of this and
+`pairs.jsonl`.
 
 An edit is `{"id", "action", "time"}`, `time` in seconds since 1970; `edit` and `note` have a `text`, and `edit` may have the
 `field` that it replaces. `undo` reverts the last edit of its pair that is still in effect, notes included; with none left it
@@ -18,7 +19,7 @@ from engine.core import layout
 from engine.core.reading import open_file
 from engine.pairs.data.edits_lock import sole_writer
 from engine.pairs.data.record import OK, Pair
-from engine.storage.jsonl import BadLine, JsonlAppender, parsed_line, read_jsonl, unterminated_last_line
+from engine.storage.jsonl import BadLine, JsonlAppender, parse_line, read_jsonl, unterminated_last_line
 
 Action = Literal["accept", "reject", "flip", "edit", "note", "undo"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -146,7 +147,7 @@ def read_edits(path: Path) -> Edits:
             edits.append(row)
     # The file may have been written by hand, without a final newline.
     tail = unterminated_last_line(path)
-    last = parsed_line(0, tail) if tail.strip() else None
+    last = parse_line(0, tail) if tail.strip() else None
     complete = isinstance(last, dict) and not edit_problem(last)
     if isinstance(last, dict) and complete:
         edits.append(last)

@@ -11,7 +11,7 @@ from io import BufferedReader
 from typing import Any
 
 from engine.pairs.formats.streams import PEEK_BYTES, head
-from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, loads_allowing_nan, parsed_line
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, loads_allowing_nan, parse_line
 
 _BLOCK = 1 << 16
 _TOKEN = re.compile(rb'[\[\]{}",]')
@@ -70,7 +70,7 @@ def _record(number: int, raw: bytes | None) -> dict[str, Any] | BadLine:
     """A bare string becomes a row with the single column `text`."""
     if raw is None:
         return BadLine(number, _TOO_LONG)
-    return parsed_line(number, b'{"text":' + raw + b"}" if raw.startswith(b'"') else raw, loads_allowing_nan)
+    return parse_line(number, b'{"text":' + raw + b"}" if raw.startswith(b'"') else raw, loads_allowing_nan)
 
 
 _TOO_LONG = f"longer than {MAX_LINE_BYTES >> 20} MiB, or a bracket is missing"

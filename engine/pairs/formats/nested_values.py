@@ -1,4 +1,6 @@
-"""Unwraps values that tools nest: messages stored as a string, a text in a one-element list or an object, bytes instead of text."""
+"""Unwraps values that tools nest: messages stored as a string, a text in a one-element list or an object, bytes instead
+of text.
+"""
 
 from __future__ import annotations
 

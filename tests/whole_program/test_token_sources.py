@@ -20,7 +20,7 @@ def fake() -> Iterator[FakeHub]:
         yield server
 
 
-def test_standard_input_and_a_file_come_before_the_variable(fake: FakeHub, tmp_path: Path) -> None:
+def test_standard_input_and_a_file_take_precedence_over_the_variable(fake: FakeHub, tmp_path: Path) -> None:
     fake.refused = {"hf_OfTheVariable"}
     environment = {"HF_TOKEN": "hf_OfTheVariable"}
     done = auto(fake, tmp_path, environment, "--token-stdin", stdin=f"{CANARY}\n")
@@ -47,7 +47,7 @@ def test_the_hubs_own_login_is_used_and_named(fake: FakeHub, tmp_path: Path) -> 
     assert_no_token(tmp_path / "run", done)
 
 
-def test_a_login_with_a_browser_from_the_command_line(fake: FakeHub, tmp_path: Path) -> None:
+def test_a_browser_login_can_be_started_from_the_command_line(fake: FakeHub, tmp_path: Path) -> None:
     fake.login_interval = 0.05
     assert auto(fake, tmp_path, {}).returncode == 4
     assert "/oauth/device" not in fake.paths()
@@ -59,12 +59,12 @@ def test_a_login_with_a_browser_from_the_command_line(fake: FakeHub, tmp_path: P
 
 
 @pytest.mark.parametrize("given", [["--token", CANARY], [f"--token={CANARY}"], [f"--hf-token={CANARY}"]])
-def test_no_option_takes_the_value_and_a_refusal_does_not_repeat_it(given: list[str], tmp_path: Path) -> None:
+def test_no_option_takes_a_token_and_the_error_does_not_repeat_it(given: list[str], tmp_path: Path) -> None:
     done = stage3("--auto", *given, cwd=tmp_path)
     assert done.returncode == 2 and CANARY not in done.stdout + done.stderr
 
 
-def test_a_variable_that_is_not_an_option_does_not_show_its_value(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_variable_does_not_show_its_value(tmp_path: Path) -> None:
     done = stage3("--auto", cwd=tmp_path, STAGE3_TOKEN=CANARY)
     assert done.returncode == 2 and CANARY not in done.stdout + done.stderr
 
@@ -75,7 +75,7 @@ echo "spy 9.9.9"
 """
 
 
-def test_no_child_of_a_run_has_the_token(fake: FakeHub, tmp_path: Path) -> None:
+def test_no_child_of_a_run_receives_the_token(fake: FakeHub, tmp_path: Path) -> None:
     """Whatever stands in for git, uv and their like writes down its command line and its environment."""
     tools, seen = tmp_path / "tools", tmp_path / "seen"
     tools.mkdir()

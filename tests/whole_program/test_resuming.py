@@ -56,7 +56,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_more_examples_killed_among_the_pairs_and_in_the_training_end_with_the_same_bytes(begun: Path, tmp_path: Path):
+def test_adding_examples_with_kills_in_pairs_and_training_ends_with_the_same_bytes(begun: Path, tmp_path: Path):
     whole, hurt = copy_of(begun, tmp_path / "whole"), copy_of(begun, tmp_path / "hurt")
     undisturbed = run(short_demo(whole, num_examples=36), STAGES)
     assert undisturbed.code is ExitCode.DONE and undisturbed.most_done("pairs", "pairs") == 36
@@ -77,7 +77,7 @@ HALVES: dict[str, Any] = {"min_eval_pairs": 8}
 FIGURES = ("reward_accuracy", "margin", "score_change")
 
 
-def test_a_sweep_killed_in_a_trial_continues_and_its_table_has_the_figures_of_a_run_of_its_own(
+def test_a_sweep_killed_in_a_trial_continues_and_its_figures_match_those_of_a_separate_run(
     begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sweep, "BEFORE_TRAINING", STAGES[:-1])
@@ -131,7 +131,7 @@ def stage3(folder: Path, *arguments: str, kill_at: tuple[str, int] | None = None
 
 
 @pytest.mark.slow
-def test_160_to_500_prompts_makes_340_and_killed_three_times_ends_with_the_same_bytes(tmp_path: Path):
+def test_going_from_160_to_500_prompts_with_three_kills_makes_340_pairs_with_the_same_bytes(tmp_path: Path):
     begun = tmp_path / "begun"
     stage3(begun, "--auto")
     whole, hurt = copy_of(begun, tmp_path / "whole"), copy_of(begun, tmp_path / "hurt")
@@ -144,7 +144,7 @@ def test_160_to_500_prompts_makes_340_and_killed_three_times_ends_with_the_same_
 
 
 @pytest.mark.slow
-def test_a_sweep_of_four_killed_twice_comes_to_the_table_that_runs_of_their_own_come_to(tmp_path: Path):
+def test_the_table_of_a_sweep_that_was_killed_twice_matches_separate_runs(tmp_path: Path):
     folder, grid = tmp_path / "sweep", ("sweep", "--beta", "0.1,0.5", "--learning-rate", "1e-3,2e-3")
     stage3(folder, *grid, kill_at=("trial_step", 20))
     stage3(folder, *grid, kill_at=("trial_step", 70))

@@ -47,14 +47,16 @@ def check_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 
 @pytest.mark.parametrize("how", ["os.abort()", "os.kill(os.getpid(), signal.SIGSEGV)"])
-def test_a_file_that_crashes_its_library_is_refused_with_the_signal(how: str, check_with: Callable[[str], None]):
+def test_a_file_that_crashes_its_library_is_refused_and_the_signal_is_named(
+    how: str, check_with: Callable[[str], None]
+):
     with pytest.raises(UnsafeError, match="crashes the library") as refused:
         check_with(how)
     assert refused.value.exit_code == ExitCode.UNSAFE and REMEDY in refused.value.what_to_do
     assert "ended by SIG" in refused.value.why and "\x1b" not in str(refused.value)
 
 
-def test_a_file_that_hangs_its_library_is_refused_though_it_hears_no_signal(
+def test_a_file_that_hangs_its_library_is_refused_even_if_sigterm_is_ignored(
     check_with: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(crash_check, "CHECK_SECONDS", 2.0)
@@ -63,12 +65,12 @@ def test_a_file_that_hangs_its_library_is_refused_though_it_hears_no_signal(
         check_with("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
 
 
-def test_what_python_raises_is_no_crash_and_a_file_is_looked_at_once(check_with: Callable[[str], None]):
+def test_a_python_exception_is_not_a_crash_and_a_file_is_checked_only_once(check_with: Callable[[str], None]):
     check_with("raise ValueError('no table')")
     check_with("os.abort()")  # not checked again
 
 
-def test_a_library_that_crashes_by_itself_is_no_fault_of_the_file(
+def test_a_crash_while_the_library_is_imported_is_not_the_files_fault(
     check_with: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     (tmp_path / "broken.py").write_text("import os\nos.abort()\n")
@@ -78,7 +80,7 @@ def test_a_library_that_crashes_by_itself_is_no_fault_of_the_file(
         check_with("os.abort()")  # it counts as not checked
 
 
-def test_the_child_reads_the_whole_file_and_has_a_limit_of_memory(check_with: Callable[[str], None]):
+def test_the_child_reads_the_file_from_its_start_and_has_a_memory_limit(check_with: Callable[[str], None]):
     check_with(
         "import resource; from engine.process.crash_check import checked_file, CHECK_MEMORY_BYTES as limit; "
         "passed = checked_file().read() == b'what a stranger wrote' and resource.getrlimit(resource.RLIMIT_AS)[0] == limit; "
@@ -99,7 +101,7 @@ def arrow(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
-def test_a_table_whose_offsets_point_anywhere_is_damaged_and_not_read_there(kind: str, tmp_path: Path):
+def test_a_table_with_invalid_offsets_is_damaged_and_not_read_there(kind: str, tmp_path: Path):
     """pyarrow itself reads wherever they point, and the process dies."""
     right = struct.pack("<65i", *range(0, 65 * len(WORDS), len(WORDS)))
     wrong = struct.pack("<65i", 0, *[0x7FFFFFF0] * 64)
@@ -109,7 +111,7 @@ def test_a_table_whose_offsets_point_anywhere_is_damaged_and_not_read_there(kind
     assert isinstance(bad, BadLine) and "damaged from here on" in bad.reason and "offset" in bad.reason
 
 
-def test_a_table_is_looked_at_by_a_child_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_table_is_checked_in_a_child_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     looked: list[Any] = []
     monkeypatch.setattr("engine.pairs.formats.tables.check_in_child", lambda *given, **more: looked.append(given[3]))
     pa.parquet.write_table(pa.table({"prompt": [WORDS]}), tmp_path / "rows.parquet")
@@ -129,7 +131,7 @@ def tokenizer_with(folder: Path, **parts: Any) -> str:
     return str(folder)
 
 
-def test_a_tokenizer_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_tokenizer_that_never_finishes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Forty replacements, each of which makes two letters of one."""
     monkeypatch.setattr(crash_check, "CHECK_SECONDS", 3.0)
     monkeypatch.setattr(crash_check, "CHECK_MEMORY_BYTES", 1 << 30)
@@ -174,13 +176,13 @@ def test_a_model_with_a_billion_layers_is_not_built(name: str):
         refuse_oversized({"text_config": {name: 10**9}}, "--base-model-id")
 
 
-def test_the_configuration_of_a_base_model_is_looked_at_before_anything_is_built(tmp_path: Path, config):
+def test_the_configuration_of_a_base_model_is_checked_before_anything_is_built(tmp_path: Path, config):
     path = build_base(tmp_path / "base") / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**9}))
     with pytest.raises(UnsafeError, match="num_hidden_layers"):
         read_base_config(config(base_model_id=str(tmp_path / "base")))
 
 
-def test_real_sizes_are_no_counts_of_parts():
+def test_large_but_realistic_sizes_pass():
     real = {"vocab_size": 262_144, "moe_intermediate_size": 20_000, "num_experts_per_tok": 8, "num_hidden_layers": 126}
     refuse_oversized(real, "--base-model-id")

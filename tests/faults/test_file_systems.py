@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.fault("B3")
 @pytest.mark.parametrize("before", ["none", "an older one"])
-def test_b3_a_disk_that_fills_at_any_file_of_the_archive_leaves_a_whole_archive_or_none(
+def test_a_disk_that_fills_at_any_file_of_the_archive_leaves_a_complete_archive_or_none(
     trained: Context, tmp_path: Path, before: str
 ):
     run = copied(trained, tmp_path / "run").run
@@ -74,9 +74,7 @@ def other_disk() -> Iterator[Path]:
 
 
 @pytest.mark.fault("B7")
-def test_b7_every_file_that_gets_its_name_by_renaming_was_written_beside_its_place(
-    trained: Context, other_disk: Path, tmp_path: Path
-):
+def test_every_renamed_file_was_written_in_its_destination_folder(trained: Context, other_disk: Path, tmp_path: Path):
     with pytest.raises(OSError) as crossed:
         other_disk.rename(tmp_path / "x")
     assert crossed.value.errno == errno.EXDEV  # as it would be for a file that was made in the temporary folder
@@ -92,9 +90,7 @@ def test_b7_every_file_that_gets_its_name_by_renaming_was_written_beside_its_pla
 
 
 @pytest.mark.fault("B9", "A10")
-def test_b9_on_a_file_system_whose_locks_do_nothing_the_second_process_is_still_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_second_process_is_refused_even_where_locks_have_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     holder = subprocess.Popen(
         [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\nfrom engine.run.folder import Run\n"
          "Run(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)", str(tmp_path / "run")],
@@ -133,7 +129,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.fault("A11")
-def test_a11_the_lock_of_a_killed_process_is_free_though_its_forked_child_lives(tmp_path: Path):
+def test_the_lock_of_a_killed_process_is_free_even_if_its_forked_child_lives(tmp_path: Path):
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_WITH_A_CHILD, str(tmp_path / "run")],
         stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False,
@@ -153,7 +149,7 @@ def test_a11_the_lock_of_a_killed_process_is_free_though_its_forked_child_lives(
 
 
 @pytest.mark.fault("D10")
-def test_d10_a_child_that_the_kernel_kills_is_reported_by_its_signal_and_the_archive_gets_no_name(
+def test_a_child_killed_by_the_kernel_is_reported_with_its_signal_and_no_archive_is_published(
     trained: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     context = copied(trained, tmp_path / "run")
@@ -175,7 +171,7 @@ def test_d10_a_child_that_the_kernel_kills_is_reported_by_its_signal_and_the_arc
 
 
 @pytest.mark.fault("D10")
-def test_d10_an_allocation_that_fails_on_the_host_is_exit_7_with_what_needs_less(tmp_path: Path):
+def test_a_failed_allocation_on_the_host_is_exit_7_with_advice_to_use_less_memory(tmp_path: Path):
     """MemoryError has no message of its own; the advice must not be that for a bug."""
     appender = JsonlAppender(tmp_path / "pairs.jsonl")
     with failing("append=memory@1"), pytest.raises(MemoryError) as spent:
