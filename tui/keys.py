@@ -199,10 +199,10 @@ def footer_keys(places: Iterable[str]) -> tuple[Key, ...]:
 def help_rows(places: Iterable[str] = PLACES) -> list[tuple[str, str, str]]:
     """(group, key, sentence) for the keys of the given places; the ten digits share one row."""
     rows = []
-    wanted = tuple(places)
+    included = tuple(places)
     for group in (RUN, MOVE, VIEW, LIST, PAIRS, OPTIONS, CHARTS, LOG, WRITE):
         for key in KEYS:
-            if key.group != group or key.place not in wanted:
+            if key.group != group or key.place not in included:
                 continue
             if key.action.startswith("go("):
                 if key.shown == "1":

@@ -145,10 +145,10 @@ class PairList(RowList):
         """Move the cursor to the next row without a decision, wrapping around; False if there is none."""
         return self._go_to(lambda row: not row.decided)
 
-    def _go_to(self, wanted: Callable[[PairRow], bool], by: int = 1) -> bool:
+    def _go_to(self, matches: Callable[[PairRow], bool], by: int = 1) -> bool:
         for step in range(1, self.row_count + 1):
             place = (self.cursor + by * step) % self.row_count
-            if wanted(self._rows[self._indices[place]]):
+            if matches(self._rows[self._indices[place]]):
                 self.cursor = place
                 return True
         return False

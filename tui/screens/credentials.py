@@ -54,7 +54,7 @@ class CredentialsView(StageView):
         )
         refused = stage.failure is not None and stage.failure.exit_code == ExitCode.ACCESS
         if not self.source.read_only:
-            self.query_one("#token-row").set_class(refused, "-wanted")
+            self.query_one("#token-row").set_class(refused, "-required")
 
     def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
         login = login_of(stage)

@@ -93,7 +93,7 @@ class Plot:
         return _scaled(x, self.window.left, self.window.right, self.across - 1)
 
     def x_at(self, column: int) -> float:
-        """The x that a cell of the widget stands for."""
+        """The x at a cell of the widget."""
         share = (column - self.gutter - 1) / max(self.across - 1, 1)
         return self.window.left + min(max(share, 0.0), 1.0) * (self.window.right - self.window.left)
 
@@ -204,17 +204,17 @@ def _overlay(plot: Plot, down: int, style: ChartStyle) -> Overlay:
 
 def moving_average(points: Sequence[Point], over: int) -> list[Point]:
     """The moving average over up to `over` values; non-finite values are left out."""
-    kept: deque[float] = deque()
+    recent: deque[float] = deque()
     total = 0.0
     smooth = []
     for x, y in points:
         if not math.isfinite(y):
             continue
-        kept.append(y)
+        recent.append(y)
         total += y
-        if len(kept) > over:
-            total -= kept.popleft()
-        smooth.append((x, total / len(kept)))
+        if len(recent) > over:
+            total -= recent.popleft()
+        smooth.append((x, total / len(recent)))
     return smooth
 
 

@@ -118,7 +118,7 @@ class OptionRows(RowList):
     def empty_text(self) -> str:
         return "No option matches." if self.search_words else "This stage has no options."
 
-    # -- the cursor stands on options, never on a heading --------------------------------------------------------------
+    # -- the cursor is always on an option, never on a heading ---------------------------------------------------------
 
     def validate_cursor(self, cursor: int) -> int:
         cursor = super().validate_cursor(cursor)

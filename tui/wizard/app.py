@@ -199,12 +199,12 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     def is_key_enabled(self, key: Key) -> bool:
         """Whether a key works now; the footer shows those."""
-        running, mine, view = self.source.running, not self.source.read_only, self.main.view
+        running, owned, view = self.source.running, not self.source.read_only, self.main.view
         match key.action:
             case "run_stage" | "run_all":
-                return mine and not running
+                return owned and not running
             case "redo":
-                return mine and not running and self.shown_state.stages[self.main.selected].status != "waiting"
+                return owned and not running and self.shown_state.stages[self.main.selected].status != "waiting"
             case "stop":
                 return running and not self.shutdown.stopping and not self.source.hands_off
             case "follow":
@@ -228,13 +228,13 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             case "rest" | "search":
                 return view is not None and view.page == view.OPTIONS
             case "presets":
-                return mine and not running and view is not None and view.page == getattr(view, "START", None)
+                return owned and not running and view is not None and view.page == getattr(view, "START", None)
             case "log_in":
-                return mine and not running and self.main.selected == "credentials"
+                return owned and not running and self.main.selected == "credentials"
             case "browse":
                 return self.shown_state.pairs_made > 0 and (view is None or view.page != getattr(view, "PAIRS", None))
             case "default":
-                return mine
+                return owned
         return (
             self.source.allows_decisions
             if key.place == "pairs" and key.label not in ("filter", "sort", "next ✗")

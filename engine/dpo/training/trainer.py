@@ -392,7 +392,7 @@ def _require_changed_adapter(prepared: _Prepared, expected: str, learning_rate: 
         yield Message("warning", "--learning-rate is 0: nothing was trained, so the adapter equals Stage 2's.")
     elif final == expected:
         raise NumbersError(
-            "The training did not change the adapter.",
+            "Training did not change the adapter.",
             f"Its tensors still equal Stage 2's ({final}).",
             f"Check --learning-rate (now {learning_rate}) and the pairs.",
         )
