@@ -1,4 +1,4 @@
-"""Setup and fixtures for all tests. They run with one thread, because waiting threads cost more than they gain on a busy machine."""
+"""Setup and fixtures for all tests. They run with one thread: waiting threads cost more than they gain on a busy machine."""
 
 from __future__ import annotations
 
