@@ -1,4 +1,4 @@
-"""Fixtures for all tests, which run on one thread: on a busy machine, waiting threads cost more than they gain."""
+"""Setup and fixtures for all tests. They run with one thread: waiting threads cost more than they gain on a busy machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import os
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Some images set it, and each child would compile the same modules again.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # set in some images, where each child would compile all modules again
 
 from collections.abc import Callable, Generator, Iterator
 from importlib import import_module
@@ -30,7 +29,7 @@ from tests.support.git_repositories import here, upstream  # noqa: F401
 from tests.support.idle_wizard import finished, runner, sessions  # noqa: F401
 from tests.support.short_run import short_run  # noqa: F401
 
-gc.disable()  # while the tests are imported
+gc.disable()  # during the import of the tests
 sys.dont_write_bytecode = False
 quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "0"
@@ -39,22 +38,21 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 LONGEST_FIRST = (
-    *("demo_run", "disturbed_runs", "walk", "terminal", "canary", "processes", "memory", "wizard"),
+    *("demo_run", "disturbed_runs", "walk", "terminal", "canary", "distributed", "memory", "wizard"),
     *("pairs_in_processes", "advice", "training", "outputs", "evaluation_in_processes", "moods", "screens"),
     *("push", "downloads_by_libraries", "server", "resuming", "soak", "snapshots", "pair_browser"),
     *("evaluation", "trained_variants", "plan", "imports", "formats", "judges", "dependencies"),
     *("published_templates", "options_editor", "preflight", "token_sources", "cli", "head", "damaged_adapters"),
     *("model_card", "validation", "packaging", "chat_templates", "pool", "reexec", "wheel"),
 )
-"""Files that take five seconds or more, the longest first: if one ran last, the other processors would be idle."""
+"""Test files that take five seconds or more, longest first: a long one at the end would leave a CPU idle."""
 
 Result = TypeVar("Result")
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """Make workers import the tests before they collect them, each starting at another file: what one has compiled, the
-    others only read. The conftest of a folder comes first, as in a collection: the one of the properties sets how values
-    are drawn.
+    """Before collection, workers import the tests, each starting at another file, so that they share the compiled bytecode. The
+    conftest of a folder comes first, as in a collection: that of the property tests configures how values are drawn.
     """
     worker = getattr(session.config, "workerinput", None)
     if worker is None or session.config.args != session.config.getini("testpaths"):
@@ -71,13 +69,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.timeout(0))  # as long as it takes
+            item.add_marker(pytest.mark.timeout(0))  # no time limit
 
 
 def pytest_collection_finish() -> None:
-    """Exempt the 400,000 objects of the imported libraries from garbage collection: the engine collects before it needs
-    memory, and scanning them takes a quarter of a second each time. From now on, collect after each file, and rarely in
-    between: collections took a third of the time of a screen's tests.
+    """Exclude the 400,000 objects of the imported libraries from garbage collection: the engine collects before it needs memory,
+    and scanning them takes a quarter of a second each time. From now on, collect after each file, and rarely in between: it
+    took a third of the time of the screens' tests.
     """
     gc.freeze()
     gc.enable()
@@ -87,7 +85,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def freeze_after_each_file() -> Iterator[None]:
-    """Exempts what the tests of a file have imported and cached, too."""
+    """Also exclude what the tests of a file have imported and cached."""
     yield
     gc.collect()
     gc.freeze()
@@ -95,8 +93,8 @@ def freeze_after_each_file() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_fsync() -> Iterator[None]:
-    """Makes fsync do nothing in this process: thousands of calls would take a minute. What is synced, and when, is checked
-    by tests/faults/test_order_of_writes.py.
+    """Turn fsync off in this process, because thousands of calls would take a minute. What is synced, and when, is checked by
+    tests/faults/test_order_of_writes.py.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
@@ -123,7 +121,7 @@ def run_stage(stage: Generator[Any, None, Result]) -> tuple[list[Any], Result]:
 
 @pytest.fixture(autouse=True)
 def separate_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps the state between starts separate from the user's and from that of other tests."""
+    """Separates the state between starts from the user's and from that of other tests."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / f"state-{uuid4().hex}"))
 
 
@@ -150,7 +148,7 @@ def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
-    """A run after stage training."""
+    """A run as it is after stage training."""
     from tests.support.finished_run import finished_run
 
     return finished_run(tmp_path_factory.mktemp("trained") / "run", stage2[0])
