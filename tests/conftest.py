@@ -1,4 +1,4 @@
-"""What every test shares. One thread: on a busy machine waiting threads cost more than they bring."""
+"""Setup and fixtures for all tests. They run with one thread: waiting threads cost more than they gain on a busy machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import os
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop(
-    "PYTHONDONTWRITEBYTECODE", None
-)  # some images set it, and each child would compile the same modules again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # set in some images, where each child would compile all modules again
 
 from collections.abc import Callable, Generator, Iterator
 from importlib import import_module
@@ -31,7 +29,7 @@ from tests.support.git_repositories import here, upstream  # noqa: F401
 from tests.support.idle_wizard import finished, runner, sessions  # noqa: F401
 from tests.support.short_run import short_run  # noqa: F401
 
-gc.disable()  # while the tests are imported
+gc.disable()  # during the import of the tests
 sys.dont_write_bytecode = False
 quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "0"
@@ -40,21 +38,21 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 LONGEST_FIRST = (
-    *("demo_run", "disturbed_runs", "walk", "terminal", "canary", "processes", "memory", "wizard"),
+    *("demo_run", "disturbed_runs", "walk", "terminal", "canary", "distributed", "memory", "wizard"),
     *("pairs_in_processes", "advice", "training", "outputs", "evaluation_in_processes", "moods", "screens"),
     *("push", "downloads_by_libraries", "server", "resuming", "soak", "snapshots", "pair_browser"),
     *("evaluation", "trained_variants", "plan", "imports", "formats", "judges", "dependencies"),
     *("published_templates", "options_editor", "preflight", "token_sources", "cli", "head", "damaged_adapters"),
     *("model_card", "validation", "packaging", "chat_templates", "pool", "reexec", "wheel"),
 )
-"""Files that take five seconds and more, the longest first: one of them alone at the end would leave a processor idle."""
+"""Test files that take five seconds or more, longest first: a long one at the end would leave a CPU idle."""
 
 Result = TypeVar("Result")
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """Before they collect, workers import the tests, and each begins elsewhere: what one has compiled the others read. The
-    conftest of a folder comes first, as in a collection: that of the properties chooses how their values are drawn.
+    """Before collection, workers import the tests, each starting at another file, so that they share the compiled bytecode. The
+    conftest of a folder comes first, as in a collection: that of the property tests configures how values are drawn.
     """
     worker = getattr(session.config, "workerinput", None)
     if worker is None or session.config.args != session.config.getini("testpaths"):
@@ -62,22 +60,22 @@ def pytest_collection(session: pytest.Session) -> None:
     files = sorted(Path(__file__).parent.rglob("test_*.py"))
     first = int(worker["workerid"].removeprefix("gw")) * len(files) // worker["workercount"]
     for path in (*sorted(Path(__file__).parent.rglob("conftest.py")), *files[first:], *files[:first]):
-        with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection tells what is wrong with it
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection reports what is wrong with it
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    order = {f"test_{name}": position for position, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.timeout(0))  # as long as it takes
+            item.add_marker(pytest.mark.timeout(0))  # no time limit
 
 
 def pytest_collection_finish() -> None:
-    """Set the 400,000 objects of the imported libraries aside: the engine collects garbage before it needs memory, and looking
-    through them takes a quarter of a second each time. From now on, look for garbage after each file, and in between seldom:
-    a third of the time of a screen's tests went there.
+    """Exclude the 400,000 objects of the imported libraries from garbage collection: the engine collects before it needs memory,
+    and scanning them takes a quarter of a second each time. From now on, collect after each file, and rarely in between: it
+    took a third of the time of the screens' tests.
     """
     gc.freeze()
     gc.enable()
@@ -86,16 +84,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_stays_is_set_aside() -> Iterator[None]:
-    """Likewise what the tests of a file have imported and cached."""
+def freeze_after_each_file() -> Iterator[None]:
+    """Also exclude what the tests of a file have imported and cached."""
     yield
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_power_failure() -> Iterator[None]:
-    """In this process fsync does nothing: thousands of them would take a minute. What is synced, and when, is noted by
+def no_fsync() -> Iterator[None]:
+    """Turn fsync off in this process, because thousands of calls would take a minute. What is synced, and when, is checked by
     tests/faults/test_order_of_writes.py.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -122,8 +120,8 @@ def run_stage(stage: Generator[Any, None, Result]) -> tuple[list[Any], Result]:
 
 
 @pytest.fixture(autouse=True)
-def a_state_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps state between starts apart from the user's and from other tests'."""
+def separate_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Separates the state between starts from the user's and from that of other tests."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / f"state-{uuid4().hex}"))
 
 
@@ -150,7 +148,7 @@ def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
-    """A run as the stage training leaves it."""
+    """A run as it is after stage training."""
     from tests.support.finished_run import finished_run
 
     return finished_run(tmp_path_factory.mktemp("trained") / "run", stage2[0])

@@ -1,9 +1,9 @@
-"""Take one safeguard out at a time, in a copy of the code, and run the tests that hold it: each time some must fail.
+"""Remove one safeguard at a time from a copy of the code, and run the tests that cover it: each time, some must fail.
 
     python -m tests.mutants [NAME…]        (make mutants)
 
-Prints a table: what was taken out, and the tests that failed. Exits 1 if one was taken out and nothing failed, or if the tests fail
-before anything is taken out.
+Prints a table of what was removed and which tests failed. Exits with 1 if a safeguard was removed and no test failed, or if a test
+fails before anything is removed.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = ("engine", "tui", "themes", "tests", "pyproject.toml")
 SHOWN = 3
-TOO_LONG = 600.0
-"""Seconds. Without a limit something may have no end: that is noticed, too."""
+TIMEOUT_SECONDS = 600.0
+"""Without a limit, the code may hang, which also counts as detected."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A safeguard, and how the code reads without it."""
+    """A safeguard, and the code without it."""
 
     name: str
     file: str
     before: str
-    """Stands in the file once."""
+    """Occurs exactly once in the file."""
     after: str
     tests: tuple[str, ...]
-    """Files, or single tests, that hold the safeguard."""
+    """Files or single tests that cover the safeguard."""
 
     def apply(self, folder: Path) -> None:
         path = folder / self.file
         path.write_text(self.mutated(path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def mutated(self, code: str) -> str:
-        """Raises LookupError where the code has changed, and this table must be."""
+        """Raises LookupError if the code has changed, so that this table must be updated."""
         if code.count(self.before) != 1:
-            raise LookupError(f"{self.name}: {self.file} has {code.count(self.before)} times {self.before!r}")
+            raise LookupError(f"{self.name}: {self.file} contains {self.before!r} {code.count(self.before)} times")
         return code.replace(self.before, self.after)
 
 
@@ -281,29 +281,29 @@ MUTANTS = (
 
 def main(names: Sequence[str]) -> int:
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
-    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
-        whole = copied(Path(place) / "whole")
-        every = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
-        failed, seconds = run(whole, every)
-        print(f"Nothing taken out: {len(failed)} tests of {len(every)} places fail ({seconds:.0f} s).", *failed)
-        print("\n| taken out | tests that failed | |\n|---|---|--:|", flush=True)
-        survivors = sum(not caught(mutant, whole) for mutant in chosen)
-    print(f"{len(chosen) - survivors} of {len(chosen)} are noticed.")
+    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        copy = copied(Path(scratch) / "code")
+        tests = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
+        failed, seconds = run(copy, tests)
+        print(f"Nothing removed: {len(failed)} failures in {len(tests)} tests and files ({seconds:.0f} s).", *failed)
+        print("\n| removed | tests that failed | |\n|---|---|--:|", flush=True)
+        survivors = sum(not caught(mutant, copy) for mutant in chosen)
+    print(f"{len(chosen) - survivors} of {len(chosen)} are detected.")
     return int(bool(survivors or failed))
 
 
-def caught(mutant: Mutant, whole: Path) -> bool:
-    """Whether a test fails without the safeguard; prints its line of the table."""
-    path = whole / mutant.file
+def caught(mutant: Mutant, copy: Path) -> bool:
+    """Whether a test fails without the safeguard. Prints a row of the table."""
+    path = copy / mutant.file
     code = path.read_text(encoding="utf-8")
-    mutant.apply(whole)
+    mutant.apply(copy)
     try:
-        failed, seconds = run(whole, mutant.tests)
+        failed, seconds = run(copy, mutant.tests)
     finally:
         path.write_text(code, encoding="utf-8")
     more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
-    told = ", ".join(name.rpartition("::")[2] for name in failed[:SHOWN]) + more
-    print(f"| {mutant.name} | {told or 'NOTHING FAILED'} | {seconds:.0f} s |", flush=True)
+    names = ", ".join(name.rpartition("::")[2] for name in failed[:SHOWN]) + more
+    print(f"| {mutant.name} | {names or 'NOTHING FAILED'} | {seconds:.0f} s |", flush=True)
     return bool(failed)
 
 
@@ -318,7 +318,7 @@ def copied(folder: Path) -> Path:
 
 
 def run(folder: Path, tests: Sequence[str]) -> tuple[list[str], float]:
-    """Names of the tests that failed, and the seconds. Raises RuntimeError where pytest itself did."""
+    """(tests that failed, seconds). Raises RuntimeError if pytest itself failed."""
     started = time.monotonic()
     command = [
         sys.executable,
@@ -334,9 +334,11 @@ def run(folder: Path, tests: Sequence[str]) -> tuple[list[str], float]:
     ]
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TOO_LONG)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+        )
     except subprocess.TimeoutExpired:
-        return ["it hangs"], TOO_LONG
+        return ["it hangs"], TIMEOUT_SECONDS
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
     return list(failed_in(done.stdout)), time.monotonic() - started

@@ -111,7 +111,7 @@ DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 NO_INODES = (
     "The disk has free space but no free inodes: it cannot hold more files.",
-    f"Delete files of any size (`df -i`), {THEN_RERUN}.",
+    f"Delete some files, even small ones (`df -i`), {THEN_RERUN}.",
 )
 
 _ERRNO_IN_TEXT = re.compile(r"\(?os error (\d+)\)?|Errno (\d+)", re.IGNORECASE)
@@ -128,19 +128,19 @@ _ERRNO_BY_PATTERN: tuple[tuple[re.Pattern[str], int], ...] = (
 )
 
 
-def system_error(error: BaseException, doing: str = "") -> Stage3Error | None:
+def system_error(error: BaseException, what: str = "") -> Stage3Error | None:
     """The Stage3Error for a system error that `error` or one of its causes carries; None for other errors.
 
-    doing   a sentence about what failed because of it
+    what   a sentence about what failed because of it
     """
     number = errno_of(error)
-    return None if number is None else error_of_errno(number, doing, str(error), _file_of(error))
+    return None if number is None else error_of_errno(number, what, str(error), _file_of(error))
 
 
-def error_of_errno(number: int, doing: str = "", reported: str = "", file: Path | None = None) -> Stage3Error:
+def error_of_errno(number: int, what: str = "", reported: str = "", file: Path | None = None) -> Stage3Error:
     """The error for an errno in the table.
 
-    doing      a sentence about what failed
+    what       a sentence about what failed
     reported   the original message
     file       the file concerned
     """
@@ -151,7 +151,7 @@ def error_of_errno(number: int, doing: str = "", reported: str = "", file: Path 
     if number in PERMISSION_ERRNOS and file is not None:
         why = f"{why} {_owner_sentence(file)}".rstrip()
     reported = visible_line(reported, MAX_REASON_CHARACTERS)
-    return meaning.error(doing or meaning.what, f"{why} ({reported})" if reported else why, what_to_do)
+    return meaning.error(what or meaning.what, f"{why} ({reported})" if reported else why, what_to_do)
 
 
 def errno_of(error: BaseException) -> int | None:

@@ -78,7 +78,7 @@ def trials_of(run: Run) -> list[Run]:
     return [Run(path) for path in sorted((run / layout.TRIALS_DIR).glob("*")) if is_run(path)]
 
 
-def _has_ended(run: Run, stage: str) -> bool:
+def _is_finished(run: Run, stage: str) -> bool:
     return run.stage(stage).get("status") in FINISHED_STATUSES
 
 
@@ -92,19 +92,19 @@ def _item(run: Run, path: Path, kind: Kind, why: str) -> CleanupItem:
 
 def _superseded(run: Run, one: Run) -> Iterator[tuple[CleanupItem, bool]]:
     for folder in superseded_folders(one.folder):
-        needed = _needed_of_superseded(one, folder)
+        needed = _needed_by(one, folder)
         yield (
             _item(run, folder, "superseded", needed or str(read_note(folder).get("why", "")) or "set aside"),
             not needed,
         )
 
 
-def _needed_of_superseded(run: Run, folder: Path) -> str:
+def _needed_by(run: Run, folder: Path) -> str:
     """What needs the folder; empty if nothing does."""
     has_pairs, has_checkpoints = ((folder / name).exists() for name in (layout.PAIRS_JSONL, layout.CHECKPOINTS_DIR))
-    if has_pairs and is_reusable(folder) and not _has_ended(run, "pairs"):
+    if has_pairs and is_reusable(folder) and not _is_finished(run, "pairs"):
         return "stage pairs has not finished, and reuses records from it"
-    if has_checkpoints and not _has_ended(run, "training"):
+    if has_checkpoints and not _is_finished(run, "training"):
         return "stage training has not finished, and may resume from a checkpoint in it"
     if (folder / layout.EDITS_JSONL).is_file() and _lost_decisions(folder):
         return "it holds decisions that were not carried over to the current pairs"
@@ -129,7 +129,7 @@ def _checkpoints(run: Run, one: Run) -> Iterator[tuple[CleanupItem, bool]]:
         yield _item(run, path, "checkpoints", "incomplete: no start resumes from it"), True
     checkpoints = by_step(folder)
     newest = next((path for path in reversed(checkpoints) if _is_valid(path)), None)
-    unfinished = not _has_ended(one, "training")
+    unfinished = not _is_finished(one, "training")
     for path in checkpoints:
         if unfinished or newest is None:
             yield _item(run, path, "checkpoints", "stage training has not finished"), False
@@ -154,7 +154,7 @@ CACHES = {
 
 
 def _caches(run: Run, trials: list[Run]) -> Iterator[tuple[CleanupItem, bool]]:
-    unfinished = not _has_ended(run, "training") or not all(_has_ended(trial, "training") for trial in trials)
+    unfinished = not _is_finished(run, "training") or not all(_is_finished(trial, "training") for trial in trials)
     for name, why in CACHES.items():
         path = run / layout.CACHE_DIR / name
         if path.is_file():

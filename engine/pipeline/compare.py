@@ -162,10 +162,10 @@ def _curve(one: _Run, name: str) -> tuple[float, ...]:
 
 
 def _answers(runs: Sequence[_Run]) -> tuple[PromptAnswers, ...]:
-    asked = [{str(sample["prompt"]): sample for sample in _samples(one.report)} for one in runs]
-    prompts = dict.fromkeys(prompt for samples in asked for prompt in samples)
-    shared = [prompt for prompt in prompts if sum(prompt in samples for samples in asked) > 1]
-    return tuple(_answered(prompt, [samples.get(prompt, {}) for samples in asked]) for prompt in shared)
+    by_run = [{str(sample["prompt"]): sample for sample in _samples(one.report)} for one in runs]
+    prompts = dict.fromkeys(prompt for samples in by_run for prompt in samples)
+    shared = [prompt for prompt in prompts if sum(prompt in samples for samples in by_run) > 1]
+    return tuple(_answered(prompt, [samples.get(prompt, {}) for samples in by_run]) for prompt in shared)
 
 
 def _samples(report: Mapping[str, Any]) -> list[dict[str, Any]]:

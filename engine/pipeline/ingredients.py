@@ -133,7 +133,7 @@ def query_hub(config: Stage3Config, run: Run, token: Secret | None) -> dict[str,
 
 @dataclass(frozen=True)
 class _Hub:
-    """What is known of the repositories that the run reads."""
+    """What is known about the repositories that the run reads."""
 
     needs: Mapping[str, HubRequirement]
     disk: Mapping[str, int]
@@ -151,7 +151,7 @@ class _Hub:
             how = (
                 "with your account"
                 if self.has_token
-                else "with an account, and enter its token in stage credentials (3)"
+                else "with an account, then enter its token in stage credentials (3)"
             )
             return "gated", f"gated; {size}", f"Request access on its page {how}."
         return "fetch", size, ""

@@ -76,9 +76,9 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
 
 def _package_check(item: PackageStatus) -> Check:
     needs = str(item.requirement.specifier) or "any version"
-    asked = f", for {item.needed_for}" if item.needed_for else ""
+    purpose = f", for {item.needed_for}" if item.needed_for else ""
     status: CheckStatus = "ok" if item.ok else "failed"
-    return Check(item.requirement.name, status, visible_line(f"{item.version or 'missing'}; needs {needs}{asked}"))
+    return Check(item.requirement.name, status, visible_line(f"{item.version or 'missing'}; needs {needs}{purpose}"))
 
 
 def _check_conflicts() -> Generator[Event, None, None]:

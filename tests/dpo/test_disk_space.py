@@ -38,8 +38,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def needed(tmp_path: Path, **options: Any) -> list[DiskNeed]:
-    given = context(tmp_path, **options)
-    return disk_needs(given.config, given.run)
+    run_context = context(tmp_path, **options)
+    return disk_needs(run_context.config, run_context.run)
 
 
 def parts(tmp_path: Path, **options: Any) -> dict[str, int]:
@@ -53,8 +53,8 @@ def free(monkeypatch: pytest.MonkeyPatch, **by_name: int) -> None:
 
 
 def check(tmp_path: Path, **options: Any) -> tuple[list[Check], int]:
-    given = context(tmp_path, **options)
-    return run_stage(require_disk_space(given.config, given.run))
+    run_context = context(tmp_path, **options)
+    return run_stage(require_disk_space(run_context.config, run_context.run))
 
 
 def test_a_run_of_local_models_downloads_nothing(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_a_run_of_local_models_downloads_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_from_the_hub_downloads_model_and_dataset(tmp_path: Path) -> None:
-    found = parts(tmp_path, base_model_id="google/gemma-2b-it", dataset="Anthropic/hh-rlhf")
-    assert found["base model"] == 5_000_000_000 and found["dataset"] == 500 << 20
+    sizes = parts(tmp_path, base_model_id="google/gemma-2b-it", dataset="Anthropic/hh-rlhf")
+    assert sizes["base model"] == 5_000_000_000 and sizes["dataset"] == 500 << 20
     assert parts(tmp_path, judge="reward-model", reward_model_id="owner/judge-400m")["reward model"] == 1_000_000_000
 
 
@@ -140,8 +140,8 @@ def test_a_damaged_adapter_is_for_a_later_stage_to_refuse(tmp_path: Path) -> Non
 
 def test_the_formula_is_that_of_the_forecast(tmp_path: Path) -> None:
     options = {"num_examples": 7, "save_total_limit": 2}
-    given = context(tmp_path, **options)
-    record = 4 * (3 * given.config.max_new_tokens + 2 * given.config.max_prompt_tokens)
+    run_context = context(tmp_path, **options)
+    record = 4 * (3 * run_context.config.max_new_tokens + 2 * run_context.config.max_prompt_tokens)
     formula = disk_parts(record_bytes=record, checkpoint_bytes=3 * 4 * ADAPTER_NUMBERS, **options)
     assert parts(tmp_path, **options) == {**formula, "reserve": RESERVE}
 

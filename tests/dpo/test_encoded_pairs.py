@@ -12,7 +12,7 @@ from datasets import Dataset
 from engine.core.errors import DamagedState, DataError
 from engine.dpo.training import encoded_pairs
 from engine.dpo.training.dataset import EncodedPair, LongPair, drop_long_pairs, load_rows
-from engine.dpo.training.encoded_pairs import EncodedPairs, as_plain, fingerprint_of
+from engine.dpo.training.encoded_pairs import EncodedPairs, as_dataset_row, fingerprint_of
 from engine.storage.files import sha256_of_json
 from engine.storage.lazy import JsonLines
 from tests.support.tiny_models import pairs as rows
@@ -34,7 +34,7 @@ def test_pairs_on_disk_equal_the_originals(tmp_path: Path, monkeypatch, count: i
     pairs = drawn(count)
     kept = EncodedPairs(iter(pairs), tmp_path)
     assert list(kept) == pairs and len(kept) == count and kept[1:4] == pairs[1:4]
-    assert list(Dataset(kept.table)) == [as_plain(pair) for pair in pairs]
+    assert list(Dataset(kept.table)) == [as_dataset_row(pair) for pair in pairs]
     assert list(tmp_path.iterdir()) == []  # its file has no name
 
 
@@ -48,7 +48,7 @@ def test_an_index_out_of_range_is_an_error(tmp_path: Path):
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_the_fingerprint_equals_that_of_all_pairs_at_once(count: int):
     rest = {"settings": {"seed": 3, "beta": 0.1}, "reference": "ab", "dtype": "torch.float32"}
-    plain = [as_plain(pair) for pair in drawn(count)]
+    plain = [as_dataset_row(pair) for pair in drawn(count)]
     assert fingerprint_of(iter(plain), rest) == sha256_of_json({**rest, "pairs": plain})
 
 
@@ -62,11 +62,11 @@ def test_pairs_that_are_too_long_are_named_and_left_out():
 def test_rows_are_read_from_the_file_on_access(tmp_path: Path):
     path = write_rows(tmp_path / "train.jsonl", rows(5))
     path.write_text("\n" + path.read_text("utf-8").rstrip("\n"), encoding="utf-8")  # a blank line, and no last newline
-    found = load_rows(path)
-    assert list(found) == rows(5) and found[-1] == rows(5)[-1] and len(found) == 5
+    loaded = load_rows(path)
+    assert list(loaded) == rows(5) and loaded[-1] == rows(5)[-1] and len(loaded) == 5
     path.write_text(path.read_text("utf-8").replace("prompt", "pro\\mpt"), encoding="utf-8")
     with pytest.raises(DamagedState, match="Line 2 of"):
-        found[0]
+        loaded[0]
     with pytest.raises(DataError, match="Line 2 of"):
         load_rows(path)
 

@@ -141,8 +141,8 @@ def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     return context, run_stage(train(context, pairs(12)))[1]
 
 
-def task_queue(context: Context, made: Any) -> TaskQueue:
-    return TaskQueue(run_tasks_here(Policies.of(context.config, made), context.stop))
+def task_queue(context: Context, result: Any) -> TaskQueue:
+    return TaskQueue(run_tasks_here(Policies.of(context.config, result), context.stop))
 
 
 def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Sequence[int]) -> float:
@@ -154,18 +154,18 @@ def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Se
 
 
 def test_log_ratios_equal_those_of_each_reply_alone(trained: tuple[Context, Any]):
-    context, made = trained
-    encoded = encode_rows(pairs(17)[12:], made.tokenizer)  # type: ignore[arg-type]
-    _, ratios = run_stage(log_ratios(task_queue(context, made), encoded, 2, "pairs"))
+    context, result = trained
+    encoded = encode_rows(pairs(17)[12:], result.tokenizer)  # type: ignore[arg-type]
+    _, ratios = run_stage(log_ratios(task_queue(context, result), encoded, 2, "pairs"))
     for pair, ratio in zip(encoded, ratios, strict=True):
         for ids, log_ratio in ((pair.chosen_ids, ratio.chosen), (pair.rejected_ids, ratio.rejected)):
-            after, before = (log_probability(made, name, pair.prompt_ids, ids) for name in ("default", "ref"))
+            after, before = (log_probability(result, name, pair.prompt_ids, ids) for name in ("default", "ref"))
             assert log_ratio == pytest.approx(after - before, abs=1e-4) and abs(log_ratio) > 1e-3
         assert (ratio.chosen_tokens, ratio.rejected_tokens) == (len(pair.chosen_ids), len(pair.rejected_ids))
 
 
 def test_the_distance_is_measured_on_finished_answers_of_stage_3(trained: tuple[Context, Any]):
-    context, made = trained
+    context, result = trained
     prompts: Any = [row["prompt"] for row in pairs(3)]
     before = [Reply(f"Sort the mail {i}", True, 5) for i in range(3)]
     after = [
@@ -174,7 +174,7 @@ def test_the_distance_is_measured_on_finished_answers_of_stage_3(trained: tuple[
         Reply("Replace the valve twice", True, 7),
     ]
     _, figures = run_stage(
-        distance_on_own_answers(task_queue(context, made), context.config, made, prompts, before, after)
+        distance_on_own_answers(task_queue(context, result), context.config, result, prompts, before, after)
     )
     rows: Any = [
         {
@@ -185,9 +185,9 @@ def test_the_distance_is_measured_on_finished_answers_of_stage_3(trained: tuple[
         for prompt, answer in zip(prompts, after, strict=True)
         if answer.finished
     ]
-    encoded = encode_rows(rows, made.tokenizer)
+    encoded = encode_rows(rows, result.tokenizer)
     ratios = [
-        log_probability(made, "default", e.prompt_ids, e.chosen_ids) - log_probability(made, "ref", e.prompt_ids, e.chosen_ids)
+        log_probability(result, "default", e.prompt_ids, e.chosen_ids) - log_probability(result, "ref", e.prompt_ids, e.chosen_ids)
         for e in encoded
     ]  # fmt: skip
     assert figures["own_answers_measured"] == 2
@@ -197,37 +197,37 @@ def test_the_distance_is_measured_on_finished_answers_of_stage_3(trained: tuple[
 
 
 def test_an_unchanged_answer_is_measured_like_any_other(trained: tuple[Context, Any]):
-    context, made = trained
+    context, result = trained
     same = [Reply("Sort the mail", True, 5)]
     prompts: Any = [pairs(1)[0]["prompt"]]
     _, figures = run_stage(
-        distance_on_own_answers(task_queue(context, made), context.config, made, prompts, same, same)
+        distance_on_own_answers(task_queue(context, result), context.config, result, prompts, same, same)
     )
     assert figures["own_answers_measured"] == 1 and figures["own_answer_log_ratio"] is not None
 
 
 def test_the_relevance_of_both_policies_answers_is_measured_with_the_base_model(trained: tuple[Context, Any]):
-    context, made = trained
+    context, result = trained
     prompts: Any = [row["prompt"] for row in pairs(3)]
     before = [Reply(f"Sort the mail {i}", True, 5) for i in range(3)]
     after = [Reply("Water the plants", True, 6), Reply("", True, 0), Reply("Close the valve twice", True, 7)]
-    _, found = run_stage(answer_relevance(task_queue(context, made), prompts, before, after))
-    base = RelevanceMeter(load_base(context.config), made.tokenizer)
-    for nats, replies in zip(found, (before, after), strict=True):
+    _, relevance = run_stage(answer_relevance(task_queue(context, result), prompts, before, after))
+    base = RelevanceMeter(load_base(context.config), result.tokenizer)
+    for nats, replies in zip(relevance, (before, after), strict=True):
         expected = base.measure([Answer(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)])
         assert nats == pytest.approx([one and one.relevance for one in expected], abs=1e-3)
-    assert found[1][1] is None
-    assert made.model.active_adapter == "default", "Stage 3 is active again"
+    assert relevance[1][1] is None
+    assert result.model.active_adapter == "default", "Stage 3 is active again"
 
 
 def test_the_report_has_the_verdict_its_rule_its_limits_and_every_answer(
     trained: tuple[Context, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    context, made = trained
+    context, result = trained
     inputs: list[VerdictInput] = []
     monkeypatch.setattr(report_module, "verdict", lambda data, limits: inputs.append(data) or verdict(data, limits))
     events, report = run_stage(
-        evaluate(context.config, context.run, made, pairs(20)[12:], judge_loader(context), context.stop)
+        evaluate(context.config, context.run, result, pairs(20)[12:], judge_loader(context), context.stop)
     )  # type: ignore[arg-type]
     assert report == json.loads((context.run / layout.EVALUATION_REPORT).read_text())
     assert (report["verdict"], report["rule"]) == ("cannot tell", "too few prompts")

@@ -70,10 +70,10 @@ def test_figures_and_every_gradient_are_those_of_the_models_own_logits(
     name: str, settings: dict[str, Any], method: Stage3Config
 ):
     expected, loss, theirs = figures_of(WHOLE, name, **settings)
-    found, own_loss, ours = figures_of(method, name, **settings)
+    output, own_loss, ours = figures_of(method, name, **settings)
     assert own_loss == pytest.approx(loss, abs=1e-4)  # another kind of attention: 8e-6 with torch 2.8
     for figure in FIGURES:
-        torch.testing.assert_close(getattr(found, figure), getattr(expected, figure), atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(getattr(output, figure), getattr(expected, figure), atol=2e-5, rtol=1e-5)
     assert ours.keys() == theirs.keys()
     assert "modules_to_save" not in settings or any("lm_head" in parameter for parameter in ours)
     for parameter, gradient in ours.items():
@@ -138,9 +138,9 @@ def test_a_model_that_transforms_its_logits_is_scored_by_them(method: str):
         logits = policy(input_ids=ids, attention_mask=batch["attention_mask"]).logits
     used, why = install_head(policy, Stage3Config(head=method))
     assert used == "whole" and "LlamaForCausalLM" in why and "whole" in why
-    found = ask(policy, batch).log_probs
+    scored = ask(policy, batch).log_probs
     own = logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
-    torch.testing.assert_close(found, own * found.ne(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scored, own * scored.ne(0), atol=1e-5, rtol=1e-5)
 
 
 def test_a_head_that_is_not_a_plain_matrix_is_recognised():

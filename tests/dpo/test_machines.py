@@ -36,11 +36,11 @@ def machine(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
-    def made(rank: int, **options: object) -> Context:
+    def build(rank: int, **options: object) -> Context:
         two = {"num_machines": 2, "machine_rank": rank, "main_process_ip": "127.0.0.1", "main_process_port": port}
         return build_context(tmp_path / "run", *stage2, **(two | options))
 
-    return made
+    return build
 
 
 @pytest.mark.slow

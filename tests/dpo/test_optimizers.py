@@ -122,8 +122,8 @@ def test_every_name_is_known_to_transformers():
 def test_the_forecast_counts_moments_in_8_bits():
     plan = TrainingPlan(1, 8, True, "live", "bfloat16")
 
-    def adapter(**given: Any) -> float:
-        return training_memory(GEMMA_2B, plan, max_length=1024, context=0, **given)["adapter"]
+    def adapter(**settings: Any) -> float:
+        return training_memory(GEMMA_2B, plan, max_length=1024, context=0, **settings)["adapter"]
 
     count = GEMMA_2B.adapter_parameters
     assert adapter() == adapter(optim="paged_adamw_32bit") == 20 * count

@@ -117,7 +117,9 @@ def test_a_plan_for_several_processes_keeps_the_effective_batch_and_has_no_large
 def test_numbers_of_processes_that_do_not_divide_a_step_are_an_error_with_the_nearest_ones(
     number: int, nearest: str, config: Callable[..., Stage3Config]
 ):
-    with pytest.raises(ConfigError, match=rf"8 pairs of one optimizer step .* to {number} processes.* are {nearest}\."):
+    with pytest.raises(
+        ConfigError, match=rf"8 pairs of one optimizer step .* among {number} processes.* are {nearest}\."
+    ):
         config(num_processes=number)
     assert config(num_processes=4).num_processes == 4
     with pytest.raises(ConfigError, match="nearest numbers that divide 6 are 3 and 6"):

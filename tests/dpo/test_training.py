@@ -441,8 +441,8 @@ def test_every_damage_to_a_checkpoint_is_seen(fault: str, tmp_path: Path):
     damage, reason = FAULTS[fault]
     checkpoint(tmp_path, 2)
     damage(checkpoint(tmp_path, 4))
-    found, messages = newest_good(tmp_path, "right")
-    assert found == tmp_path / "checkpoint-2"
+    newest, messages = newest_good(tmp_path, "right")
+    assert newest == tmp_path / "checkpoint-2"
     assert reason in messages[0].text
     assert (tmp_path / "broken-checkpoint-4").is_dir()
 
@@ -455,8 +455,8 @@ def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path: Path):
 @pytest.mark.fault("A16")
 def test_the_newest_checkpoint_has_the_highest_step_regardless_of_the_clock(tmp_path: Path):
     for step in (2, 10, 9):
-        made = checkpoint(tmp_path, step)
-        os.utime(made, (4e9 - step * 1e8, 4e9 - step * 1e8))
+        path = checkpoint(tmp_path, step)
+        os.utime(path, (4e9 - step * 1e8, 4e9 - step * 1e8))
     assert newest_good(tmp_path, "right")[0] == tmp_path / "checkpoint-10"
     rotate(tmp_path, 2)
     assert [path.name for path in by_step(tmp_path)] == ["checkpoint-9", "checkpoint-10"]

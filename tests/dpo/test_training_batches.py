@@ -16,7 +16,7 @@ from engine.core import layout
 from engine.core.errors import NumbersError, Stopped
 from engine.core.events import Progress, TrainStep
 from engine.dpo.training import reference
-from engine.dpo.training.batches import StepCollator, cut_by_length, tokens_read
+from engine.dpo.training.batches import StepCollator, batch_by_length, tokens_read
 from engine.dpo.training.dataset import EncodedPair, encode_rows
 from engine.dpo.training.encoded_pairs import EncodedPairs
 from engine.dpo.training.process_group import ProcessGroup
@@ -48,21 +48,21 @@ def plain(context: Context, rows: list[Any] = ROWS) -> list[dict[str, Any]]:
 
 
 def test_batches_are_formed_by_length_longest_first():
-    assert list(cut_by_length([3, 10, 4, 9, 2, 5], 20)) == [[1, 3], [5, 2, 0, 4]]
+    assert list(batch_by_length([3, 10, 4, 9, 2, 5], 20)) == [[1, 3], [5, 2, 0, 4]]
 
 
 def test_padding_counts():
     """Three pairs of 4 tokens in a batch with one of 10 would count as 40."""
-    assert list(cut_by_length([4, 4, 10, 4], 39)) == [[2, 0, 1], [3]]
+    assert list(batch_by_length([4, 4, 10, 4], 39)) == [[2, 0, 1], [3]]
 
 
 def test_a_pair_longer_than_the_limit_is_a_batch_of_its_own():
-    assert list(cut_by_length([30, 3, 40], 6)) == [[2], [0], [1]]
-    assert list(cut_by_length([], 6)) == []
+    assert list(batch_by_length([30, 3, 40], 6)) == [[2], [0], [1]]
+    assert list(batch_by_length([], 6)) == []
 
 
 def test_pairs_of_equal_length_keep_their_order():
-    assert list(cut_by_length([7, 7, 7, 7], 14)) == [[0, 1], [2, 3]]
+    assert list(batch_by_length([7, 7, 7, 7], 14)) == [[0, 1], [2, 3]]
 
 
 def test_every_pair_of_a_step_is_in_one_batch_and_none_is_larger_than_the_limit():
@@ -71,7 +71,7 @@ def test_every_pair_of_a_step_is_in_one_batch_and_none_is_larger_than_the_limit(
         {"prompt_ids": [n] * draw.randint(1, 90), "chosen_ids": [n] * draw.randint(1, 30), "rejected_ids": [n]}
         for n in range(40)
     ]
-    batches = StepCollator(lambda found: {"pairs": found}, 200)(step)["batches"]
+    batches = StepCollator(lambda pairs: {"pairs": pairs}, 200)(step)["batches"]
     assert sorted(pair["rejected_ids"][0] for batch in batches for pair in batch["pairs"]) == list(range(40))
     assert all(len(b["pairs"]) * max(map(tokens_read, b["pairs"])) <= 200 for b in batches)
     assert 4 < len(batches) < 25
@@ -86,7 +86,7 @@ def test_processes_make_the_same_number_of_passes_and_read_each_pair_of_a_step_o
         for n in range(count)
     ]
     shares = [
-        StepCollator(lambda found: {"pairs": found}, 130, ProcessGroup(rank, processes))(step)
+        StepCollator(lambda pairs: {"pairs": pairs}, 130, ProcessGroup(rank, processes))(step)
         for rank in range(processes)
     ]
     assert len({len(share["batches"]) for share in shares}) == 1
@@ -106,26 +106,26 @@ def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
     steps: list[list[list[str]]] = []
     real = Stage3Trainer.training_step
 
-    def watched(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
+    def recorded(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
         rows = [[str(ids(row)) for row in batch["input_ids"].chunk(2)[0]] for batch in inputs["batches"]]
         steps.append(rows)
         return real(self, model, inputs, *more)
 
-    monkeypatch.setattr(Stage3Trainer, "training_step", watched)
+    monkeypatch.setattr(Stage3Trainer, "training_step", recorded)
     return steps
 
 
 def test_each_step_trains_the_same_pairs_however_it_is_split(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    seen = record_steps(monkeypatch)
+    recorded_steps = record_steps(monkeypatch)
     passes, steps, train_steps = [], [], []
     for size in (1, 2, 4):
-        seen.clear()
+        recorded_steps.clear()
         context = make(f"run{size}", per_device_train_batch_size=size, gradient_accumulation_steps=4 // size)
         events, _ = run_stage(train(context, ROWS))
-        passes.append(sum(map(len, seen)))
-        steps.append([sorted(pair for batch in step for pair in batch) for step in seen])
+        passes.append(sum(map(len, recorded_steps)))
+        steps.append([sorted(pair for batch in step for pair in batch) for step in recorded_steps])
         train_steps.append([e for e in events if isinstance(e, TrainStep)])
     assert steps[0] == steps[1] == steps[2]
     assert [len(step) for step in steps[0]] == [4, 4, 4, 4, 4, 2]
@@ -137,8 +137,8 @@ def test_each_step_trains_the_same_pairs_however_it_is_split(
 
 
 def test_each_step_has_the_pairs_of_trls_own_order_sorted_within_the_step(trainer: Any):
-    _, made, _ = trainer
-    ours, theirs = iter(made.get_train_dataloader()), list(DPOTrainer.get_train_dataloader(made))
+    _, dpo_trainer, _ = trainer
+    ours, theirs = iter(dpo_trainer.get_train_dataloader()), list(DPOTrainer.get_train_dataloader(dpo_trainer))
     firsts = []
     for batch in theirs:
         cut = next(ours)["batches"]
@@ -165,20 +165,20 @@ def test_a_run_whose_batches_are_halved_midway_continues_with_the_same_pairs(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     split = {4: {"gradient_accumulation_steps": 1}, 2: {"gradient_accumulation_steps": 2}}
-    seen = record_steps(monkeypatch)
-    _, undisturbed = run_stage(train(make("whole", per_device_train_batch_size=4, **split[4]), ROWS))
-    expected = [sorted(pair for batch in step for pair in batch) for step in seen]
-    seen.clear()
+    recorded_steps = record_steps(monkeypatch)
+    _, undisturbed = run_stage(train(make("undisturbed", per_device_train_batch_size=4, **split[4]), ROWS))
+    expected = [sorted(pair for batch in step for pair in batch) for step in recorded_steps]
+    recorded_steps.clear()
     context = make("halved", per_device_train_batch_size=4, **split[4])
     with pytest.raises(Stopped):
         for event in train(context, ROWS):
             if isinstance(event, TrainStep) and event.step == 3:
                 context.stop.request("the test asks")
-    before = len(seen)
+    before = len(recorded_steps)
     _, trained = run_stage(train(make("halved", per_device_train_batch_size=2, **split[2]), ROWS))
     assert trained.resumed_from == before < 6
-    assert [sorted(pair for batch in step for pair in batch) for step in seen] == expected
-    assert len(seen[0]) == 1 < len(seen[before])  # from there on, the step is split differently
+    assert [sorted(pair for batch in step for pair in batch) for step in recorded_steps] == expected
+    assert len(recorded_steps[0]) == 1 < len(recorded_steps[before])  # from there on, the step is split differently
     assert trained.losses == pytest.approx(undisturbed.losses, abs=2e-5)
 
 
@@ -188,7 +188,7 @@ def test_steps_and_reference_read_a_prompt_once(once: bool, make: Callable[..., 
     policy = load_policy(load_base(context.config), Path(context.config.adapter_path), trainable=True)
     read: list[int] = []
     policy.get_base_model().base_model.register_forward_pre_hook(
-        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+        lambda _, __, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     run_stage(train(context, ROWS[:1], policy=policy, max_steps=1))
     (pair,) = plain(context, ROWS[:1])
@@ -199,8 +199,8 @@ def test_steps_and_reference_read_a_prompt_once(once: bool, make: Callable[..., 
 
 def test_means_are_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     """Three pairs whose losses are 1, 1 and 4, in a pass of two and a pass of one."""
-    _, made, tokens = trainer
-    parameter = next(p for p in made.model.parameters() if p.requires_grad)
+    _, dpo_trainer, tokens = trainer
+    parameter = next(p for p in dpo_trainer.model.parameters() if p.requires_grad)
 
     def loss_of(self: Any, model: Any, inputs: Any, **_: Any) -> torch.Tensor:
         value = 4.0 if len(inputs["input_ids"]) == 2 else 1.0
@@ -209,12 +209,12 @@ def test_means_are_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: pyt
         return value + 0.0 * parameter.sum()
 
     monkeypatch.setattr(Stage3Trainer, "compute_loss", loss_of)
-    two, one = made.data_collator(tokens[:2]), made.data_collator(tokens[2:3])
+    two, one = dpo_trainer.data_collator(tokens[:2]), dpo_trainer.data_collator(tokens[2:3])
     step = {"batches": [two, one], "sizes": [2, 1], "pairs": 3}
-    assert made.training_step(made.model, step).item() == pytest.approx((2 * 1 + 4) / 3)
-    margins = made._metrics["train"]["rewards/margins"]
+    assert dpo_trainer.training_step(dpo_trainer.model, step).item() == pytest.approx((2 * 1 + 4) / 3)
+    margins = dpo_trainer._metrics["train"]["rewards/margins"]
     assert sum(margins) / len(margins) == pytest.approx((2 * 1 + 4) / 3)
-    assert made._metrics["train"]["num_tokens"] == [70]
+    assert dpo_trainer._metrics["train"]["num_tokens"] == [70]
 
 
 # -- the reference's log-probabilities -----------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def trainer(make: Callable[..., Context]) -> Any:
     context = make()
     policy = load_policy(load_base(context.config), Path(context.config.adapter_path), trainable=True)
     tokens = plain(context)
-    made = build_trainer(
+    dpo_trainer = build_trainer(
         context.config,
         context.run / layout.CHECKPOINTS_DIR,
         policy,
@@ -235,23 +235,25 @@ def trainer(make: Callable[..., Context]) -> Any:
         torch.float32,
         "x",
     )
-    return context, made, tokens
+    return context, dpo_trainer, tokens
 
 
 def logps(trainer: Any, batch_size: int, name: str = "logps.jsonl", policy: str = "right", **more: Any) -> Any:
-    context, made, tokens = trainer
+    context, dpo_trainer, tokens = trainer
     return reference_logps(
-        made.model, tokens, made.data_collator, batch_size=batch_size, dtype=torch.float32,
+        dpo_trainer.model, tokens, dpo_trainer.data_collator, batch_size=batch_size, dtype=torch.float32,
         cache=KeyedCache(context.run / name), policy=policy, stop=context.stop, **more,
     )  # fmt: skip
 
 
 def test_the_references_log_probabilities_are_trls_in_the_order_of_the_rows(trainer: Any):
-    _, made, tokens = trainer
+    _, dpo_trainer, tokens = trainer
     theirs = []
     for pair in tokens:
         with torch.no_grad():
-            chosen, rejected = DPOTrainer.compute_ref_log_probs(made, made.model, made.data_collator([pair]))
+            chosen, rejected = DPOTrainer.compute_ref_log_probs(
+                dpo_trainer, dpo_trainer.model, dpo_trainer.data_collator([pair])
+            )
         theirs.append((chosen.item(), rejected.item()))
     assert len({round(value, 3) for pair in theirs for value in pair}) == 44
     for batch_size in (1, 3, 100):
@@ -266,11 +268,11 @@ def test_short_pairs_share_a_batch(trainer: Any, monkeypatch: pytest.MonkeyPatch
     sizes: list[tuple[int, int]] = []
     real = reference.pair_logps
 
-    def watched(model: Any, batch: Any, *more: Any) -> Any:
+    def recorded(model: Any, batch: Any, *more: Any) -> Any:
         sizes.append(tuple(batch["input_ids"].shape))
         return real(model, batch, *more)
 
-    monkeypatch.setattr(reference, "pair_logps", watched)
+    monkeypatch.setattr(reference, "pair_logps", recorded)
     tokens = trainer[2]
     tokens[5]["prompt_ids"] = tokens[5]["prompt_ids"] * 8
     run_stage(logps(trainer, 1))
@@ -291,9 +293,9 @@ def test_a_pass_that_was_stopped_continues_with_the_same_result(trainer: Any, mo
     done = (context.run / "logps.jsonl").read_text().splitlines()
     assert 0 < len(done) < 22
     read = record_batch_sizes(monkeypatch)
-    _, found = run_stage(logps(trainer, 2))
+    _, computed = run_stage(logps(trainer, 2))
     assert sum(read) == 22 - len(done)
-    assert found == expected
+    assert computed == expected
     lines = [(context.run / name).read_text().splitlines() for name in ("logps.jsonl", "undisturbed.jsonl")]
     assert sorted(lines[0]) == sorted(lines[1])
 
@@ -310,9 +312,9 @@ def test_a_process_without_a_batch_runs_a_pass_if_the_others_need_its_weights(
             return [of_first if isinstance(value, dict) else value, value]
 
     read = record_batch_sizes(monkeypatch)
-    _, found = run_stage(logps(trainer, 100, group=Second(1, 2), lockstep=lockstep))
+    _, computed = run_stage(logps(trainer, 100, group=Second(1, 2), lockstep=lockstep))
     assert len(read) == passes
-    assert found == alone
+    assert computed == alone
 
 
 def test_cached_values_are_not_computed_again(trainer: Any, monkeypatch: pytest.MonkeyPatch):
@@ -350,8 +352,8 @@ def test_a_damaged_line_of_the_cache_is_computed_again(damage: str, trainer: Any
     line = {"half a pair": {"key": key, "value": [1.0]}, "text": {"key": key, "value": "x"}}.get(damage)
     path.write_text("\n".join([damage if line is None else json.dumps(line), *others]) + "\n")
     read = record_batch_sizes(monkeypatch)
-    _, found = run_stage(logps(trainer, 2))
-    assert [v for pair in found for v in pair] == pytest.approx([v for pair in expected for v in pair], abs=1e-5)
+    _, computed = run_stage(logps(trainer, 2))
+    assert [v for pair in computed for v in pair] == pytest.approx([v for pair in expected for v in pair], abs=1e-5)
     assert sum(read) == 1
 
 
@@ -376,9 +378,9 @@ def record_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     real = reference.pair_logps
 
-    def watched(model: Any, batch: Any, *more: Any) -> Any:
+    def recorded(model: Any, batch: Any, *more: Any) -> Any:
         sizes.append(len(batch["input_ids"]) // 2)
         return real(model, batch, *more)
 
-    monkeypatch.setattr(reference, "pair_logps", watched)
+    monkeypatch.setattr(reference, "pair_logps", recorded)
     return sizes

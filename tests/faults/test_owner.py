@@ -189,7 +189,7 @@ def test_the_owner_record_keeps_a_second_process_out_even_if_flock_does_nothing(
 def test_stop_fails_if_the_run_does_not_end_in_time(tmp_path: Path, hold, capsys: pytest.CaptureFixture[str]):
     hold()
     assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
-    assert "It still works" in capsys.readouterr().out
+    assert "Still running" in capsys.readouterr().out
     assert stop_request.exists(tmp_path / "run")
 
 
@@ -200,12 +200,12 @@ def test_stop_recognises_an_idle_wizard_and_leaves_no_request(
     process, _ = hold()
     monkeypatch.setattr("tui.commands.stop.START_SECONDS", 0.0)
     assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
-    assert "nothing is running" in capsys.readouterr().out and not stop_request.exists(tmp_path / "run")
+    assert "no stage is running" in capsys.readouterr().out and not stop_request.exists(tmp_path / "run")
     journal = Journal(tmp_path / "run" / EVENTS_JSONL)
     journal.append(RunStarted(str(tmp_path), "0.1.0", process.pid, "here", "", ("workspace",)))
     journal.close()
     assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
-    assert "It still works" in capsys.readouterr().out and stop_request.exists(tmp_path / "run")
+    assert "Still running" in capsys.readouterr().out and stop_request.exists(tmp_path / "run")
 
 
 @pytest.mark.fault("F2-20")

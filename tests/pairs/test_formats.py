@@ -29,12 +29,12 @@ from engine.storage.jsonl import BadLine
 from tests.conftest import SHARED_DATA
 from tui.cli import main
 
-ASKED = "How do I get red wine out of a wool rug?"
+PROMPT = "How do I get red wine out of a wool rug?"
 GOOD = "Blot it with cold water and a little vinegar, then let it dry flat away from heat."
 BAD = "Just pour bleach on it and scrub hard until it is gone."
 
 
-def user(text: str = ASKED) -> dict[str, str]:
+def user(text: str = PROMPT) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
@@ -42,61 +42,61 @@ def reply(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def spoken(text: str) -> str:
-    return f"\n\nHuman: {ASKED}\n\nAssistant: {text}"
+def transcript(text: str) -> str:
+    return f"\n\nHuman: {PROMPT}\n\nAssistant: {text}"
 
 
-PLAIN = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
+PLAIN = {"prompt": PROMPT, "chosen": GOOD, "rejected": BAD}
 ROWS_OF_PAIRS: dict[str, dict[str, Any]] = {
-    "orpo-mix": {"chosen": [user(), reply(GOOD)], "rejected": [user(), reply(BAD)], "prompt": ASKED, "source": "x"},
+    "orpo-mix": {"chosen": [user(), reply(GOOD)], "rejected": [user(), reply(BAD)], "prompt": PROMPT, "source": "x"},
     "ultrafeedback": {
-        "prompt": ASKED, "chosen": [user(), reply(GOOD)], "rejected": [user(), reply(BAD)],
+        "prompt": PROMPT, "chosen": [user(), reply(GOOD)], "rejected": [user(), reply(BAD)],
         "messages": [user(), reply(GOOD)], "score_chosen": 8.5,
     },
-    "hh": {"chosen": spoken(GOOD), "rejected": spoken(BAD)},
-    "hh with its prompt": {"prompt": f"\n\nHuman: {ASKED}\n\nAssistant:", "chosen": spoken(GOOD), "rejected": spoken(BAD)},
-    "orca": {"system": "", "question": ASKED, "chosen": GOOD, "rejected": BAD},
+    "hh": {"chosen": transcript(GOOD), "rejected": transcript(BAD)},
+    "hh with its prompt": {"prompt": f"\n\nHuman: {PROMPT}\n\nAssistant:", "chosen": transcript(GOOD), "rejected": transcript(BAD)},
+    "orca": {"system": "", "question": PROMPT, "chosen": GOOD, "rejected": BAD},
     "sharegpt": {
-        "conversations": [{"from": "human", "value": ASKED}],
+        "conversations": [{"from": "human", "value": PROMPT}],
         "chosen": {"from": "gpt", "value": GOOD}, "rejected": {"from": "gpt", "value": BAD},
     },
-    "alpaca": {"instruction": ASKED, "input": "", "chosen": GOOD, "rejected": BAD},
-    "alpaca ranking": {"instruction": ASKED, "input": "", "output": [GOOD, BAD]},
+    "alpaca": {"instruction": PROMPT, "input": "", "chosen": GOOD, "rejected": BAD},
+    "alpaca ranking": {"instruction": PROMPT, "input": "", "output": [GOOD, BAD]},
     "trl": {"prompt": [user()], "chosen": [reply(GOOD)], "rejected": [reply(BAD)]},
     "content parts": {
-        "prompt": [{"role": "user", "content": [{"type": "text", "text": ASKED}]}],
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}],
         "chosen": [{"role": "assistant", "content": [{"type": "text", "text": GOOD}]}], "rejected": [reply(BAD)],
     },
     "argilla": {
-        "instruction": ASKED, "generations": [BAD, GOOD], "rating": [2, 5], "input": ASKED,
+        "instruction": PROMPT, "generations": [BAD, GOOD], "rating": [2, 5], "input": PROMPT,
         "chosen": [user(), reply(GOOD)], "rejected": [user(), reply(BAD)], "chosen-rating": 5,
     },
-    "argilla's responses": {"instruction": ASKED, "chosen_response": GOOD, "rejected_response": BAD},
-    "distilabel": {"instruction": ASKED, "generations": [BAD, GOOD], "ratings": ["2", "5"]},
+    "argilla's responses": {"instruction": PROMPT, "chosen_response": GOOD, "rejected_response": BAD},
+    "distilabel": {"instruction": PROMPT, "generations": [BAD, GOOD], "ratings": ["2", "5"]},
     "nectar": {
-        "prompt": f"\n\nHuman: {ASKED}\n\nAssistant: ",
+        "prompt": f"\n\nHuman: {PROMPT}\n\nAssistant: ",
         "answers": [{"answer": "In between.", "rank": 2.0}, {"answer": GOOD, "rank": 1.0}, {"answer": BAD, "rank": 7.0}],
     },
     "ultrafeedback with scores": {
-        "instruction": ASKED, "completions": [{"response": BAD, "overall_score": 3}, {"response": GOOD, "overall_score": 8}],
+        "instruction": PROMPT, "completions": [{"response": BAD, "overall_score": 3}, {"response": GOOD, "overall_score": 8}],
     },
     "webgpt": {
-        "question": {"full_text": ASKED, "id": "1"}, "answer_0": BAD, "answer_1": GOOD, "score_0": -1.0, "score_1": 1.0,
+        "question": {"full_text": PROMPT, "id": "1"}, "answer_0": BAD, "answer_1": GOOD, "score_0": -1.0, "score_1": 1.0,
     },
-    "safe-rlhf": {"prompt": ASKED, "response_0": BAD, "response_1": GOOD, "better_response_id": 1},
-    "helpsteer2": {"prompt": ASKED, "response_1": GOOD, "response_2": BAD, "preference_strength": -2},
+    "safe-rlhf": {"prompt": PROMPT, "response_0": BAD, "response_1": GOOD, "better_response_id": 1},
+    "helpsteer2": {"prompt": PROMPT, "response_1": GOOD, "response_2": BAD, "preference_strength": -2},
     "helpsteer3": {"context": [user()], "response1": BAD, "response2": GOOD, "overall_preference": 3},
-    "shp": {"history": ASKED, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1, "score_ratio": 2.0},
+    "shp": {"history": PROMPT, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1, "score_ratio": 2.0},
     "arena": {
         "conversation_a": [user(), reply(GOOD)], "conversation_b": [user(), reply(BAD)], "winner": "model_a", "model_a": "m",
     },
     "openai": {
         "input": {"messages": [user()]}, "preferred_output": [reply(GOOD)], "non_preferred_output": [reply(BAD)],
     },
-    "stack-exchange": {"question": ASKED, "response_j": GOOD, "response_k": BAD},
-    "alpaca-eval": {"instruction": ASKED, "output_1": BAD, "output_2": GOOD, "preference": 2.0},
-    "summaries": {"info": {"post": ASKED}, "summaries": [{"text": BAD}, {"text": GOOD}], "choice": 1},
-    "capitals": {"Prompt": ASKED, "Chosen": GOOD, "Rejected": BAD},
+    "stack-exchange": {"question": PROMPT, "response_j": GOOD, "response_k": BAD},
+    "alpaca-eval": {"instruction": PROMPT, "output_1": BAD, "output_2": GOOD, "preference": 2.0},
+    "summaries": {"info": {"post": PROMPT}, "summaries": [{"text": BAD}, {"text": GOOD}], "choice": 1},
+    "capitals": {"Prompt": PROMPT, "Chosen": GOOD, "Rejected": BAD},
     "scores as texts": {**PLAIN, "chosen_score": "8", "rejected_score": "3"},
 }  # fmt: skip
 
@@ -114,8 +114,8 @@ def test_the_prompt_of_every_pair_is_a_prompt(name: str):
 
 
 def test_a_system_turn_is_prepended_to_the_user_turn():
-    read = pair_of(0, {"system": "Be terse.", "question": ASKED, "chosen": GOOD, "rejected": BAD})
-    assert isinstance(read, Pair) and read.messages == [user(f"Be terse.\n\n{ASKED}")]
+    read = pair_of(0, {"system": "Be terse.", "question": PROMPT, "chosen": GOOD, "rejected": BAD})
+    assert isinstance(read, Pair) and read.messages == [user(f"Be terse.\n\n{PROMPT}")]
 
 
 def test_the_conversation_before_the_replies_is_kept_in_full():
@@ -135,9 +135,9 @@ NO_PAIRS: dict[str, tuple[dict[str, Any], str]] = {
     "null": ({**PLAIN, "chosen": [{"role": "assistant", "content": None}]}, "has no text content"),
     "a picture": ({**PLAIN, "chosen": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "not text ('image_url')"),
     "a tool's turn": ({**PLAIN, "prompt": [user(), {"role": "tool", "content": "42"}]}, "the unknown role 'tool'"),
-    "alike": ({"prompt": ASKED, "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}, "have the same score"),
-    "one reply": ({"instruction": ASKED, "output": [GOOD]}, "a pair needs two"),
-    "a tie": ({"prompt": ASKED, "response_a": "a", "response_b": "b", "winner": "tie"}, "neither reply is better"),
+    "alike": ({"prompt": PROMPT, "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}, "have the same score"),
+    "one reply": ({"instruction": PROMPT, "output": [GOOD]}, "a pair needs two"),
+    "a tie": ({"prompt": PROMPT, "response_a": "a", "response_b": "b", "winner": "tie"}, "neither reply is better"),
     "nothing": ({"a": 1}, "(its columns: a)"),
 }  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_a_row_that_is_not_a_pair_says_why(row: dict[str, Any], reason: str):
     assert isinstance(read, BadLine) and read.line == 3 and reason in read.reason
 
 
-KTO = {"prompt": ASKED, "completion": GOOD, "label": True}
+KTO = {"prompt": PROMPT, "completion": GOOD, "label": True}
 
 
 @pytest.mark.parametrize("row", [KTO, {"messages": [user(), reply(GOOD)], "kto_tag": False}])
@@ -158,21 +158,21 @@ def test_a_kto_file_is_refused_as_one(row: dict[str, Any], tmp_path: Path, confi
     assert isinstance(pair_of(1, row), BadLine)
 
 
-TALK = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": GOOD}]
+TALK = [{"from": "human", "value": PROMPT}, {"from": "gpt", "value": GOOD}]
 ROWS_OF_PROMPTS: dict[str, dict[str, Any]] = {
     "sharegpt": {"conversations": TALK},
-    "alpaca": {"instruction": ASKED, "input": "", "output": GOOD},
-    "red-team-attempts": {"transcript": spoken(GOOD), "min_harmlessness_score_transcript": 0.5},
-    "question": {"question": ASKED},
+    "alpaca": {"instruction": PROMPT, "input": "", "output": GOOD},
+    "red-team-attempts": {"transcript": transcript(GOOD), "min_harmlessness_score_transcript": 0.5},
+    "question": {"question": PROMPT},
     "messages": {"prompt": [user()]},
-    "text": {"text": ASKED},
-    "guanaco": {"text": f"### Human: {ASKED}### Assistant: {GOOD}"},
+    "text": {"text": PROMPT},
+    "guanaco": {"text": f"### Human: {PROMPT}### Assistant: {GOOD}"},
     "lmsys-chat": {"conversation": [user(), reply(GOOD)]},
-    "advbench": {"goal": ASKED, "target": "Sure"},
-    "harmbench": {"Behavior": ASKED, "FunctionalCategory": "standard"},
-    "mt-bench": {"turns": [ASKED, "And out of silk?"], "category": "writing"},
-    "instruction tuning": {"inputs": ASKED, "targets": GOOD},
-    "input": {"input": ASKED, "output": GOOD},
+    "advbench": {"goal": PROMPT, "target": "Sure"},
+    "harmbench": {"Behavior": PROMPT, "FunctionalCategory": "standard"},
+    "mt-bench": {"turns": [PROMPT, "And out of silk?"], "category": "writing"},
+    "instruction tuning": {"inputs": PROMPT, "targets": GOOD},
+    "input": {"input": PROMPT, "output": GOOD},
     "kto": KTO,
 }
 
@@ -197,21 +197,21 @@ def test_the_other_columns_of_alpaca_are_read_with_its_instruction():
 
 
 def test_a_form_can_be_set_although_the_columns_match_another():
-    row = {"question": ASKED, "text": "An essay.", "prompt": "Template"}
+    row = {"question": PROMPT, "text": "An essay.", "prompt": "Template"}
     assert RowReader("question").prompt(row) == [user()]
     assert RowReader("text").prompt(row) == [user("An essay.")]
     with pytest.raises(ValueError, match="'chosen' is missing"):
-        RowReader("chosen-rejected").pair({"rejected": BAD, "prompt": ASKED})
+        RowReader("chosen-rejected").pair({"rejected": BAD, "prompt": PROMPT})
 
 
 def test_columns_can_be_mapped_and_so_can_nested_ones():
     named = RowReader(columns={"prompt": "ask.text", "chosen": "win", "rejected": "lose"})
-    row = {"ask": {"text": ASKED}, "win": GOOD, "lose": BAD, "messages": [user("Another.")]}
+    row = {"ask": {"text": PROMPT}, "win": GOOD, "lose": BAD, "messages": [user("Another.")]}
     read = named.pair(row)
     assert (read.messages, read.revised_response, read.base_response) == ([user()], GOOD, BAD)
     assert RowReader(columns={"prompt": "ask.text"}).prompt(row) == [user()]
     with pytest.raises(ValueError, match="the column 'win' of --columns is missing"):
-        named.pair({"ask": {"text": ASKED}})
+        named.pair({"ask": {"text": PROMPT}})
 
 
 def test_a_form_that_does_not_exist_names_the_nearest(config):
@@ -331,15 +331,15 @@ def test_standard_input_may_be_any_container_with_a_signature(name: str, monkeyp
 
 
 def test_each_line_of_a_text_is_a_prompt_and_so_is_each_text_of_a_list(tmp_path: Path):
-    (tmp_path / "p.txt").write_text(f"{ASKED}\n\n  How do I bake bread?  \r\n")
-    (tmp_path / "p.json").write_text(json.dumps([ASKED, "How do I bake bread?"]))
+    (tmp_path / "p.txt").write_text(f"{PROMPT}\n\n  How do I bake bread?  \r\n")
+    (tmp_path / "p.json").write_text(json.dumps([PROMPT, "How do I bake bread?"]))
     for name in ("p.txt", "p.json"):
         read = [DEFAULT_READER.prompt(row) for _, row in rows_of(tmp_path / name) if isinstance(row, dict)]
         assert read == [[user()], [user("How do I bake bread?")]]
 
 
 def test_a_cell_may_hold_messages_as_json_or_as_a_python_literal(tmp_path: Path):
-    row = {"prompt": ASKED, "chosen": [user(), reply(GOOD)], "rejected": [user(), reply(BAD)]}
+    row = {"prompt": PROMPT, "chosen": [user(), reply(GOOD)], "rejected": [user(), reply(BAD)]}
     for write_cell in (json.dumps, repr):
         cells = {key: value if isinstance(value, str) else write_cell(value) for key, value in row.items()}
         (tmp_path / "t.csv").write_text(table([cells]))
@@ -401,7 +401,7 @@ def test_a_folder_has_the_splits_that_its_files_are_named_after(tmp_path: Path):
 
 
 def test_bad_rows_are_counted_and_reported_and_too_many_are_refused(tmp_path: Path, config):
-    path = write(tmp_path / "p.jsonl", [{"prompt": ASKED}, {"prompt": ""}, {"prompt": "How?"}])
+    path = write(tmp_path / "p.jsonl", [{"prompt": PROMPT}, {"prompt": ""}, {"prompt": "How?"}])
     found = read_prompts(config(dataset=str(path), split="train"))
     assert (len(found.prompts), found.bad.count, found.bad.rows) == (2, 1, 3)
     assert found.bad.summary == "row 2: not a prompt: no user turn is waiting for an answer"
@@ -454,7 +454,7 @@ def test_the_collected_preference_files_are_read_as_expected(number: int):
     pairs = [read for read in found if isinstance(read, Pair)]
     bad = [read.reason for read in found if isinstance(read, BadLine)]
     assert len(pairs) == PAIRS_IN.get(path.name, 1)
-    assert all(read.prompt.endswith(ASKED) and read.revised_response == GOOD for read in pairs)
+    assert all(read.prompt.endswith(PROMPT) and read.revised_response == GOOD for read in pairs)
     assert len(bad) == (path.name in REFUSED) and all(REFUSED[path.name] in reason for reason in bad)
 
 
@@ -463,7 +463,7 @@ def test_the_collected_prompt_files_are_read_as_expected(number: int, config):
     path = case(f"d{number:02}*")
     found = read_prompts(config(dataset=str(path), split="train"))
     assert len(found.prompts) == (1 if number in (3, 6) else 2) and found.bad.count == (number == 1)
-    assert any(ASKED in prompt.messages[0]["content"] for prompt in found.prompts)
+    assert any(PROMPT in prompt.messages[0]["content"] for prompt in found.prompts)
 
 
 def case(pattern: str) -> Path:

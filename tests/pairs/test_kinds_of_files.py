@@ -19,41 +19,41 @@ from engine.pairs.formats.reading import DEFAULT_READER, pair_of
 from engine.storage.jsonl import MAX_LINE_BYTES, BadLine
 from tui.cli import main
 
-ASKED = "How do I get red wine out of a wool rug?"
+PROMPT = "How do I get red wine out of a wool rug?"
 GOOD = "Blot it with cold water and a little vinegar, then let it dry flat away from heat."
 BAD = "Just pour bleach on it and scrub hard until it is gone."
 USER, BETTER, WORSE = (
-    {"role": role, "content": text} for role, text in (("user", ASKED), ("assistant", GOOD), ("assistant", BAD))
+    {"role": role, "content": text} for role, text in (("user", PROMPT), ("assistant", GOOD), ("assistant", BAD))
 )
-ROW = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
+ROW = {"prompt": PROMPT, "chosen": GOOD, "rejected": BAD}
 
 PAIRS: dict[str, dict[str, Any]] = {
     "messages as JSON": {"chosen": json.dumps([USER, BETTER]), "rejected": json.dumps([USER, WORSE])},
     "messages as numpy prints them": {**ROW, "chosen": f"[{USER}\n {BETTER}]", "rejected": f"[{USER}\n {WORSE}]"},
-    "lists of one text": {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]},
-    "objects with a text": {"prompt": {"text": ASKED}, "chosen": {"content": GOOD}, "rejected": {"value": BAD}},
+    "lists of one text": {"prompt": [PROMPT], "chosen": [GOOD], "rejected": [BAD]},
+    "objects with a text": {"prompt": {"text": PROMPT}, "chosen": {"content": GOOD}, "rejected": {"value": BAD}},
     "sender and text": {
-        "conversation": [{"sender": "user", "text": ASKED}],
+        "conversation": [{"sender": "user", "text": PROMPT}],
         "good": {"sender": "assistant", "text": GOOD}, "bad": {"sender": "assistant", "text": BAD},
     },
     "a bare reply beside messages": {"messages": [USER, BETTER], "rejected_response": BAD},
     "ms-swift": {"messages": [USER, BETTER], "rejected_messages": [USER, WORSE]},
     "torchtune": {"chosen_conversations": [USER, BETTER], "rejected_conversations": [USER, WORSE]},
-    "accepted": {"question": ASKED, "accepted": GOOD, "rejected": BAD},
-    "ChatML": {"prompt": f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n", "chosen": f"{GOOD}<|im_end|>\n",
+    "accepted": {"question": PROMPT, "accepted": GOOD, "rejected": BAD},
+    "ChatML": {"prompt": f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n", "chosen": f"{GOOD}<|im_end|>\n",
                "rejected": f"{BAD}</s>"},
-    "Llama 2": {"prompt": f"<s>[INST] {ASKED} [/INST]", "chosen": GOOD, "rejected": BAD},
-    "a judge that failed": {"instruction": ASKED, "generations": [BAD, "?", GOOD, "!"], "ratings": [2, None, 5, float("nan")]},
-    "a NaN of pandas": {"prompt": float("nan"), "question": ASKED, "responses": [BAD, GOOD], "scores": [1, 2]},
-    "reward models": {"prompt": ASKED, "all_generated_responses": [BAD, GOOD], "all_rm_scores": [0.1, 0.9]},
-    "a decimal comma": {"prompt": ASKED, "response_a": GOOD, "response_b": BAD, "score_a": "8,5", "score_b": "3,0"},
-    "judgebench": {"question": ASKED, "response_A": BAD, "response_B": GOOD, "label": "B>A"},
-    "ppe": {"prompt": ASKED, "response_1": GOOD, "response_2": BAD, "winner": "model_a"},
-    "label studio": {"prompt": ASKED, "answer1": BAD, "answer2": GOOD, "comparison": {"selected": "right"}},
-    "kaggle": {"prompt": [ASKED], "response_a": [BAD], "response_b": [GOOD], "winner_model_a": "0", "winner_model_b": "1"},
-    "oasst": {"prompt": {"text": ASKED, "replies": [{"text": BAD, "rank": 1}, {"text": GOOD, "rank": 0}, {"text": "?"}]}},
-    "h4": {"question": ASKED, "answers": [{"text": BAD, "pm_score": 0}, {"text": GOOD, "pm_score": 5}]},
-    "argilla": {"fields": {"instruction": ASKED, "chosen": GOOD, "rejected": BAD}, "responses": {"q": [{"value": 1}]}},
+    "Llama 2": {"prompt": f"<s>[INST] {PROMPT} [/INST]", "chosen": GOOD, "rejected": BAD},
+    "a judge that failed": {"instruction": PROMPT, "generations": [BAD, "?", GOOD, "!"], "ratings": [2, None, 5, float("nan")]},
+    "a NaN of pandas": {"prompt": float("nan"), "question": PROMPT, "responses": [BAD, GOOD], "scores": [1, 2]},
+    "reward models": {"prompt": PROMPT, "all_generated_responses": [BAD, GOOD], "all_rm_scores": [0.1, 0.9]},
+    "a decimal comma": {"prompt": PROMPT, "response_a": GOOD, "response_b": BAD, "score_a": "8,5", "score_b": "3,0"},
+    "judgebench": {"question": PROMPT, "response_A": BAD, "response_B": GOOD, "label": "B>A"},
+    "ppe": {"prompt": PROMPT, "response_1": GOOD, "response_2": BAD, "winner": "model_a"},
+    "label studio": {"prompt": PROMPT, "answer1": BAD, "answer2": GOOD, "comparison": {"selected": "right"}},
+    "kaggle": {"prompt": [PROMPT], "response_a": [BAD], "response_b": [GOOD], "winner_model_a": "0", "winner_model_b": "1"},
+    "oasst": {"prompt": {"text": PROMPT, "replies": [{"text": BAD, "rank": 1}, {"text": GOOD, "rank": 0}, {"text": "?"}]}},
+    "h4": {"question": PROMPT, "answers": [{"text": BAD, "pm_score": 0}, {"text": GOOD, "pm_score": 5}]},
+    "argilla": {"fields": {"instruction": PROMPT, "chosen": GOOD, "rejected": BAD}, "responses": {"q": [{"value": 1}]}},
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ NONE = {
         {"prompt": "a", "response_a": "b", "response_b": "c", "score_a": "8,500", "score_b": 3},
         "not a number",
     ),
-    "pictures": ({**ROW, "prompt": f"<image>{ASKED}", "images": ["a.png"]}, "in its column images"),
+    "pictures": ({**ROW, "prompt": f"<image>{PROMPT}", "images": ["a.png"]}, "in its column images"),
     "nothing to see": ({**ROW, "prompt": "\u200b\u200d \ufeff"}, "no user turn is waiting"),
     "a system turn": ({**ROW, "prompt": [{"role": "system", "content": "S"}]}, "only a system turn"),
     "bytes": ({**ROW, "chosen": b"\xff"}, "chosen is bytes"),
@@ -108,12 +108,12 @@ def test_a_row_that_cannot_be_read_gives_the_reason(name: str):
 
 
 PROMPTS: dict[str, dict[str, Any]] = {
-    "lima": {"conversations": [ASKED, GOOD]},
-    "capybara": {"conversation": [{"input": ASKED, "output": GOOD}]},
+    "lima": {"conversations": [PROMPT, GOOD]},
+    "capybara": {"conversation": [{"input": PROMPT, "output": GOOD}]},
     "openai's batch": {"custom_id": "1", "body": {"model": "m", "messages": [USER]}},
-    "arena-hard": {"turns": [{"content": ASKED}], "category": "x"},
-    "no picture": {"prompt": ASKED, "images": []},
-    "real-toxicity": {"prompt": {"text": ASKED, "toxicity": None}},
+    "arena-hard": {"turns": [{"content": PROMPT}], "category": "x"},
+    "no picture": {"prompt": PROMPT, "images": []},
+    "real-toxicity": {"prompt": {"text": PROMPT, "toxicity": None}},
 }
 
 
@@ -129,7 +129,7 @@ def test_dollys_context_belongs_to_its_instruction():
 def test_a_reply_from_openassistant_is_not_a_prompt():
     with pytest.raises(ValueError, match="its role is assistant"):
         DEFAULT_READER.prompt({"text": GOOD, "role": "assistant"})
-    assert DEFAULT_READER.prompt({"text": ASKED, "role": "prompter"}) == [USER]
+    assert DEFAULT_READER.prompt({"text": PROMPT, "role": "prompter"}) == [USER]
 
 
 TALK = [("user", "S\n\nA"), ("assistant", "B"), ("user", "C"), ("assistant", "")]
@@ -174,7 +174,7 @@ FILES: dict[str, bytes] = {
     "table.json": json.dumps({"schema": {"fields": []}, "data": [ROW, ROW]}, indent=1).encode(),
     "lists.json": json.dumps({name: [text, text] for name, text in ROW.items()}).encode(),
     "meta.json": json.dumps({"meta": {"v": 1}, "pairs": [ROW, ROW]}).encode(),
-    "spaces.csv": ('"prompt", "chosen", "rejected"\n' + f'"{ASKED}", "{GOOD}", "{BAD}"\n' * 2).encode(),
+    "spaces.csv": ('"prompt", "chosen", "rejected"\n' + f'"{PROMPT}", "{GOOD}", "{BAD}"\n' * 2).encode(),
     "commas.json": f"{json.dumps(ROW)},\n{json.dumps(ROW)}".encode(),
     "together.json": json.dumps(ROW).encode() * 2,
     "pretty.jsonl": (json.dumps(ROW, indent=2) + "\n").encode() * 2,
@@ -230,9 +230,9 @@ def test_bytes_in_parquet_become_texts_and_pictures_are_kept(tmp_path: Path):
     import pyarrow
     import pyarrow.parquet
 
-    row = {"prompt": ASKED.encode(), "turns": [{"content": GOOD.encode()}], "picture": b"\x89PNG\xff"}
+    row = {"prompt": PROMPT.encode(), "turns": [{"content": GOOD.encode()}], "picture": b"\x89PNG\xff"}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "spark.parquet")
-    read = {"prompt": ASKED, "turns": [{"content": GOOD}], "picture": b"\x89PNG\xff"}
+    read = {"prompt": PROMPT, "turns": [{"content": GOOD}], "picture": b"\x89PNG\xff"}
     assert list(rows_of(tmp_path / "spark.parquet")) == [(0, read)]
 
 
@@ -252,7 +252,7 @@ def test_a_file_that_holds_no_rows_is_refused_by_what_it_is(name: str, tmp_path:
 
 
 def test_a_file_without_pairs_is_reported_as_such_rather_than_by_its_gate(tmp_path: Path, capsys):
-    (tmp_path / "sft.jsonl").write_text(json.dumps({"Frage": ASKED, "Antwort": GOOD}) + "\n")
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"Frage": PROMPT, "Antwort": GOOD}) + "\n")
     assert main(["validate", str(tmp_path / "sft.jsonl")]) == 9
     printed = capsys.readouterr()
     assert "None of the 1 rows" in printed.err and "its columns: Antwort, Frage" in printed.err

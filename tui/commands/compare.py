@@ -176,7 +176,7 @@ def _print_answers(console: Console, found: RunComparison, answered: PromptAnswe
         return
     for name, text in texts:
         shown = textwrap.fill(
-            visible_line(text or "not asked", MAX_ANSWER_CHARACTERS),
+            visible_line(text or "no answer", MAX_ANSWER_CHARACTERS),
             console.width,
             initial_indent=f"{name:9}",
             subsequent_indent=" " * 9,
@@ -188,5 +188,5 @@ def _print_columns(console: Console, texts: Sequence[tuple[str, str]]) -> None:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", expand=True)
     for name, _ in texts:
         table.add_column(name, ratio=1, overflow="fold")
-    table.add_row(*(Text(visible_line(text or "not asked", MAX_ANSWER_CHARACTERS)) for _, text in texts))
+    table.add_row(*(Text(visible_line(text or "no answer", MAX_ANSWER_CHARACTERS)) for _, text in texts))
     console.print(table)

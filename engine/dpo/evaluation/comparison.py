@@ -122,7 +122,7 @@ def _score_figures(data: VerdictInput, judged: JudgedAnswers | None) -> Figures:
 
 
 def sample(prompt: Conversation, answered: AnswerPair) -> Mapping[str, Any]:
-    """One prompt of the report, with both answers and everything data about them."""
+    """One prompt of the report, with both answers and everything known about them."""
     fields: dict[str, Any] = {
         "prompt": prompt[-1]["content"],
         "stage2": answered.stage2.text,

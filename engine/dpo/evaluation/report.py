@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 SHOWN_SAMPLES = 5
 
 
-def part_of(rows: Sequence[Row], part: str) -> Sequence[Row]:
+def select_part(rows: Sequence[Row], part: str) -> Sequence[Row]:
     """All rows, or those of every other prompt, so that the two halves have no prompt in common."""
     if part == "all":
         return rows
@@ -109,7 +109,7 @@ def evaluate(
 
     start_workers   to evaluate in other processes instead of this one, which frees the model of `trained`
     """
-    rows = part_of(rows, config.eval_part)
+    rows = select_part(rows, config.eval_part)
     examined = yield from _examined(config, run, trained, load_judge, stop)
     policy: LoadedPolicy | None = None
     backends: AbstractContextManager[EvaluationBackend]

@@ -248,7 +248,7 @@ def reduce_after_oom(
     return RestartNeeded(
         f"{summary}.",
         first_line,
-        f"It continues in a fresh process from the last checkpoint, with {lower.in_words}: still "
+        f"Training continues in a fresh process from the last checkpoint, with {lower.in_words}: still "
         f"{lower.effective_batch} pairs per step.",
     )
 
@@ -263,8 +263,8 @@ def memory_advice(config: Stage3Config) -> str:
         other.append("--load-in-4bit")
     resumes = f"Use {' or '.join(same)}: training continues from its last checkpoint. Or use" if same else "Use"
     return (
-        f"{resumes} {' or '.join(other)}: training starts again, on the same pairs. A smaller base model also needs less, but "
-        "makes its own pairs."
+        f"{resumes} {' or '.join(other)}: training starts over on the same pairs. A smaller base model also needs less "
+        "memory, but requires new pairs."
     )
 
 

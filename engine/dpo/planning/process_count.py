@@ -59,7 +59,7 @@ def _require_gpus(config: Stage3Config, number: int) -> None:
     if ":" in config.device:
         raise ConfigError(
             f"--num-processes {number} and --device {config.device} cannot be combined.",
-            f"Each process needs its own GPU, but {config.device} is a single one.",
+            f"Each process needs its own GPU, but {config.device} is a single GPU.",
             "Use --device cuda, and choose the GPUs with CUDA_VISIBLE_DEVICES.",
         )
     gpus = torch.cuda.device_count()

@@ -22,7 +22,7 @@ def tokens_read(pair: Pair) -> int:
     return len(pair["prompt_ids"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"])
 
 
-def cut_by_length(lengths: Sequence[int], max_tokens: int, processes: int = 1) -> Iterator[list[int]]:
+def batch_by_length(lengths: Sequence[int], max_tokens: int, processes: int = 1) -> Iterator[list[int]]:
     """Yield batches of indices of similar length, each of at most `max_tokens` tokens including padding, or of one row.
 
     processes   that divide each batch; the limit applies to the share of each
@@ -55,7 +55,7 @@ class StepCollator:
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """Returns `batches`, `sizes` (pairs that count in each batch) and `pairs` (in the step, over all processes)."""
         processes, rank = self.group.world_size, self.group.rank
-        batches = list(cut_by_length([tokens_read(pair) for pair in pairs], self.max_tokens, processes))
+        batches = list(batch_by_length([tokens_read(pair) for pair in pairs], self.max_tokens, processes))
         shares = [batch[rank::processes] for batch in batches]
         rows = [share or batch[:1] for share, batch in zip(shares, batches, strict=True)]
         return {

@@ -20,7 +20,7 @@ from engine.dpo.planning.plan import TrainingPlan, current_plan
 from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.failure_diagnosis import FailureDiagnosis
-from engine.dpo.training.launcher import REQUEST_JSON, launched
+from engine.dpo.training.launcher import REQUEST_JSON, launch_workers
 from engine.dpo.training.trainer import STAGE, Trained, expected_reference, train
 from engine.dpo.training.worker_messages import STOP, Request, WorkerReports
 from engine.models.loading import dtype_name, resolve_dtype
@@ -83,7 +83,7 @@ def _train_in_workers(
         "info", f"{plan.processes} processes are training together{where}; their logs are in {layout.PROCESSES_DIR}/."
     )
     try:
-        with launched(config, run, plan.processes) as launcher:
+        with launch_workers(config, run, plan.processes) as launcher:
             reports, step = yield from _relay_messages(run, stop, launcher)
             launcher_output = "\n".join(launcher.stderr.tail)
     finally:

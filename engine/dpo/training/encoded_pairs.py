@@ -53,7 +53,7 @@ class EncodedPairs(LazySequence[EncodedPair]):
         return EncodedPair(**{name: self._table.column(name)[index].as_py() for name in SCHEMA.names})
 
 
-def as_plain(pair: EncodedPair) -> dict[str, Any]:
+def as_dataset_row(pair: EncodedPair) -> dict[str, Any]:
     """A row of TRL's dataset."""
     return {name: getattr(pair, name) for name in IDS}
 

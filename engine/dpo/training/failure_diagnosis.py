@@ -66,7 +66,9 @@ class FailureDiagnosis:
             return self._error(on_other_machines[0], "ended, or its machine went down")
         if self.failures:
             failure = self.failures[0]
-            return self._error(failure.rank, f"lost the others: {visible_line(failure.what, LOG_CHARACTERS)}")
+            return self._error(
+                failure.rank, f"lost the connection to the others: {visible_line(failure.what, LOG_CHARACTERS)}"
+            )
         return self._error(None, "ended before training was complete")
 
     def _error(self, rank: int | None, what: str) -> Stage3Error:

@@ -15,7 +15,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode
 from engine.core.events import Message, RunFinished
 from engine.core.reading import open_file
-from engine.dpo.training.launcher import REQUEST_JSON, launched, launcher_log
+from engine.dpo.training.launcher import REQUEST_JSON, launch_workers, launcher_log
 from engine.dpo.training.worker_messages import STOP, Request
 from engine.process.interactive_child import InteractiveChild
 from engine.run.folder import Run
@@ -38,7 +38,7 @@ def join_training(config: Stage3Config, run: Run, stop: StopToken) -> Generator[
         if (name := request.live_name()) and name != joined:
             joined = name
             yield Message("info", f"Machine {rank} has joined the training.")
-            if _run_workers(launched(config, run, request.processes), stop) == 0:
+            if _run_workers(launch_workers(config, run, request.processes), stop) == 0:
                 stop.raise_if_requested()
                 yield Message("info", "The processes on this machine have finished.")
                 return ExitCode.DONE

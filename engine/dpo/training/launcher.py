@@ -19,7 +19,7 @@ REQUEST_JSON = f"{layout.PROCESSES_DIR}/request.json"
 
 
 @contextmanager
-def launched(config: Stage3Config, run: Run, processes: int) -> Iterator[InteractiveChild]:
+def launch_workers(config: Stage3Config, run: Run, processes: int) -> Iterator[InteractiveChild]:
     """Run the workers as one child process; none of them is left at the end."""
     launcher = interactive_child(
         launch_command(config, run, processes),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import NumbersError
 from engine.core.events import Event, Progress
-from engine.dpo.training.batches import cut_by_length, tokens_read
+from engine.dpo.training.batches import batch_by_length, tokens_read
 from engine.dpo.training.process_group import SINGLE_PROCESS, ProcessGroup
 from engine.models.loading import POLICY_ADAPTER, dtype_name, resolve_dtype
 from engine.models.tensors import adapter_tensors, hash_tensors
@@ -197,7 +197,7 @@ def reference_logps(
 
 def _missing_batches(lengths: Sequence[int], logps: Container[int], batch_size: int) -> list[list[int]]:
     """Batches are formed from all pairs, not only the missing ones, so that a resumed pass uses the same batches."""
-    batches = cut_by_length(lengths, batch_size * max(lengths, default=0))
+    batches = batch_by_length(lengths, batch_size * max(lengths, default=0))
     missing = ([row for row in batch if row not in logps] for batch in batches)
     return list(filter(None, missing))
 

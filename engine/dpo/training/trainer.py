@@ -219,7 +219,7 @@ def _train(
     prepared = yield from _prepare(config, run, token, rows, expected, policy, tokenizer, max_steps, group)
     reference_cache = KeyedCache(run.cache / layout.REFERENCE_LOGPS)
     yield from _prepare_reference(config, prepared, expected, reference_cache, stop)
-    other_folders = partial(earlier_trainings, run)
+    other_folders = partial(reusable_checkpoint_folders, run)
     checkpoint = yield from _checkpoint_to_resume(run, other_folders, prepared.fingerprint, group)
     first_loss = yield from _begin(prepared, checkpoint)
     training_warnings = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
@@ -279,7 +279,7 @@ def _prepare(
     max_steps: int,
     group: ProcessGroup,
 ) -> Generator[Event, None, _Prepared]:
-    from engine.dpo.training.encoded_pairs import as_plain, fingerprint_of
+    from engine.dpo.training.encoded_pairs import as_dataset_row, fingerprint_of
     from engine.dpo.training.trl_trainer import build_trainer
 
     tokenizer = tokenizer or load_tokenizer(config, token)
@@ -291,7 +291,7 @@ def _prepare(
     dtype = resolve_dtype(config)
     settings = training_settings(config, len(pairs), max_steps)
     fingerprint = fingerprint_of(
-        map(as_plain, pairs),
+        map(as_dataset_row, pairs),
         {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
     folder = run / layout.CHECKPOINTS_DIR
@@ -317,7 +317,7 @@ def _prepare_reference(
     config: Stage3Config, prepared: _Prepared, expected: str, cache: KeyedCache, stop: StopToken
 ) -> Generator[Event, None, None]:
     """Verify that the reference is the Stage 2 adapter and, if configured, compute its log-probabilities up front."""
-    from engine.dpo.training.encoded_pairs import as_plain
+    from engine.dpo.training.encoded_pairs import as_dataset_row
 
     policy, trainer = prepared.policy, prepared.trainer
     require_reference_weights(policy, expected)
@@ -327,7 +327,7 @@ def _prepare_reference(
         return
     logps = yield from reference_logps(
         policy,
-        Mapped(prepared.pairs, as_plain),
+        Mapped(prepared.pairs, as_dataset_row),
         trainer.data_collator,
         batch_size=config.per_device_train_batch_size,
         dtype=prepared.dtype,
@@ -392,7 +392,7 @@ def _require_changed_adapter(prepared: _Prepared, expected: str, learning_rate: 
         yield Message("warning", "--learning-rate is 0: nothing was trained, so the adapter equals Stage 2's.")
     elif final == expected:
         raise NumbersError(
-            "The training did not change the adapter.",
+            "Training did not change the adapter.",
             f"Its tensors still equal Stage 2's ({final}).",
             f"Check --learning-rate (now {learning_rate}) and the pairs.",
         )
@@ -403,7 +403,7 @@ def _mean_reply_tokens(pairs: Sequence[EncodedPair]) -> float:
     return sum(len(pair.chosen_ids) for pair in pairs) / len(pairs)
 
 
-def earlier_trainings(run: Run) -> list[Path]:
+def reusable_checkpoint_folders(run: Run) -> list[Path]:
     """Other checkpoint folders: of the run's trials, of the run that this one is a trial of, and superseded ones."""
     # A trial shares the caches of its sweep, which are inside the run that it is a trial of.
     folders = [run.folder] if run.shared_cache is None else [run.folder, run.shared_cache.parent]

@@ -37,12 +37,12 @@ STEPS = 6
 
 @pytest.fixture
 def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
-    def made(name: str = "run", processes: int = 2, **options: Any) -> Context:
+    def build(name: str = "run", processes: int = 2, **options: Any) -> Context:
         context = build_context(tmp_path / name, *stage2, num_processes=processes, **options)
         write_rows(context.run / layout.TRAIN_JSONL, ROWS)
         return context
 
-    return made
+    return build
 
 
 def training(context: Context) -> Generator[Event, None, Trained]:
@@ -55,15 +55,15 @@ def steps_of(events: list[Any]) -> list[TrainStep]:
 
 def ranks_of(context: Context) -> dict[int, int]:
     """The process id of each rank, found by its open log."""
-    found = {}
+    pids = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             log = (process / "fd/1").readlink()
         except OSError:
             continue
         if log.parent == context.run / layout.PROCESSES_DIR and log.stem.startswith("rank-"):
-            found[int(log.stem.removeprefix("rank-"))] = int(process.name)
-    return found
+            pids[int(log.stem.removeprefix("rank-"))] = int(process.name)
+    return pids
 
 
 def send_to_all(context: Context, number: signal.Signals) -> None:
