@@ -44,7 +44,7 @@ def whoami(token: Secret) -> Account:
     """The token's account. Raises AccessError for a rejected token, NetworkError without a response."""
     response = get("/api/whoami-v2", token)
     if not response.is_success:
-        raise error_of_response(response, "The Hub did not identify the token")
+        raise error_of_response(response, "Cannot look up the token's account")
     payload = json_of(response)
     if not isinstance(payload.get("name"), str):
         raise not_a_hub_response(response)

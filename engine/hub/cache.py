@@ -23,7 +23,7 @@ INDEX_SUFFIX = ".index.json"
 
 
 def cached_snapshot(repo_id: str, repo_type: RepoType, revision: str) -> Path | None:
-    """The folder, named after its commit, that `revision` was last downloaded to; None if there is none (any more)."""
+    """The folder, named after its commit, of the last download of `revision`; None if it is not in the cache."""
     folder = cache_folder(repo_id, repo_type)
     reference = folder / "refs" / revision
     commit = revision

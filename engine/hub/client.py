@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from httpx2 import Client, Request, Response
 
 MAX_WAIT_SECONDS = 20.0
-"""A longer Retry-After raises instead of sleeping."""
+"""If the Hub asks for a longer wait, the request fails instead."""
 WORK_SECONDS = 300.0
 """Timeout of requests that take the Hub a while, such as the commit of an upload."""
 

@@ -21,8 +21,8 @@ from engine.security.sanitize import visible_line
 
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_OF_A_MODEL = (("config.json",), _TOKENIZER, _WEIGHTS)
-_OF_AN_ADAPTER = ((ADAPTER_CONFIG,), (ADAPTER_WEIGHTS,))
+_MODEL_FILES = (("config.json",), _TOKENIZER, _WEIGHTS)
+_ADAPTER_FILES = ((ADAPTER_CONFIG,), (ADAPTER_WEIGHTS,))
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ def hub_requirements(config: Stage3Config, run: Run) -> tuple[HubRequirement, ..
     if not is_local(config.base_model_id):
         revision = config.base_model_revision
         needs.append(
-            HubRequirement("base model", config.base_model_id, "model", revision, "base_model_revision", _OF_A_MODEL)
+            HubRequirement("base model", config.base_model_id, "model", revision, "base_model_revision", _MODEL_FILES)
         )
     if _adapter_is_remote(config, run):
         revision = config.adapter_revision
         needs.append(
-            HubRequirement("adapter", config.adapter_path, "model", revision, "adapter_revision", _OF_AN_ADAPTER)
+            HubRequirement("adapter", config.adapter_path, "model", revision, "adapter_revision", _ADAPTER_FILES)
         )
     if config.pairs is None and not is_local(config.dataset):
         needs.append(HubRequirement("dataset", config.dataset, "dataset", config.dataset_revision, "dataset_revision"))
     if config.judge == "reward-model" and not is_local(config.reward_model_id):
-        needs.append(HubRequirement("reward model", config.reward_model_id, "model", files=_OF_A_MODEL))
+        needs.append(HubRequirement("reward model", config.reward_model_id, "model", files=_MODEL_FILES))
     return tuple(needs)
 
 

@@ -47,7 +47,7 @@ class Archive:
 
 
 @dataclass
-class _Files:
+class _PackedFiles:
     """The files to pack."""
 
     files: dict[str, bytes]
@@ -186,10 +186,12 @@ def _sizes(files: Mapping[str, bytes]) -> tuple[tuple[str, int], ...]:
     return tuple((name, len(files[name])) for name in sorted(files))
 
 
-def _prepare(run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool) -> tuple[dict[str, Content], _Files]:
+def _prepare(
+    run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool
+) -> tuple[dict[str, Content], _PackedFiles]:
     """(files as read, files as packed)."""
     contents, private = read_contents(run), Scrubber.of(run)
-    packed = _Files({name: anonymise(run, name, content.data, private) for name, content in contents.items()})
+    packed = _PackedFiles({name: anonymise(run, name, content.data, private) for name, content in contents.items()})
     _handle_secrets(run, packed, known, accept_lookalikes=accept_lookalikes)
     return contents, packed
 
@@ -197,7 +199,7 @@ def _prepare(run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool) 
 # -- secrets ------------------------------------------------------------------------------------------------------------
 
 
-def _handle_secrets(run: Run, packed: _Files, known: Mapping[str, Secret], *, accept_lookalikes: bool) -> None:
+def _handle_secrets(run: Run, packed: _PackedFiles, known: Mapping[str, Secret], *, accept_lookalikes: bool) -> None:
     """Leave out records of rejected pairs that contain a secret. Raises UnsafeError for other findings, unless accepted."""
     findings = find_secrets(packed.files, known)
     rejected = _rejected_ids(run) if findings else set()

@@ -15,7 +15,7 @@ SSH_PORT = "22"
 _PLAIN = re.compile(r"[\w@%+=:,./-]")
 
 
-def scp_line(files: Sequence[Path], *, connection: str, user: str, host: str) -> str:
+def scp_command(files: Sequence[Path], *, connection: str, user: str, host: str) -> str:
     """The `scp` command, to be run on another machine, that copies `files` from this machine to its current folder.
 
     connection   SSH_CONNECTION: client address and port, then server address and port; empty or malformed without SSH
@@ -29,17 +29,17 @@ def scp_line(files: Sequence[Path], *, connection: str, user: str, host: str) ->
     return shlex.join(["scp", *option, *sources, "."])
 
 
-def scp_line_of_this_machine(files: Sequence[Path]) -> str:
-    return scp_line(
+def scp_command_of_this_machine(files: Sequence[Path]) -> str:
+    return scp_command(
         files, connection=os.environ.get("SSH_CONNECTION", ""), user=_login_name(), host=socket.gethostname()
     )
 
 
-def check_line(hash_file: Path) -> str:
+def check_command(hash_file: Path) -> str:
     return shlex.join(["sha256sum", "-c", _as_operand(hash_file.name)])
 
 
-def unzip_line(archive: Path) -> str:
+def unzip_command(archive: Path) -> str:
     return shlex.join(["unzip", _as_operand(archive.name)])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 BOUND_SIGNS = {"at least": "≥", "at most": "≤"}
 
 
-def load_lines(base: str, revision: str | None, adapter: str) -> tuple[str, str]:
+def loading_code(base: str, revision: str | None, adapter: str) -> tuple[str, str]:
     """The two lines of Python that load `adapter` over `base`, imports included."""
     at = f", revision={revision!r}" if revision else ""
     return (
@@ -97,7 +97,7 @@ def _exam(exam: Mapping[str, Any]) -> str:
 
 
 def _use(base: str, revision: str | None) -> str:
-    code = "\n".join(("```python", *load_lines(base, revision, "."), "```"))
+    code = "\n".join(("```python", *loading_code(base, revision, "."), "```"))
     return _section("Use", f"In this folder{_base_location(base, revision)}:", code)
 
 

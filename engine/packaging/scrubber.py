@@ -35,8 +35,8 @@ PATH_OPTIONS = (
 )
 PATH_VARIABLES = ("HOME", "PWD", "HF_HOME", "VIRTUAL_ENV")
 # Common names of users and machines: they reveal nothing, and occur in ordinary text.
-OF_EVERYBODY = frozenset({"root", "user", "admin", "ubuntu", "debian", "runner", "ec2-user", "jovyan", "nobody"})
-OF_EVERY_MACHINE = frozenset({"localhost", "localhost.localdomain"})
+COMMON_USERS = frozenset({"root", "user", "admin", "ubuntu", "debian", "runner", "ec2-user", "jovyan", "nobody"})
+COMMON_HOSTS = frozenset({"localhost", "localhost.localdomain"})
 SHORTEST_NAME = 4
 """Shorter names of users or machines may be ordinary words."""
 
@@ -58,8 +58,8 @@ class Scrubber:
     @classmethod
     def of(cls, run: Run) -> Scrubber:
         host, user = socket.gethostname(), _user()
-        hosts = {host, host.partition(".")[0]} - OF_EVERY_MACHINE
-        names = dict.fromkeys(hosts, SOMEWHERE) | ({} if user in OF_EVERYBODY else {user: SOMEBODY})
+        hosts = {host, host.partition(".")[0]} - COMMON_HOSTS
+        names = dict.fromkeys(hosts, SOMEWHERE) | ({} if user in COMMON_USERS else {user: SOMEBODY})
         return cls(
             paths=_private_paths(run),
             names=_longest_first({name: names[name] for name in names if len(name) >= SHORTEST_NAME}),

@@ -35,7 +35,7 @@ PRIVATE_KEYS = frozenset(
      "stage2", "stage3", "samples", "shown", "examples", "answers", "answer", "draft", "revision", "reply", "account",
      "host", "source", "accept_quality", "accept_lookalikes", "push_to_hub"}
 )  # fmt: skip
-"""Their values are written by models and people, or identify the user."""
+"""Keys whose values are written by models and people, or identify the user."""
 VOCABULARY_FOLDERS = ("detectors", "principles", "demo")
 """Folders whose files list words of prompts and replies, and of other languages."""
 TRACEBACK_WORDS = ("recent", "during", "handling", "above", "occurred", "direct", "following")

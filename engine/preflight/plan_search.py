@@ -1,4 +1,4 @@
-"""Find a training plan that fits this machine: first by the forecast's formula, then by a trial on the longest pair."""
+"""Find a training plan that fits this machine: first by the forecast's formula, then by a rehearsal on the longest pair."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.dpo.planning.plan import TrainingPlan, choose_plan
 from engine.dpo.planning.process_count import number_of_processes
 from engine.machine.memory import free_memory
 from engine.models.loading import gpus_for_base
-from engine.preflight.trial import Rehearsal, TrialRun, train_and_resume
+from engine.preflight.rehearsal import Rehearsal, RehearsalResult, train_and_resume
 
 if TYPE_CHECKING:
     from engine.dpo.training.dataset import Row
@@ -90,7 +90,7 @@ class PlanInputs:
 def require_memory(inputs: PlanInputs) -> None:
     """Raises PreconditionError if not even the smallest plan, or one conversation at a time, fits."""
     config, machine = inputs.config, inputs.machine
-    # A GPU raises when memory runs out, so the trial decides close cases. On a CPU the process would be killed.
+    # A GPU raises when memory runs out, so the rehearsal decides close cases. On a CPU the process would be killed.
     most = machine.total if machine.device_type == "cuda" else machine.room
     plan = inputs.choose()
     if (needed := inputs.needed(plan)) > most:
@@ -135,13 +135,13 @@ def _listed(terms: Mapping[str, int]) -> str:
 
 def fitting_plan(
     inputs: PlanInputs, rehearsal: Rehearsal, row: Row
-) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
+) -> Generator[Event, None, tuple[TrainingPlan, RehearsalResult]]:
     """The plan that the forecast chooses, tried on the longest pair: reduced if it does not fit, and increased once if the
     measurement leaves room.
     """
     config, machine = inputs.config, inputs.machine
     plan: TrainingPlan | None = inputs.choose()
-    best: tuple[TrainingPlan, TrialRun] | None = None
+    best: tuple[TrainingPlan, RehearsalResult] | None = None
     while plan is not None:
         try:
             tried = yield from train_and_resume(rehearsal, row, plan, plan.processes // config.num_machines)
@@ -153,7 +153,7 @@ def fitting_plan(
                 break
             if lower is None:
                 raise too_small_error(
-                    inputs, plan, f"Training on a single pair does not fit ({reason})", machine.room
+                    inputs, plan, f"Training on a single pair needs more memory ({reason})", machine.room
                 ) from None
             plan = replace(lower, why={**plan.why, "micro_batch": f"{plan.micro_batch} was tried and did not fit"})
             free_memory()

@@ -22,7 +22,7 @@ def forecast_checks(forecast: Forecast, machine: Machine) -> Generator[Event, No
     yield Check("forecast: disk", "ok", f"{forecast.disk_bytes / 1e6:.0f} MB")
     room = machine.room / GIB
     for name, size in _peaks(forecast, machine).items():
-        detail = f"{size / GIB:.1f} of {room:.1f} GiB at the peak, as measured in the trial"
+        detail = f"{size / GIB:.1f} of {room:.1f} GiB at the peak, as measured in the rehearsal"
         yield Check(f"forecast: memory, {name}", "ok", detail)
 
 

@@ -11,7 +11,7 @@ from engine.core.events import Event
 from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
 from engine.pairs.formats.containers import rows_of
 from engine.push.errors import no_token_to_push
-from engine.push.push import Pushed, check_target, send
+from engine.push.push import PushResult, check_target, send
 from engine.push.repository import Repository
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
@@ -26,7 +26,7 @@ def name_in_repository(file: Path) -> str:
 
 def push_dataset(
     file: Path, card: str, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
-) -> Generator[Event, None, Pushed]:
+) -> Generator[Event, None, PushResult]:
     """Push a file of TRL rows and its card to the dataset `repo_id`. Nothing is sent if the repository already has both.
 
     Raises as `engine.push.push.push`.

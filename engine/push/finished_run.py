@@ -7,7 +7,7 @@ from collections.abc import Generator
 from engine.core.errors import Stage3Error, Stopped
 from engine.core.events import Event, Message, StageFinished, with_stage
 from engine.core.stage_table import STAGES
-from engine.push.push import Pushed, push
+from engine.push.push import PushResult, push
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
@@ -17,7 +17,7 @@ STAGE = STAGES[-1]
 
 def push_finished_run(
     run: Run, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
-) -> Generator[Event, None, Pushed]:
+) -> Generator[Event, None, PushResult]:
     """Push, and record the result. The caller must hold the run's lock. Raises as `engine.push.push.push`."""
     try:
         pushing = push(run, repo_id, token=token, public=public, accept_lookalikes=accept_lookalikes, stop=stop)

@@ -30,7 +30,7 @@ MAX_NAMES = 8
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """The result of a push."""
 
     repo_id: str
@@ -59,7 +59,7 @@ def push(
     public: bool,
     accept_lookalikes: bool,
     stop: StopToken,
-) -> Generator[Event, None, Pushed]:
+) -> Generator[Event, None, PushResult]:
     """Push the adapter in the run's archive to `repo_id`. Nothing is sent if the repository already has it.
 
     token    defaults to the one found by `engine.hub.find_token`
@@ -80,7 +80,7 @@ def push(
 
 def _push(
     run: Run, repo_id: str, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
-) -> Generator[Event, None, Pushed]:
+) -> Generator[Event, None, PushResult]:
     archive, packed = verified_archive(run)
     files = pushed_files(archive, packed)
     found = hub.find_token(token)
@@ -103,7 +103,7 @@ def send(
     *,
     public: bool,
     stop: StopToken,
-) -> Generator[Event, None, Pushed]:
+) -> Generator[Event, None, PushResult]:
     """Send all files in one commit, and verify that the Hub has them. Creates the repository if needed; sends nothing if it
     already has all files.
     """
@@ -135,7 +135,7 @@ def check_target(repository: Repository, source: str, *, public: bool) -> Genera
         yield Check("push: repository", "failed", f"{repo_id} is public")
         raise UnsafeError(
             f"{repo_id} is public.",
-            "Everybody would see the push.",
+            "Everyone could see what is pushed.",
             "Pass --push-public if you want that, or push under another name: a new repository is private.",
         )
     if remote is not None:
@@ -200,9 +200,9 @@ def verify_commit(repository: Repository, files: Mapping[str, bytes]) -> RemoteS
 
 def _pushed(
     repository: Repository, page: str, remote: RemoteState, files: Mapping[str, bytes], *, was_there: bool
-) -> Pushed:
+) -> PushResult:
     size = sum(len(data) for data in files.values())
-    return Pushed(repository.repo_id, visible_line(page), remote.private, len(files), size, was_there)
+    return PushResult(repository.repo_id, visible_line(page), remote.private, len(files), size, was_there)
 
 
 def _message(run: Run) -> str:

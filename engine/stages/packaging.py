@@ -13,9 +13,9 @@ from engine.core.events import Check, Event, Message
 from engine.machine.memory import free_memory
 from engine.packaging.archive import Archive, build_archive, existing_archive, hash_file
 from engine.packaging.contents import byte_limit, packed_names, read_file
-from engine.packaging.copy_commands import check_line, scp_line_of_this_machine, unzip_line
+from engine.packaging.copy_commands import check_command, scp_command_of_this_machine, unzip_command
 from engine.packaging.fresh_process import load_in_fresh_process
-from engine.packaging.model_card import load_lines
+from engine.packaging.model_card import loading_code
 from engine.packaging.secret_scan import known_secrets
 from engine.push.push import push
 from engine.run.folder import Run
@@ -132,10 +132,10 @@ def _result_of(context: Context, archive: Archive) -> PackagingResult:
         bytes=archive.bytes,
         files=len(archive.contents),
         contents=tuple(archive.contents),
-        scp=scp_line_of_this_machine([archive.path, hashes]),
-        check=check_line(hashes),
-        unzip=unzip_line(archive.path),
-        load=tuple(load_lines(base_name(context), _base_commit(context), adapter)),
+        scp=scp_command_of_this_machine([archive.path, hashes]),
+        check=check_command(hashes),
+        unzip=unzip_command(archive.path),
+        load=tuple(loading_code(base_name(context), _base_commit(context), adapter)),
     )
 
 

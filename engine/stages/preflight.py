@@ -36,10 +36,10 @@ from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.machine import plan_inputs
 from engine.preflight.pilot import judge_pilot, make_pilot, require_promising_pilot
 from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memory
+from engine.preflight.rehearsal import Rehearsal, longest_row
 from engine.preflight.report import duration, forecast_checks, forecast_event, require_disk
 from engine.preflight.template import check_template
 from engine.preflight.timing import time_batch
-from engine.preflight.trial import Rehearsal, longest_row
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.results import PreflightResult

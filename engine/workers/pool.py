@@ -37,7 +37,7 @@ from engine.workers.tasks import Task, TaskResult
 POLL_SECONDS = 0.1
 LOG_LINES, LOG_CHARACTERS = 4, 240
 """How much of the end of a log an error quotes: lines, and characters of each."""
-RESUME_HINT = "The same command continues from the finished tasks, also with another --num-processes."
+RESUME_HINT = "Run the same command again: it keeps the finished tasks, also with another --num-processes."
 
 
 @dataclass

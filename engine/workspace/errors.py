@@ -57,9 +57,8 @@ def git_failure(what: str, result: ChildResult) -> Stage3Error:
         why = f"It was killed, or memory ran out. {why}"
         return NetworkError(f"{what}.", why, "Run the same command again. No partial clone is left.")
     output = " ".join(result.tail)
-    if (
-        number := errno_in(output)
-    ) is not None and number not in PERMISSION_ERRNOS:  # comes first: it also ends a transfer
+    number = errno_in(output)
+    if number is not None and number not in PERMISSION_ERRNOS:  # comes first: it also ends a transfer
         return error_of_errno(number, f"{what}.", why)
     for pattern, kind, what_to_do in _PATTERNS:
         if re.search(pattern, output, re.IGNORECASE):

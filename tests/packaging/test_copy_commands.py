@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.packaging.copy_commands import check_line, scp_line, unzip_line
+from engine.packaging.copy_commands import check_command, scp_command, unzip_command
 
 ARCHIVE = Path("/data/runs/one_artifacts.zip")
 
@@ -32,11 +32,11 @@ ARCHIVE = Path("/data/runs/one_artifacts.zip")
     ],
 )
 def test_the_host_is_the_address_that_the_person_connected_to_or_the_machines_name(connection: str, expected: str):
-    assert scp_line([ARCHIVE], connection=connection, user="anna", host="gpu-box") == expected
+    assert scp_command([ARCHIVE], connection=connection, user="anna", host="gpu-box") == expected
 
 
 def test_without_a_login_name_scp_uses_its_own():
-    assert scp_line([ARCHIVE], connection="", user="", host="gpu-box") == f"scp gpu-box:{ARCHIVE} ."
+    assert scp_command([ARCHIVE], connection="", user="", host="gpu-box") == f"scp gpu-box:{ARCHIVE} ."
 
 
 @pytest.mark.parametrize(
@@ -51,25 +51,25 @@ def test_without_a_login_name_scp_uses_its_own():
     ],
 )
 def test_the_path_survives_the_local_and_the_remote_shell(path: str):
-    line = scp_line([Path(path)], connection="", user="anna", host="gpu-box")
+    line = scp_command([Path(path)], connection="", user="anna", host="gpu-box")
     operand = _words_of(line)[1]
     assert operand.startswith("anna@gpu-box:")
     assert _words_of(operand.removeprefix("anna@gpu-box:")) == [path]
 
 
 def test_a_path_with_a_line_break_becomes_one_line_that_matches_it():
-    line = scp_line([Path("/data/two\nlines/a.zip")], connection="", user="anna", host="gpu-box")
+    line = scp_command([Path("/data/two\nlines/a.zip")], connection="", user="anna", host="gpu-box")
     assert line == "scp 'anna@gpu-box:/data/two?lines/a.zip' ."
 
 
 def test_both_files_are_in_one_command():
-    line = scp_line([ARCHIVE, Path(f"{ARCHIVE}.sha256")], connection="", user="anna", host="gpu-box")
+    line = scp_command([ARCHIVE, Path(f"{ARCHIVE}.sha256")], connection="", user="anna", host="gpu-box")
     assert line.count("anna@gpu-box:") == 2 and line.endswith(".sha256 .")
 
 
 @pytest.mark.parametrize("name", ["one_artifacts.zip", "my run_artifacts.zip", "-x_artifacts.zip"])
 def test_a_name_that_looks_like_an_option_is_passed_as_a_file(name: str):
-    for line in (check_line(Path("/data") / name), unzip_line(Path("/data") / name)):
+    for line in (check_command(Path("/data") / name), unzip_command(Path("/data") / name)):
         assert shlex.split(line)[-1].removeprefix("./") == name
         assert not re.search(r" -x", line)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine.demo.preset import ASSETS
-from engine.packaging.model_card import load_lines, model_card
+from engine.packaging.model_card import loading_code, model_card
 from engine.pairs.assessment.gate import Tally, figures, report
 from tests.support.good_pairs import META, pair
 
@@ -110,7 +110,7 @@ def test_the_two_lines_of_the_card_load_the_adapter_and_it_generates(tmp_path: P
     folder = Path(shutil.copytree(ASSETS / "adapter", tmp_path / "lora_adapters"))
     (folder / "base").symlink_to(ASSETS / "base")
     code = re.findall(r"```python\n(.*?)```", card(base="base", revision=None), re.DOTALL)[0]
-    assert code.splitlines() == list(load_lines("base", None, "."))
+    assert code.splitlines() == list(loading_code("base", None, "."))
     messages = "[{'role': 'user', 'content': 'How do I clean the oven?'}]"
     code += f"""
 tokenizer = transformers.AutoTokenizer.from_pretrained("base")

@@ -9,7 +9,7 @@ from engine.demo.preset import demo_defaults
 from engine.dpo.training.dataset import measure_lengths
 from engine.models.loading import load_tokenizer
 from engine.pairs.data.record import Pair
-from engine.preflight.trial import longest_row
+from engine.preflight.rehearsal import longest_row
 
 
 @pytest.fixture(scope="module")

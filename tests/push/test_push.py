@@ -37,7 +37,7 @@ from engine.packaging.zip_writer import MANIFEST
 from engine.pipeline.loop import run_pipeline
 from engine.push import request_limits
 from engine.push.permissions import missing_permission
-from engine.push.push import Pushed, push
+from engine.push.push import PushResult, push
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.stop import StopToken
@@ -88,7 +88,7 @@ def context(finished: Context, tmp_path: Path) -> Context:
     return copied(finished, tmp_path / "run")
 
 
-def pushed(run: Run, repo_id: str = REPO, *, public: bool = False, **others: object) -> tuple[list[object], Pushed]:
+def pushed(run: Run, repo_id: str = REPO, *, public: bool = False, **others: object) -> tuple[list[object], PushResult]:
     arguments = {"token": TOKEN, "accept_lookalikes": False, "stop": StopToken(), **others}
     return run_stage(push(run, repo_id, public=public, **arguments))  # type: ignore[arg-type]
 
@@ -119,7 +119,7 @@ def test_a_push_makes_a_private_repository_with_one_commit(context: Context, hub
     assert commit["files"] == IN_THE_REPO
     assert commit["summary"] == "Stage 3 constitutional LoRA adapter; against Stage 2: cannot tell"
     assert sha256_of_file(context.run.archive) in commit["description"]
-    assert done == Pushed(REPO, done.page, True, 8, sum(map(len, repo.files.values())), False)
+    assert done == PushResult(REPO, done.page, True, 8, sum(map(len, repo.files.values())), False)
     assert done.page.startswith(f"{hub.endpoint}/{REPO}/commit/")
     assert repo.files["README.md"] == (context.run / CARD).read_bytes()
     assert repo.files["adapter_model.safetensors"] == (context.run / WEIGHTS).read_bytes()
@@ -419,33 +419,33 @@ def test_a_repository_that_changes_meanwhile_is_not_overwritten(context: Context
 
 def test_a_repository_that_leaves_files_out_is_noticed(context: Context, hub: FakeHubPush):
     mode = hub._mode
-    hub._mode = lambda repo, asked: {**mode(repo, asked), "shouldIgnore": asked["path"] == "tokenizer.json"}  # type: ignore[method-assign]
+    hub._mode = lambda repo, file: {**mode(repo, file), "shouldIgnore": file["path"] == "tokenizer.json"}  # type: ignore[method-assign]
     error = refused(NetworkError, context.run)
     assert "does not show tokenizer.json" in error.what and ".gitignore" in error.why
 
 
 def test_a_repository_that_has_moved_is_not_followed(context: Context, hub: FakeHubPush):
     hub.repos[REPO] = Repo()
-    answer = hub.answer
+    respond = hub.respond
 
     def moved(step: str, path: str, body: bytes) -> tuple[int, dict[str, str], object]:
-        status, headers, data = answer(step, path, body)
+        status, headers, data = respond(step, path, body)
         return status, headers, {**data, "id": "stranger/stage3"} if step == "info" else data
 
-    hub.answer = moved  # type: ignore[method-assign]
+    hub.respond = moved  # type: ignore[method-assign]
     assert "has moved to 'stranger/stage3'" in refused(UnsafeError, context.run).what
 
 
 @pytest.mark.parametrize("step", ["info", "create", "batch", "upload"])
 def test_a_request_to_stop_ends_the_push_before_the_commit(step: str, context: Context, hub: FakeHubPush):
-    stop, answer = StopToken(), hub.answer
+    stop, respond = StopToken(), hub.respond
 
-    def asked_to_stop(at: str, path: str, body: bytes) -> tuple[int, dict[str, str], object]:
+    def respond_and_stop(at: str, path: str, body: bytes) -> tuple[int, dict[str, str], object]:
         if at == step:
             stop.request("SIGTERM")
-        return answer(at, path, body)
+        return respond(at, path, body)
 
-    hub.answer = asked_to_stop  # type: ignore[method-assign]
+    hub.respond = respond_and_stop  # type: ignore[method-assign]
     with pytest.raises(Stopped):
         pushed(context.run, stop=stop)
     assert step in hub.steps and "commit" not in hub.steps

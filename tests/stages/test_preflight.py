@@ -134,7 +134,7 @@ def test_a_pair_that_cannot_fit_is_refused_with_options_that_would(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
 
     monkeypatch.setattr(trl_trainer.Stage3Trainer, "compute_loss", never)
-    with pytest.raises(PreconditionError, match="does not fit") as refused:
+    with pytest.raises(PreconditionError, match="needs more memory") as refused:
         run_stage(preflight.run(demo()))
     assert "--max-length 48" in refused.value.what_to_do and "activations" in refused.value.why
 

@@ -96,7 +96,7 @@ class FakeHubPush:
     def steps(self) -> list[str]:
         return [request.step for request in self.requests]
 
-    def answer(self, step: str, path: str, body: bytes) -> tuple[int, dict[str, str], Any]:
+    def respond(self, step: str, path: str, body: bytes) -> tuple[int, dict[str, str], Any]:
         """(status, headers, body as plain data or bytes) of a successful step."""
         if step == "whoami":
             return 200, {}, self.account
@@ -251,7 +251,7 @@ def _handler(hub: FakeHubPush) -> type[BaseHTTPRequestHandler]:
                 self._send(404, {}, {"error": "no such place"})
             else:
                 with hub.lock:
-                    answer = hub.answer(step, path, body)
+                    answer = hub.respond(step, path, body)
                 self._send(*answer)
 
         do_GET = do_HEAD = do_POST = do_PUT = _do

@@ -34,7 +34,7 @@ UNIT = "steps rehearsed"
 
 
 @dataclass(frozen=True)
-class TrialRun:
+class RehearsalResult:
     """Measurements of training steps on the longest pair."""
 
     step_seconds: float
@@ -89,10 +89,10 @@ class Rehearsal:
 
 def train_and_resume(
     rehearsal: Rehearsal, row: Row, plan: TrainingPlan, processes: int
-) -> Generator[Event, None, TrialRun]:
+) -> Generator[Event, None, RehearsalResult]:
     """Train under `plan`, interrupt after the first checkpoint, then resume.
 
-    processes   the number on this machine
+    processes   number of processes on this machine
 
     Raises RestartNeeded or MemoryExhausted if it does not fit; then nothing in the rehearsal's folder is usable.
     """
@@ -125,7 +125,7 @@ def train_and_resume(
     peak = trained.peak_bytes
     del trained
     free_memory()
-    return TrialRun(min(steps.seconds) / plan.micro_batch, checkpoint_bytes, peak)
+    return RehearsalResult(min(steps.seconds) / plan.micro_batch, checkpoint_bytes, peak)
 
 
 class StepTimes:
