@@ -157,7 +157,7 @@ MUTANTS = (
         ("tests/faults/test_owner.py::test_the_owner_record_keeps_a_second_process_out_even_if_flock_does_nothing",),
     ),
     Mutant(
-        "signals of a whole job are held back from processes that train",
+        "signals to a full job are held back from processes that train",
         "engine/process/interactive_child.py",
         "        with job_signals_blocked():",
         "        if True:",
@@ -225,7 +225,7 @@ MUTANTS = (
         (f"{FILES}::test_an_oversized_document_is_not_read_to_its_end",),
     ),
     Mutant(
-        "limit on the bytes of an answer, ten times as high",
+        "limit on the bytes of a response, ten times as high",
         "engine/core/response_limits.py",
         "MAX_RESPONSE_BYTES = 64 << 20",
         "MAX_RESPONSE_BYTES = 640 << 20",
@@ -256,9 +256,9 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "first look at a table",
+        "crash check of a table",
         "engine/pairs/formats/containers.py",
-        "    look_at_table(source, name)\n",
+        "    check_table(source, name)\n",
         "",
         (f"{UNTRUSTED}::test_a_table_is_checked_in_a_child_before_it_is_read",),
     ),
