@@ -260,7 +260,7 @@ MUTANTS = (
     Mutant(
         "crash check of a table",
         "engine/pairs/formats/containers.py",
-        "    look_at_table(source, name)\n",
+        "    check_table(source, name)\n",
         "",
         (f"{UNTRUSTED}::test_a_table_is_checked_in_a_child_before_it_is_read",),
     ),

@@ -147,7 +147,7 @@ def test_on_the_cpu_the_forecast_is_about_this_run_and_another_gpu_has_none():
 def test_without_a_gpu_the_gauge_says_so_and_shows_the_machines_memory():
     reading = Telemetry((), 2 << 30, 8 << 30, 64 << 30, 12.0, "no NVIDIA GPU telemetry: driver not loaded")
     lines = [line.plain for line in gpu_lines(reading, {}, None, 120)]
-    assert lines[0] == "No GPU: no NVIDIA GPU telemetry: driver not loaded"
+    assert lines[0] == "No NVIDIA GPU telemetry: driver not loaded"
     assert "All memory" in lines[2] and "8.0 GiB of 64.0 GiB" in lines[2]
     short = short_memory(reading, None, 6).plain
     assert short.startswith("no GPU  RAM ") and short.endswith(" 8/64 GiB")

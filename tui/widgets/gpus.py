@@ -37,8 +37,8 @@ def gpu_lines(
     """A line for each GPU and one for the machine's memory; the bars mark the peak so far and the forecast."""
     lines = []
     if not reading.gpus:
-        reason = one_line(reading.note or "the driver reports none", "$muted", 160)
-        lines.append(Content.assemble(("No GPU: ", "$foreground"), reason).truncate(width, ellipsis=True))
+        reason = reading.note or "no GPU: the driver reports none"
+        lines.append(one_line(reason[:1].upper() + reason[1:], "$muted", 160).truncate(width, ellipsis=True))
     rows = []
     for gpu in reading.gpus:
         if gpu.memory_used_bytes is None or not gpu.memory_total_bytes:

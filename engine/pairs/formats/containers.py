@@ -33,8 +33,8 @@ from engine.pairs.formats.tables import (
     PARQUET,
     ROWS_PER_BATCH,
     arrow_batches,
+    check_table,
     columns_with_dictionaries,
-    look_at_table,
     parquet_file,
 )
 from engine.pairs.formats.unsupported import refuse_unsupported
@@ -309,7 +309,7 @@ def _batches(file: BufferedReader, start: bytes, name: str) -> Iterator[Any]:
             yield from reader
         return
     source = seekable(file)
-    look_at_table(source, name)
+    check_table(source, name)
     if start.startswith(ARROW):
         yield from arrow_batches(source)
         return

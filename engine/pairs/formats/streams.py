@@ -30,8 +30,8 @@ def decompressed(file: BufferedReader) -> BufferedReader:
     """
     for magic, opener in _OPENERS.items():
         if head(file).startswith(magic):
-            packed = _Counted(file)
-            return io.BufferedReader(_Unpacked(opener(io.BufferedReader(packed)), packed))
+            compressed = _Counted(file)
+            return io.BufferedReader(_Decompressed(opener(io.BufferedReader(compressed)), compressed))
     return file
 
 
@@ -83,10 +83,10 @@ def _utf16_of(start: bytes) -> str | None:
 def with_newlines(file: BufferedReader) -> BufferedReader:
     """The file, with carriage returns replaced by newlines if its lines end in these alone, as on old Macs."""
     start = head(file)
-    return io.BufferedReader(_Newlines(file)) if b"\r" in start and b"\n" not in start else file
+    return io.BufferedReader(_WithNewlines(file)) if b"\r" in start and b"\n" not in start else file
 
 
-class _Newlines(io.RawIOBase):
+class _WithNewlines(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
@@ -99,12 +99,12 @@ class _Newlines(io.RawIOBase):
         return len(block)
 
 
-class _Unpacked(io.RawIOBase):
+class _Decompressed(io.RawIOBase):
     """Wraps a decompressor, turns its various errors for damage into EOFError, and limits the expansion ratio."""
 
-    def __init__(self, file: Any, packed: _Counted) -> None:
-        self._file, self._packed = file, packed
-        self._unfolded = 0
+    def __init__(self, file: Any, compressed: _Counted) -> None:
+        self._file, self._compressed = file, compressed
+        self._expanded_bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -116,10 +116,10 @@ class _Unpacked(io.RawIOBase):
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # a disk error, not damage
             raise EOFError(f"the compressed data is damaged or ends here: {error}") from error
-        self._unfolded += len(block)
-        if self._unfolded > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * self._packed.count):
+        self._expanded_bytes += len(block)
+        if self._expanded_bytes > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * self._compressed.count):
             raise UnsafeError(
-                f"{self._packed.count:,} bytes of compressed data expand to more than {self._unfolded:,}.",
+                f"{self._compressed.count:,} bytes of compressed data expand to more than {self._expanded_bytes:,}.",
                 f"Text expands about tenfold, this file over {MAX_DECOMPRESSION_RATIO}-fold: it would fill the memory or the disk.",
                 "Check where the file comes from. If it is intended, unpack it yourself and pass its contents.",
             )

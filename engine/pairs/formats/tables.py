@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 from engine.process.crash_check import check_in_child, checked_file
 
-MAX_SURVEY_SECONDS = 10.0
-"""How long the first look reads a large table."""
+MAX_CHECK_SECONDS = 10.0
+"""How long the check reads a large table."""
 PARQUET, ARROW = b"PAR1", b"ARROW1"
 ROWS_PER_BATCH = 256
 """Rows of Parquet and Arrow held in memory."""
@@ -17,8 +17,8 @@ BUFFER = 1 << 18
 """Bytes read at once. pyarrow's `pre_buffer` would keep an entire row group in memory."""
 
 
-def look_at_table(file: BinaryIO, name: str) -> None:
-    """Raises UnsafeError if reading the table crashes or hangs (`engine.process.crash_check`)."""
+def check_table(file: BinaryIO, name: str) -> None:
+    """Raise UnsafeError if reading the table crashes or hangs (`engine.process.crash_check`)."""
     check_in_child(
         __name__,
         "pyarrow.parquet",
@@ -30,7 +30,7 @@ def look_at_table(file: BinaryIO, name: str) -> None:
 
 def crash_check() -> None:
     """In the child: decode all columns until the time is up."""
-    end = time.monotonic() + MAX_SURVEY_SECONDS
+    end = time.monotonic() + MAX_CHECK_SECONDS
     with checked_file() as file:
         is_parquet = file.peek(len(PARQUET)).startswith(PARQUET)
         for batch in _parquet(file) if is_parquet else arrow_batches(file):
