@@ -86,7 +86,7 @@ def test_the_script_exits_with_the_code_of_the_run(vllm, code):
     assert script.returncode == code
 
 
-def test_sigterm_stops_first_the_run_and_then_the_server(vllm):
+def test_sigterm_stops_the_run_before_the_server(vllm):
     vllm.add("stage3-tui", WAITS_FOR_SIGTERM)
     script = vllm.start(SCRIPT, PORT=free_port())
     vllm.wait_for("pid")

@@ -102,9 +102,7 @@ def test_identical_replies_in_a_training_file_are_refused_with_their_line(make: 
 
 
 @pytest.mark.fault("D19")
-def test_a_single_pair_is_refused_by_the_gate_and_even_if_the_gate_is_opened(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_single_pair_is_refused_even_if_the_gate_is_opened(make: Make, monkeypatch: pytest.MonkeyPatch):
     code, error = outcome(with_pairs(make(), [good_pairs.row(0)]), monkeypatch, "quality", "training")
     assert code == 9 and "training pairs is 1 (at least 100)" in error
     opened = with_pairs(make(accept_quality="it is all I have"), [good_pairs.row(0)])

@@ -150,7 +150,7 @@ def test_going_from_160_to_500_prompts_with_three_kills_makes_340_pairs_with_the
 
 
 @pytest.mark.slow
-def test_the_table_of_a_sweep_that_was_killed_twice_matches_separate_runs(tmp_path: Path):
+def test_the_table_of_a_sweep_killed_twice_matches_separate_runs(tmp_path: Path):
     folder, grid = tmp_path / "sweep", ("sweep", "--beta", "0.1,0.5", "--learning-rate", "1e-3,2e-3")
     stage3(folder, *grid, kill_at=("trial_step", 20))
     stage3(folder, *grid, kill_at=("trial_step", 70))
