@@ -39,7 +39,7 @@ class Fault:
     fault: str
     happens: str
     untested: str = ""
-    """Why no test can provoke it here; empty if one can."""
+    """The reason why no test can provoke it; empty if one can."""
 
     @property
     def kind(self) -> str:
@@ -47,8 +47,8 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Provoked:
-    """A test and one of the rows that it provokes."""
+class Mark:
+    """A test, and one of the rows that it provokes."""
 
     id: str
     test: str
@@ -60,35 +60,35 @@ def catalogue() -> list[Fault]:
     return [Fault(name, **row) for name, row in rows.items()]
 
 
-def provoked() -> list[Provoked]:
+def all_marks() -> list[Mark]:
     """Every mark in every test file, in file order."""
-    return [found for path in sorted((ROOT / "tests").rglob("test_*.py")) for found in marks_in(path)]
+    return [mark for path in sorted((ROOT / "tests").rglob("test_*.py")) for mark in marks_in(path)]
 
 
-def marks_in(path: Path) -> Iterator[Provoked]:
+def marks_in(path: Path) -> Iterator[Mark]:
     text = path.read_text(encoding="utf-8")
     if "mark.fault(" not in text:
         return
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
-            place = f"{path.relative_to(ROOT / 'tests')}: {node.name}"
+            test = f"{path.relative_to(ROOT / 'tests')}: {node.name}"
             ids = dict.fromkeys(fault for decorator in node.decorator_list for fault in ids_in(decorator))
-            yield from (Provoked(fault, place) for fault in ids)
+            yield from (Mark(fault, test) for fault in ids)
 
 
 def ids_in(decorator: ast.AST) -> Iterator[str]:
     """The ids of `pytest.mark.fault(…)`, including those in the `marks=` of a parameter."""
     for call in ast.walk(decorator):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "fault":
-            yield from (str(word.value) for word in call.args if isinstance(word, ast.Constant))
+            yield from (str(argument.value) for argument in call.args if isinstance(argument, ast.Constant))
 
 
 def page() -> str:
     faults = catalogue()
     tests: dict[str, list[str]] = {fault.id: [] for fault in faults}
-    for found in provoked():
-        tests[found.id].append(found.test)
-    parts = [HEAD, counts(faults, tests)]
+    for mark in all_marks():
+        tests[mark.id].append(mark.test)
+    parts = [HEAD, summary(faults, tests)]
     for kind, heading in KINDS.items():
         rows = [entry(fault, tests[fault.id]) for fault in faults if fault.kind == kind]
         parts += [f"## {heading}", *rows]
@@ -101,7 +101,7 @@ What can go wrong in practice, what the program does then, and the test that pro
 page from `tests/faults/catalogue.toml` and the marks of the tests; do not edit it."""
 
 
-def counts(faults: list[Fault], tests: dict[str, list[str]]) -> str:
+def summary(faults: list[Fault], tests: dict[str, list[str]]) -> str:
     proven = sum(bool(tests[fault.id]) for fault in faults)
     impossible = sum(bool(fault.untested) and not tests[fault.id] for fault in faults)
     sentences = [

@@ -102,7 +102,7 @@ def no_fsync() -> Iterator[None]:
 
 
 def needs_shared_data(name: str) -> Path:
-    """The path of a file of real data; skips the test with the reason if it is missing."""
+    """The path of a file of real data; skips the test if the file is missing."""
     path = SHARED_DATA / name
     if not path.exists():
         pytest.skip(f"the real data {name} is not on this machine")

@@ -1,9 +1,9 @@
-"""Remove one safeguard at a time from a copy of the code, and run the tests that cover it: each time, some must fail.
+"""Remove one safeguard at a time from a copy of the code, and run the tests that protect it: some must fail each time.
 
     python -m tests.mutants [NAME…]        (make mutants)
 
-Prints a table of what was removed and which tests failed. Exits with 1 if a safeguard was removed and no test failed, or if a test
-fails before anything is removed.
+Prints a table of the removed safeguards and the tests that failed. Exits with 1 if no test notices a removal, or if
+tests fail before anything is removed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("engine", "tui", "themes", "tests", "pyproject.toml")
-SHOWN = 3
+MAX_SHOWN = 3
 TIMEOUT_SECONDS = 600.0
-"""Without a limit, the code may hang, which also counts as detected."""
+"""Without a limit, some code never ends: a test that takes this long counts as failed."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,21 @@ class Mutant:
     name: str
     file: str
     before: str
-    """Occurs exactly once in the file."""
+    """The code of the safeguard, which must occur in the file exactly once."""
     after: str
     tests: tuple[str, ...]
-    """Files or single tests that cover the safeguard."""
+    """Files or single tests that protect the safeguard."""
 
     def apply(self, folder: Path) -> None:
         path = folder / self.file
         path.write_text(self.mutated(path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def mutated(self, code: str) -> str:
-        """Raises LookupError if the code has changed, so that this table must be updated."""
+        """The code without the safeguard. Raises LookupError if the code has changed and this table has not."""
         if code.count(self.before) != 1:
-            raise LookupError(f"{self.name}: {self.file} contains {self.before!r} {code.count(self.before)} times")
+            raise LookupError(
+                f"{self.name}: {self.file} contains {self.before!r} {code.count(self.before)} times, not once"
+            )
         return code.replace(self.before, self.after)
 
 
@@ -135,7 +137,7 @@ MUTANTS = (
         ("tests/security/test_redaction.py",),
     ),
     Mutant(
-        "redactor of what looks like a token",
+        "redactor of anything shaped like a token",
         "engine/security/redaction.py",
         '_LOOKS_LIKE_A_TOKEN.sub(MASK, text) if "hf_" in text else text',
         "text",
@@ -150,28 +152,28 @@ MUTANTS = (
         ("tests/run/test_folder.py::test_a_second_process_is_refused_with_the_owner_of_the_run",),
     ),
     Mutant(
-        "owner beside the kernel's lock",
+        "owner record in addition to the kernel's lock",
         "engine/run/lock.py",
         "if owner is not None and not owner.hands_over_to_this_process:",
         "if False:",
         ("tests/faults/test_owner.py::test_the_owner_record_keeps_a_second_process_out_even_if_flock_does_nothing",),
     ),
     Mutant(
-        "signals to a full job are held back from processes that train",
+        "signals to a whole job are blocked in processes that train",
         "engine/process/interactive_child.py",
         "        with job_signals_blocked():",
         "        if True:",
         (f"{CONVERSATION}::test_a_signal_to_all_processes_of_a_job_does_not_end_the_child",),
     ),
     Mutant(
-        "they end by the signal of their launcher alone",
+        "their workers end only by a signal from their launcher",
         "engine/process/job_signals.py",
         ".si_pid != os.getppid():",
         ".si_pid == 0:",
         (f"{CONVERSATION}::test_a_worker_of_the_child_ends_only_by_a_signal_from_its_parent",),
     ),
     Mutant(
-        "finite loss and gradient",
+        "check for a finite loss and gradient",
         "engine/dpo/training/trl_trainer.py",
         "        if not math.isfinite(logs[name]):",
         "        if False:",
@@ -270,7 +272,7 @@ MUTANTS = (
         (f"{UNTRUSTED}::test_a_model_with_a_billion_layers_is_not_built",),
     ),
     Mutant(
-        "damaged lines are named before pairs are made",
+        "report of damaged lines before pairs are made",
         "engine/stages/pairs.py",
         "    require_whole_lines(context.run / layout.PAIRS_JSONL)\n",
         "",
@@ -281,14 +283,14 @@ MUTANTS = (
 
 def main(names: Sequence[str]) -> int:
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
-    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
-        copy = copied(Path(scratch) / "code")
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = copy_code(Path(folder) / "code")
         tests = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
         failed, seconds = run(copy, tests)
-        print(f"Nothing removed: {len(failed)} failures in {len(tests)} tests and files ({seconds:.0f} s).", *failed)
-        print("\n| removed | tests that failed | |\n|---|---|--:|", flush=True)
+        print(f"Before any removal, {len(failed)} tests fail ({len(tests)} selected, {seconds:.0f} s).", *failed)
+        print("\n| removed safeguard | failed tests | |\n|---|---|--:|", flush=True)
         survivors = sum(not caught(mutant, copy) for mutant in chosen)
-    print(f"{len(chosen) - survivors} of {len(chosen)} are detected.")
+    print(f"{len(chosen) - survivors} of {len(chosen)} removals are noticed.")
     return int(bool(survivors or failed))
 
 
@@ -301,13 +303,13 @@ def caught(mutant: Mutant, copy: Path) -> bool:
         failed, seconds = run(copy, mutant.tests)
     finally:
         path.write_text(code, encoding="utf-8")
-    more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
-    names = ", ".join(name.rpartition("::")[2] for name in failed[:SHOWN]) + more
+    more = f" and {len(failed) - MAX_SHOWN} more" if len(failed) > MAX_SHOWN else ""
+    names = ", ".join(name.rpartition("::")[2] for name in failed[:MAX_SHOWN]) + more
     print(f"| {mutant.name} | {names or 'NOTHING FAILED'} | {seconds:.0f} s |", flush=True)
     return bool(failed)
 
 
-def copied(folder: Path) -> Path:
+def copy_code(folder: Path) -> Path:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
@@ -318,7 +320,7 @@ def copied(folder: Path) -> Path:
 
 
 def run(folder: Path, tests: Sequence[str]) -> tuple[list[str], float]:
-    """(tests that failed, seconds). Raises RuntimeError if pytest itself failed."""
+    """The names of the failed tests, and the seconds taken. Raises RuntimeError if pytest itself fails."""
     started = time.monotonic()
     command = [
         sys.executable,
@@ -340,7 +342,7 @@ def run(folder: Path, tests: Sequence[str]) -> tuple[list[str], float]:
     except subprocess.TimeoutExpired:
         return ["it hangs"], TIMEOUT_SECONDS
     if done.returncode not in (0, 1):
-        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+        raise RuntimeError(f"pytest exited with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
     return list(failed_in(done.stdout)), time.monotonic() - started
 
 

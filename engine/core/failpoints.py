@@ -57,7 +57,7 @@ class Armed:
         self._lock = Lock()
 
     def reach(self, point: str) -> str | None:
-        """The action that is due at this call of `point`."""
+        """The action that is due at this call of `point`, or None."""
         with self._lock:
             self.reached[point] += 1
             for name, action, number, every_later in self._rules:
@@ -69,21 +69,21 @@ class Armed:
 
 
 def _rule(text: str) -> tuple[str, str, int, bool]:
-    found = _RULE.fullmatch(text)
-    if found is None:
+    match = _RULE.fullmatch(text)
+    if match is None:
         raise ValueError(
             f"{text!r} is not a fail point: use POINT=ACTION@N, or POINT=ACTION@N+ for every call from the N-th"
         )
-    point, action = found["point"], found["action"]
+    point, action = match["point"], match["action"]
     if point not in POINTS:
         raise ValueError(f"Unknown fail point {point!r}; choose from {', '.join(POINTS)}")
     if action not in _ACTIONS and not hasattr(errno, action):
         raise ValueError(f"Unknown action {action!r}; choose the name of an errno or one of {', '.join(_ACTIONS)}")
-    return point, action, int(found["number"]), bool(found["every_later"])
+    return point, action, int(match["number"]), bool(match["every_later"])
 
 
 def failpoint(point: str) -> bool:
-    """Fail as a test requested for this call, else do nothing. Returns True if the caller must use NaN for its number."""
+    """Fail if a test has requested it for this call. Returns True if the caller must replace its number by NaN."""
     return _armed is not None and _act(_armed.reach(point))
 
 

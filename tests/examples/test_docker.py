@@ -1,4 +1,4 @@
-"""examples/docker: what the image starts, as whom, and that what it copies is enough to build the package."""
+"""examples/docker: what the image starts, as which user, and whether the files that it copies suffice to build."""
 
 from __future__ import annotations
 

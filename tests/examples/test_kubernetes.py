@@ -1,4 +1,4 @@
-"""examples/kubernetes: what the container starts, and what the job makes of its exit codes."""
+"""examples/kubernetes: what the container starts, and how the job treats its exit codes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_sigterm_reaches_the_program_and_the_container_exits_with_its_code(tmp_p
     programs = Programs(tmp_path)
     programs.add("stage3-tui", WAITS_FOR_SIGTERM)
     container = programs.start(*container_command(secret))
-    assert int(programs.wait_for("pid")) == container.pid, "the shell is still there, and would not pass signals on"
+    assert int(programs.wait_for("pid")) == container.pid, "the shell is still running, and would not forward signals"
     container.send_signal(signal.SIGTERM)
     assert container.wait(60) == ExitCode.TERMINATED
 
@@ -58,9 +58,9 @@ def test_sigterm_reaches_the_program_and_the_container_exits_with_its_code(tmp_p
 def test_only_failures_that_the_same_command_can_fix_are_retried():
     rules = {rule["action"]: rule for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule}
     assert rules["Ignore"]["onExitCodes"]["values"] == [ExitCode.TERMINATED]
-    gives_up = set(rules["FailJob"]["onExitCodes"]["values"])
-    # A bug, the network, memory and another process may be better next time; a stop by a person's key does not happen here.
-    assert set(map(int, ExitCode)) - gives_up - {0, ExitCode.TERMINATED} == {
+    final = set(rules["FailJob"]["onExitCodes"]["values"])
+    # The next start may succeed after a bug, a network error, lack of memory or a lock; nobody presses Ctrl+C here.
+    assert set(map(int, ExitCode)) - final - {0, ExitCode.TERMINATED} == {
         ExitCode.BUG,
         ExitCode.NETWORK,
         ExitCode.MEMORY,
@@ -68,7 +68,7 @@ def test_only_failures_that_the_same_command_can_fix_are_retried():
         ExitCode.HANGUP,
         ExitCode.INTERRUPTED,
     }
-    assert POD["restartPolicy"] == "Never"  # rules need it
+    assert POD["restartPolicy"] == "Never"  # podFailurePolicy requires it
 
 
 def test_the_container_has_few_privileges_and_every_folder_that_it_writes_is_a_volume():

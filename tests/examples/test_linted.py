@@ -20,18 +20,18 @@ from tests.support.example_programs import EXAMPLES, ROOT
 
 SCRIPTS = sorted([*EXAMPLES.rglob("*.sh"), *EXAMPLES.rglob("*.sbatch")])
 YAML_FILES = sorted(EXAMPLES.rglob("*.yaml"))
-NOT_THERE = "is not installed; `make examples` installs it"
+NOT_INSTALLED = "is not installed; `make examples` installs it"
 
 
 def linter(name: str) -> str:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
-    return found or pytest.skip(f"{name} {NOT_THERE}")
+    return found or pytest.skip(f"{name} {NOT_INSTALLED}")
 
 
-def complaints(name: str, *arguments: str | Path, given: str | None = None) -> str:
+def complaints(name: str, *arguments: str | Path, stdin: str | None = None) -> str:
     done = subprocess.run(
-        [linter(name), *map(str, arguments)], cwd=ROOT, input=given, capture_output=True, text=True, timeout=120
+        [linter(name), *map(str, arguments)], cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=120
     )
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
@@ -49,7 +49,7 @@ def test_scripts_are_executable(script):
 def test_shellcheck_has_no_complaint_about_the_scripts_in_yaml():
     task = yaml.safe_load((EXAMPLES / "spot/skypilot.yaml").read_text(encoding="utf-8"))
     for name in ("setup", "run"):
-        assert complaints("shellcheck", "--shell=bash", "-", given=task[name]) == "", name
+        assert complaints("shellcheck", "--shell=bash", "-", stdin=task[name]) == "", name
 
 
 @pytest.mark.parametrize("file", YAML_FILES, ids=lambda path: path.name)
@@ -74,7 +74,7 @@ def test_kubernetes_rejects_a_misspelt_field(tmp_path):
 
 
 def test_skypilot_accepts_the_task(monkeypatch):
-    jsonschema = pytest.importorskip("jsonschema", reason=f"jsonschema {NOT_THERE}")
+    jsonschema = pytest.importorskip("jsonschema", reason=f"jsonschema {NOT_INSTALLED}")
     schemas = skypilot_schemas(monkeypatch)
     task = yaml.safe_load((EXAMPLES / "spot/skypilot.yaml").read_text(encoding="utf-8"))
     resources = task.pop("resources")
@@ -85,9 +85,9 @@ def test_skypilot_accepts_the_task(monkeypatch):
 
 
 def skypilot_schemas(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """SkyPilot's file of schemas, without the forty packages that `import sky` needs: what it takes from its server is left out."""
+    """SkyPilot's module of schemas, without the forty packages that `import sky` needs; its server is mocked."""
     if (found := importlib.util.find_spec("sky")) is None or found.origin is None:
-        pytest.skip(f"SkyPilot {NOT_THERE}")
+        pytest.skip(f"SkyPilot {NOT_INSTALLED}")
     folder = Path(found.origin).parent
     for name in ("sky", "sky.utils", "sky.skylet", "sky.server"):
         package = types.ModuleType(name)

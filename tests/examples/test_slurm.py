@@ -1,4 +1,4 @@
-"""examples/slurm, run with stand-ins for srun and scontrol; the signal is a real one."""
+"""examples/slurm, run with stand-ins for srun and scontrol, and real signals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRIPT = EXAMPLES / "slurm" / "one-node.sbatch"
 SRUN = """while [ "${1#--}" != "$1" ]; do shift; done
 exec "$@"
 """
-"""srun, as far as the scripts use it: the command after its own options, with its exit code."""
+"""srun, as far as the scripts use it: runs the command after its own options, and exits with its code."""
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "8"}
 
 
@@ -51,10 +51,10 @@ def test_sigterm_to_the_step_saves_the_run_and_requeues_the_job(slurm):
     slurm.add("stage3-tui", WAITS_FOR_SIGTERM)
     job = slurm.start("bash", SCRIPT, SLURM_SUBMIT_DIR=str(slurm.folder), **JOB)
     os.kill(int(slurm.wait_for("pid")), signal.SIGTERM)
-    told, _ = job.communicate(timeout=60)
+    output, _ = job.communicate(timeout=60)
     assert job.returncode == ExitCode.TERMINATED
     assert slurm.calls("scontrol") == [["requeue", "4711"]]
-    assert "Requeueing job" in told
+    assert "Requeueing job" in output
 
 
 @pytest.mark.parametrize("code", [int(ExitCode.DATA), int(ExitCode.MEMORY), int(ExitCode.INTERRUPTED)])
@@ -81,7 +81,7 @@ def test_the_token_is_passed_in_a_file_and_never_on_the_command_line(slurm):
 
 
 def test_the_signal_comes_minutes_before_the_time_limit():
-    assert "#SBATCH --signal=TERM@600\n" in SCRIPT.read_text()  # with `B:` only the shell would hear it
+    assert "#SBATCH --signal=TERM@600\n" in SCRIPT.read_text()  # with `B:`, only the shell would get it
 
 
 @pytest.mark.slow
@@ -95,12 +95,12 @@ def test_a_demo_stopped_by_the_time_limit_is_finished_by_the_next_start_of_the_s
     job.communicate(timeout=300)
     assert job.returncode == ExitCode.TERMINATED
     assert slurm.calls("scontrol") == [["requeue", "4711"]]
-    made = (run / "pairs/pairs.jsonl").read_bytes()
+    records = (run / "pairs/pairs.jsonl").read_bytes()
 
     again = slurm.start(*command, SLURM_SUBMIT_DIR=str(slurm.folder), SLURM_RESTART_COUNT="1", **JOB)
-    told, _ = again.communicate(timeout=600)
-    assert again.returncode == 0, told
-    assert (run / "pairs/pairs.jsonl").read_bytes().startswith(made)
+    output, _ = again.communicate(timeout=600)
+    assert again.returncode == 0, output
+    assert (run / "pairs/pairs.jsonl").read_bytes().startswith(records)
     assert (run.parent / "stage3_constitutional_artifacts.zip").exists()
 
 
@@ -117,4 +117,4 @@ def pid_at_work(run: Path) -> int:
         if (owner := Run(run).owner()) is not None:
             return owner.pid
         time.sleep(0.1)
-    raise AssertionError("nobody works on the run")
+    raise AssertionError("no process holds the run")

@@ -1,4 +1,4 @@
-"""examples/slurm/several-nodes.sbatch, with stand-ins: an srun that starts a task for each node, and a scontrol that names them."""
+"""examples/slurm/several-nodes.sbatch, with stand-ins: srun starts a task per node, and scontrol lists the nodes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ worst=0
 for task in "${tasks[@]}"; do wait "$task"; code=$?; [ "$code" -gt "$worst" ] && worst=$code; done
 exit "$worst"
 """
-"""srun, as far as the script uses it: the command on two nodes; its exit code is the highest."""
+"""srun, as far as the script uses it: runs the command on two nodes, and exits with the highest code."""
 JOB = {
     "SLURM_JOB_ID": "4711",
     "SLURM_JOB_NUM_NODES": "2",
     "SLURM_JOB_NODELIST": "gpu[07-08]",
     "SLURM_CPUS_PER_TASK": "32",
 }
-PAIRS = ("--gradient-accumulation-steps", "32")
+OPTIONS = ("--gradient-accumulation-steps", "32")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def slurm(tmp_path: Path) -> Programs:
 
 
 def start(slurm: Programs) -> subprocess.Popen[str]:
-    return slurm.start("bash", SCRIPT, *PAIRS, SLURM_SUBMIT_DIR=str(slurm.folder), **JOB)
+    return slurm.start("bash", SCRIPT, *OPTIONS, SLURM_SUBMIT_DIR=str(slurm.folder), **JOB)
 
 
 def requeued(slurm: Programs) -> bool:
@@ -72,7 +72,7 @@ def test_after_sigterm_to_every_process_only_machine_0_determines_the_exit_code(
 
 
 def test_a_machine_that_stops_on_request_does_not_end_the_step(slurm):
-    """--kill-on-bad-exit would end machine 0 while it saves."""
+    """Otherwise, --kill-on-bad-exit would end machine 0 while it saves."""
     slurm.add("stage3-tui", '[ "$2" = 0 ] && exit 0; exit 143')
     assert start(slurm).wait(60) == 0
 

@@ -1,4 +1,4 @@
-"""examples/spot, with a folder as the bucket and a stand-in for rclone that copies as rclone does."""
+"""examples/spot, with a folder as the bucket and a stand-in for rclone that copies like the original."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def spot(tmp_path: Path) -> Programs:
     return programs
 
 
-def machine(spot: Programs, name: str, *arguments: str, **environment: str) -> dict[str, str]:
+def machine(spot: Programs, name: str, **environment: str) -> dict[str, str]:
     return {"BUCKET": str(spot.folder / "bucket"), "WORK": str(spot.folder / name), "SYNC_SECONDS": "1", **environment}
 
 
 def run_on(spot: Programs, name: str, *arguments: str, **environment: str) -> tuple[int, str]:
     script = spot.start(SCRIPT, *arguments, **machine(spot, name, **environment))
-    told, _ = script.communicate(timeout=60)
-    return script.returncode, told
+    output, _ = script.communicate(timeout=60)
+    return script.returncode, output
 
 
 def test_files_of_one_machine_reach_the_bucket_and_the_next_machine(spot):
     spot.add("stage3-tui", 'mkdir -p "$3"; cat "$3/made" 2>/dev/null; echo "$WORK" >> "$3/made"')
     assert run_on(spot, "first", "--num-examples", "9")[0] == 0
-    code, told = run_on(spot, "second")
+    code, output = run_on(spot, "second")
     assert code == 0
-    assert str(spot.folder / "first") in told
+    assert str(spot.folder / "first") in output
     made = (spot.folder / "bucket/stage3_constitutional/made").read_text().split()
     assert [Path(line).name for line in made] == ["first", "second"]
     assert configuration_of(spot.calls("stage3-tui")[0]).num_examples == 9
@@ -49,9 +49,9 @@ def test_files_of_one_machine_reach_the_bucket_and_the_next_machine(spot):
 
 def test_an_unreadable_bucket_stops_the_script_before_it_overwrites_anything(spot):
     spot.add("rclone", "exit 1")
-    code, told = run_on(spot, "first")
+    code, output = run_on(spot, "first")
     assert code == ExitCode.NETWORK
-    assert "Nothing was started" in told
+    assert "Nothing was started" in output
     assert spot.calls("stage3-tui") == []
     assert [call[0] for call in spot.calls("rclone")] == ["copy"]
 
@@ -96,8 +96,8 @@ def test_a_demo_on_a_machine_that_disappears_is_finished_on_another(spot):
     first.communicate(timeout=60)
 
     second = spot.start(SCRIPT, *options, **machine(spot, "second"))
-    told, _ = second.communicate(timeout=600)
-    assert second.returncode == 0, told
+    output, _ = second.communicate(timeout=600)
+    assert second.returncode == 0, output
     assert (spot.folder / "bucket/stage3_constitutional_artifacts.zip").exists()
     records = (spot.folder / "bucket/stage3_constitutional/pairs/pairs.jsonl").read_text().splitlines()
     assert len(records) == len(set(records)) == 36

@@ -99,7 +99,7 @@ def test_sigterm_stops_first_the_run_and_then_the_server(vllm):
 def test_a_server_that_does_not_start_is_reported_and_nothing_is_run(vllm):
     vllm.add("vllm", "exit 7")
     script = vllm.start(SCRIPT, PORT=free_port())
-    told, _ = script.communicate(timeout=60)
+    output, _ = script.communicate(timeout=60)
     assert script.returncode == ExitCode.PRECONDITION
-    assert "vLLM exited with 7" in told
+    assert "vLLM exited with 7" in output
     assert vllm.calls("stage3-tui") == []

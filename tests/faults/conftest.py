@@ -1,4 +1,4 @@
-"""What the files of this folder share."""
+"""Fixtures for the tests in this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wall clock that jumps: what is measured by difference goes by the monotonic one."""
+"""Durations are measured with the monotonic clock, whatever the wall clock does."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def test_a_clock_that_jumps_during_a_stage_does_not_distort_its_duration(
 ):
     wall = time.time
 
-    class Jumps(SmallStage):
+    class ClockJumps(SmallStage):
         def run(self, context: Context) -> Iterator[Event]:
             yield Message("info", "before")
             monkeypatch.setattr(time, "time", lambda: wall() + jump)
             return (yield from super().run(context))
 
     stages = small_stages(monkeypatch)
-    stages["preflight"] = Jumps("preflight")
-    made = context()
-    made.run.acquire()
-    session = Session(made, lambda entry: None)
+    stages["preflight"] = ClockJumps("preflight")
+    run_context = context()
+    run_context.run.acquire()
+    session = Session(run_context, lambda entry: None)
     session.run()
     session.close()
-    made.run.release()
-    recorded = Run(made.run.folder).manifest["stages"]
+    run_context.run.release()
+    recorded = Run(run_context.run.folder).manifest["stages"]
     assert all(0 <= stage["seconds"] < 60 for stage in recorded.values())
-    state = fold(read_entries(made.run / EVENTS_JSONL))
+    state = fold(read_entries(run_context.run / EVENTS_JSONL))
     assert all(0 <= (stage.elapsed(clock.now()) or 0) < 60 for stage in state.stages.values())
-    times = [entry.time for entry in read_entries(made.run / EVENTS_JSONL)]
+    times = [entry.time for entry in read_entries(run_context.run / EVENTS_JSONL)]
     assert times == sorted(times)
 
 
@@ -64,11 +64,11 @@ def test_journal_times_start_at_the_wall_clock(tmp_path: Path):
 def test_a_watcher_measures_time_from_the_newest_event_of_the_run(
     tmp_path: Path, config, monkeypatch: pytest.MonkeyPatch
 ):
-    """Whatever the wall clock here says, and whatever it said there."""
+    """It depends neither on the wall clock of this machine nor on that of the run."""
     run = Run(make_run(tmp_path / "run", through="pairs", start=1.79e9 + 40 * DAY))
-    watched = Watcher(run, config())
-    newest = watched.snapshot().last_time
-    assert newest <= watched.now() < newest + 30
+    watcher = Watcher(run, config())
+    newest = watcher.snapshot().last_time
+    assert newest <= watcher.now() < newest + 30
     later = time.monotonic() + 100
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert newest + 90 < watched.now() < newest + 130
+    assert newest + 90 < watcher.now() < newest + 130

@@ -1,6 +1,7 @@
-"""Every call of every place fails once, in each part that writes or sends: what was acknowledged is there, the next try passes.
+"""Every call of every fail point fails once, in each part that writes or sends: everything acknowledged is on disk, and
+the next try succeeds.
 
-As SQLite's I/O error tests: N from 1, until nothing fails any more. Whole runs are in `test_disturbed_runs.py`.
+As in SQLite's I/O error tests, N counts from 1 until nothing fails any more. Full runs are in `test_disturbed_runs.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tests.support.fake_hub_push import FakeHubPush, fake_hub_push
 from tests.support.finished_run import copied, finished_run
 from tests.support.tiny_models import build_context
 
-FULL_DISK, MEDIUM = "ENOSPC", "EIO"
+FULL_DISK, BROKEN_DISK = "ENOSPC", "EIO"
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +49,8 @@ def quick_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda file: None)
 
 
-MOST = 400
-"""A loop that is longer than this does not end."""
+MAX_CALLS = 400
+"""A loop with more calls than this would never end."""
 
 
 def each_failure(
@@ -60,42 +61,42 @@ def each_failure(
     folder: Path,
     prepare: Callable[[Path], object] = lambda folder: None,
 ) -> int:
-    """`act` in a fresh folder with the N-th call of a point failing, then `check`; for N from 1 until it passes.
+    """Run `act` in a fresh folder with the N-th call of a point failing, then `check`; for N from 1 until none fails.
 
-    Returns how many failures there were.
+    Returns the number of failures.
     """
     failures = 0
     for point in points:
         for action in actions:
-            for number in range(1, MOST):
+            for number in range(1, MAX_CALLS):
                 fresh = folder / f"{point}-{action.strip('+')}-{'ever' * action.endswith('+')}-{number}"
                 fresh.mkdir()
                 prepare(fresh)
-                armed = failed(f"{point}={action.strip('+')}@{number}{'+' * action.endswith('+')}", act, fresh)
+                armed = act_with(f"{point}={action.strip('+')}@{number}{'+' * action.endswith('+')}", act, fresh)
                 check(fresh)
                 if not armed.fired:
                     break
                 failures += 1
             else:
-                raise AssertionError(f"{point} was reached {MOST} times")
+                raise AssertionError(f"{point} was reached {MAX_CALLS} times")
     return failures
 
 
-def failed(rules: str, act: Callable[[Path], object], folder: Path) -> Armed:
-    """A failure must be an error that a person can fix, or an out-of-memory error."""
+def act_with(rules: str, act: Callable[[Path], object], folder: Path) -> Armed:
+    """Run `act` with these fail points. A failure must be an error that a person can fix, or memory that runs out."""
     with failing(rules) as armed:
         try:
             act(folder)
         except Exception as error:
-            known = as_stage3_error(error)
-            assert armed.fired, f"it failed by itself: {error!r}"
+            mapped = as_stage3_error(error)
+            assert armed.fired, f"it failed without a fail point: {error!r}"
             expected = ExitCode.MEMORY if "memory" in rules else ExitCode.DISK
-            assert known is not None and known.exit_code is expected, f"{rules}: {error!r}"
-            assert known.what and known.what_to_do
+            assert mapped is not None and mapped.exit_code is expected, f"{rules}: {error!r}"
+            assert mapped.what and mapped.what_to_do
     return armed
 
 
-# -- lines and small files -----------------------------------------------------------------------------------------------
+# -- lines and small files ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("B6", "B1", "B5")
@@ -117,12 +118,12 @@ def test_a_record_is_on_disk_exactly_if_it_was_acknowledged_whatever_fails(tmp_p
                 appender.append({"number": number})
         assert [row["number"] for _, row in read_jsonl(path) if isinstance(row, dict)] == list(range(5))
 
-    assert each_failure(("append", "sync"), (FULL_DISK, MEDIUM, "EDQUOT", "EROFS"), act, check, tmp_path) == 4 * 10
+    assert each_failure(("append", "sync"), (FULL_DISK, BROKEN_DISK, "EDQUOT", "EROFS"), act, check, tmp_path) == 4 * 10
 
 
 @pytest.mark.fault("B6")
 def test_no_record_is_duplicated_after_memory_runs_out_in_an_append(tmp_path: Path):
-    """Between write and sync the line may be on disk although it was not acknowledged."""
+    """Between its write and its sync a line may be on disk although it was not acknowledged."""
 
     def act(folder: Path) -> None:
         with JsonlAppender(folder / "pairs.jsonl") as appender:
@@ -131,8 +132,8 @@ def test_no_record_is_duplicated_after_memory_runs_out_in_an_append(tmp_path: Pa
 
     def check(folder: Path) -> None:
         path = folder / "pairs.jsonl"
-        there = [row["number"] for _, row in read_jsonl(path) if isinstance(row, dict)]
-        assert there == list(range(len(there)))
+        numbers = [row["number"] for _, row in read_jsonl(path) if isinstance(row, dict)]
+        assert numbers == list(range(len(numbers)))
 
     assert each_failure(("append", "sync"), ("memory",), act, check, tmp_path) == 6
 
@@ -149,7 +150,7 @@ def test_a_small_file_is_the_old_or_the_new_version_and_no_temporary_file_remain
         if names:
             assert json.loads((folder / "report.json").read_text())["version"] in range(3)
 
-    assert each_failure(("sync", "rename"), (FULL_DISK, MEDIUM, "EACCES"), act, check, tmp_path) == 3 * 9
+    assert each_failure(("sync", "rename"), (FULL_DISK, BROKEN_DISK, "EACCES"), act, check, tmp_path) == 3 * 9
 
 
 @pytest.mark.fault("B6")
@@ -160,35 +161,38 @@ def test_run_json_records_a_stage_completely_or_not_at_all(tmp_path: Path):
             run.record_stage(stage, status="done")
 
     def check(folder: Path) -> None:
-        there = Run(folder / "run").manifest["stages"]
-        assert list(there) == ["adapter", "pairs", "quality"][: len(there)]
+        recorded = Run(folder / "run").manifest["stages"]
+        assert list(recorded) == ["adapter", "pairs", "quality"][: len(recorded)]
         act(folder)
         assert len(Run(folder / "run").manifest["stages"]) == 3
 
-    assert each_failure(("manifest", "sync", "rename"), (FULL_DISK, MEDIUM), act, check, tmp_path) == 2 * (3 + 6 + 3)
+    assert each_failure(("manifest", "sync", "rename"), (FULL_DISK, BROKEN_DISK), act, check, tmp_path) == 2 * (
+        3 + 6 + 3
+    )
 
 
 @pytest.mark.fault("B6")
 def test_the_journal_has_exactly_the_acknowledged_events_and_their_numbers_continue(tmp_path: Path):
-    told: dict[Path, list[int]] = {}
+    acknowledged: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:
         journal = Journal(folder / "events.jsonl")
         try:
             for number in range(4):
-                told.setdefault(folder, []).append(journal.append(Message("info", str(number))).seq)
+                entry = journal.append(Message("info", str(number)))
+                acknowledged.setdefault(folder, []).append(entry.seq)
         finally:
             journal.close()
 
     def check(folder: Path) -> None:
         act(folder)
-        there = [entry.seq for entry in read_entries(folder / "events.jsonl")]
-        assert there == told[folder] == list(range(len(there)))
+        numbers = [entry.seq for entry in read_entries(folder / "events.jsonl")]
+        assert numbers == acknowledged[folder] == list(range(len(numbers)))
 
-    assert each_failure(("event", "append", "sync"), (FULL_DISK, MEDIUM), act, check, tmp_path) == 2 * (4 + 4 + 4)
+    assert each_failure(("event", "append", "sync"), (FULL_DISK, BROKEN_DISK), act, check, tmp_path) == 2 * (4 + 4 + 4)
 
 
-# -- checkpoints ---------------------------------------------------------------------------------------------------------
+# -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
 def fill(part: Path) -> None:
@@ -198,34 +202,33 @@ def fill(part: Path) -> None:
 
 @pytest.mark.fault("B6", "B2", "D14")
 def test_training_can_continue_from_the_newest_reported_checkpoint(tmp_path: Path):
-    told: dict[Path, list[int]] = {}
+    reported: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:
         for step in (2, 4, 6):
             write_checkpoint(folder, step, fill, "right")
-            told.setdefault(folder, []).append(step)
+            reported.setdefault(folder, []).append(step)
             rotate(folder, 2)
 
     def check(folder: Path) -> None:
         newest, _ = newest_good(folder, "right")
-        reached = told.get(folder, [0])[-1]
-        assert (step_of(newest) if newest else 0) >= reached
+        assert (step_of(newest) if newest else 0) >= reported.get(folder, [0])[-1]
         assert not list(folder.glob(".*.part"))
         act(folder)
         newest, messages = newest_good(folder, "right")
         assert newest is not None and step_of(newest) == 6 and not messages and len(by_step(folder)) == 2
 
     points = ("checkpoint", "delete", "sync", "rename")
-    assert each_failure(points, (FULL_DISK, MEDIUM), act, check, tmp_path) == 2 * (6 + 1 + 15 + 6)
+    assert each_failure(points, (FULL_DISK, BROKEN_DISK), act, check, tmp_path) == 2 * (6 + 1 + 15 + 6)
     assert each_failure(("checkpoint", "rename"), ("memory",), act, check, tmp_path) == 6 + 6
 
 
-# -- the archive, the Hub ------------------------------------------------------------------------------------------------
+# -- the archive, the Hub ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("B6", "B3")
 def test_the_archive_is_published_completely_or_not_at_all(trained: Context, tmp_path: Path):
-    before = build_archive(copied(trained, tmp_path / "good" / "run").run)
+    expected = build_archive(copied(trained, tmp_path / "good" / "run").run)
 
     def act(folder: Path) -> None:
         build_archive(Run(folder / "run"))
@@ -234,11 +237,11 @@ def test_the_archive_is_published_completely_or_not_at_all(trained: Context, tmp
         run = Run(folder / "run")
         assert not list(folder.glob(".*.part"))
         if run.archive.exists():
-            assert sha256_of_file(run.archive) == before.sha256
+            assert sha256_of_file(run.archive) == expected.sha256
         act(folder)
-        assert verified_archive(run)[0].sha256 == before.sha256
+        assert verified_archive(run)[0].sha256 == expected.sha256
 
-    files, syncs, renames = len(before.contents), 4, 2
+    files, syncs, renames = len(expected.contents), 4, 2
     failures = each_failure(
         ("zip", "sync", "rename"),
         (FULL_DISK,),
@@ -263,28 +266,28 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHubPush]:
 def test_a_push_that_fails_anywhere_leaves_no_partial_commit_and_the_next_one_completes(
     hub: FakeHubPush, stage2: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own tries
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own retries
     context = finished_run(tmp_path / "run", stage2[0])
     build_archive(context.run)
     failures = 0
-    for number in range(1, MOST, 3):
+    for number in range(1, MAX_CALLS, 3):
         hub.repos.clear(), hub.large.clear()
         with failing(f"push=ECONNRESET@{number}") as armed:
             try:
-                sent(context.run)
+                push_to_hub(context.run)
             except Stage3Error as error:
                 assert armed.fired and isinstance(error, NetworkError), error
         if not armed.fired:
             break
         failures += 1
         assert all(not repo.files or len(repo.commits) == 1 for repo in hub.repos.values())
-        sent(context.run)
+        push_to_hub(context.run)
         (repo,) = hub.repos.values()
         assert len(repo.commits) == 1 and "adapter_model.safetensors" in repo.files
-    assert failures > 10, "each question to the Hub, and reads in the middle of the files"
+    assert failures > 10, "requests to the Hub, and reads in the middle of files"
 
 
-def sent(run: Run) -> Any:
+def push_to_hub(run: Run) -> Any:
     token = Secret("hf_CanaryCanaryCanaryCanary")
     return run_stage(push(run, "someone/stage3", token=token, public=False, accept_lookalikes=False, stop=StopToken()))
 
@@ -299,11 +302,11 @@ def test_a_download_that_fails_anywhere_is_a_network_error_and_the_next_start_ha
 
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with files_hub() as server:
-        use(server, monkeypatch, tmp_path)
+        use_hub(server, monkeypatch)
         limit_requests()
         close_session()
         server.push("someone/stage2", stage2[1])
-        for number in range(1, MOST):
+        for number in range(1, MAX_CALLS):
             monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / f"cache-{number}"))
             context = build_context(tmp_path / f"run-{number}", *stage2, adapter_path="someone/stage2")
             context.run.forget_stage("adapter")
@@ -311,8 +314,8 @@ def test_a_download_that_fails_anywhere_is_a_network_error_and_the_next_start_ha
                 try:
                     run_stage(adapter_stage.run(context))
                 except Exception as error:
-                    known = as_stage3_error(error)
-                    assert armed.fired and known is not None and known.exit_code is ExitCode.NETWORK, repr(error)
+                    mapped = as_stage3_error(error)
+                    assert armed.fired and mapped is not None and mapped.exit_code is ExitCode.NETWORK, repr(error)
             if not armed.fired:
                 break
             _, end = run_stage(adapter_stage.run(context))
@@ -320,14 +323,14 @@ def test_a_download_that_fails_anywhere_is_a_network_error_and_the_next_start_ha
         assert number > 3
 
 
-def use(server: FilesHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def use_hub(server: FilesHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     )
 
 
-# -- doing again ---------------------------------------------------------------------------------------------------------
+# -- stages that are done again ----------------------------------------------------------------------------------------
 
 
 def make_done(folder: Path) -> None:
@@ -347,7 +350,7 @@ def make_done(folder: Path) -> None:
 
 @pytest.mark.fault("B6")
 def test_a_redo_that_failed_halfway_reuses_nothing_when_it_is_repeated(tmp_path: Path):
-    """`--from pairs` forgets stages, then sets their files aside; if anything fails in between, the second try starts over."""
+    """`--from pairs` forgets stages, then sets their files aside; after a failure in between, a retry starts over."""
 
     def act(folder: Path) -> None:
         context = Context(load_config({"output_dir": folder / "run"}, environment={}), Run(folder / "run"))

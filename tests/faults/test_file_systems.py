@@ -31,7 +31,7 @@ from tests.support.finished_run import copied
 ROOT = Path(__file__).parents[2]
 
 
-# -- a full disk --------------------------------------------------------------------------------------------------------
+# -- a full disk -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("B3")
@@ -42,7 +42,7 @@ def test_a_disk_that_fills_at_any_file_of_the_archive_leaves_a_complete_archive_
     run = copied(trained, tmp_path / "run").run
     if before == "an older one":
         build_archive(run)
-    there = sorted(path.name for path in tmp_path.iterdir())
+    names_before = sorted(path.name for path in tmp_path.iterdir())
     number, full = 0, True
     while full:
         number += 1
@@ -50,9 +50,9 @@ def test_a_disk_that_fills_at_any_file_of_the_archive_leaves_a_complete_archive_
             try:
                 build_archive(run)
             except OSError as error:
-                known = as_stage3_error(error)
-                assert known is not None and known.exit_code == ExitCode.DISK
-                assert sorted(path.name for path in tmp_path.iterdir()) == there
+                mapped = as_stage3_error(error)
+                assert mapped is not None and mapped.exit_code == ExitCode.DISK
+                assert sorted(path.name for path in tmp_path.iterdir()) == names_before
                 if before == "an older one":
                     verified_archive(run)
             full = armed.fired > 0
@@ -60,7 +60,7 @@ def test_a_disk_that_fills_at_any_file_of_the_archive_leaves_a_complete_archive_
     assert zipfile.ZipFile(run.archive).testzip() is None
 
 
-# -- another file system ------------------------------------------------------------------------------------------------
+# -- another file system -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def other_disk() -> Iterator[Path]:
     """A folder on another file system than the temporary folder."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
-        pytest.skip("there is one file system only")
+        pytest.skip("there is only one file system")
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         yield Path(folder)
 
@@ -77,7 +77,7 @@ def other_disk() -> Iterator[Path]:
 def test_every_renamed_file_was_written_in_its_destination_folder(trained: Context, other_disk: Path, tmp_path: Path):
     with pytest.raises(OSError) as crossed:
         other_disk.rename(tmp_path / "x")
-    assert crossed.value.errno == errno.EXDEV  # as it would be for a file that was made in the temporary folder
+    assert crossed.value.errno == errno.EXDEV  # as for a file that was made in the temporary folder
     run = copied(trained, other_disk / "run").run
     run.save()
     write_json(run / layout.METRICS_JSON, {})
@@ -85,7 +85,7 @@ def test_every_renamed_file_was_written_in_its_destination_folder(trained: Conte
     first = write_checkpoint(
         run / "checkpoints", 4, lambda folder: (folder / "weights").write_bytes(b"1") and None, "f"
     )
-    assert adopt(tmp_path, [first.parent], "f") == first  # copied, as a rename would not do
+    assert adopt(tmp_path, [first.parent], "f") == first  # copied, because a rename would fail
     assert run.set_aside(layout.PAIRS_JSONL, why="a test") is not None
 
 
@@ -106,11 +106,11 @@ def test_a_second_process_is_refused_even_where_locks_have_no_effect(tmp_path: P
         holder.kill()
         holder.wait()
     run = Run(tmp_path / "run")
-    run.acquire()  # it is gone, and so is its claim
+    run.acquire()  # the holder is gone, and so is its lock
     run.release()
 
 
-# -- the lock -----------------------------------------------------------------------------------------------------------
+# -- the lock ----------------------------------------------------------------------------------------------------------
 
 KILLED_WITH_A_CHILD = """
 import os, signal, sys, time
@@ -137,7 +137,7 @@ def test_the_lock_of_a_killed_process_is_free_even_if_its_forked_child_lives(tmp
     child = int(killed.stdout)
     try:
         assert killed.returncode == -9
-        os.kill(child, 0)  # it lives
+        os.kill(child, 0)  # it is alive
         run = Run(tmp_path / "run")
         run.acquire()
         run.release()
@@ -145,7 +145,7 @@ def test_the_lock_of_a_killed_process_is_free_even_if_its_forked_child_lives(tmp
         os.kill(child, 9)
 
 
-# -- memory -------------------------------------------------------------------------------------------------------------
+# -- memory ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("D10")
@@ -154,19 +154,19 @@ def test_a_child_killed_by_the_kernel_is_reported_with_its_signal_and_no_archive
 ):
     context = copied(trained, tmp_path / "run")
     monkeypatch.setattr(fresh_process, "CACHE_VARIABLES", ())
-    real = fresh_process.run_child
+    run_child = fresh_process.run_child
 
-    def killed_for_its_memory(command: list[str], **options: object) -> ChildResult:
-        return real([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **options)  # type: ignore[arg-type]
+    def killed_by_the_kernel(command: list[str], **options: object) -> ChildResult:
+        return run_child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fresh_process, "run_child", killed_for_its_memory)
+    monkeypatch.setattr(fresh_process, "run_child", killed_by_the_kernel)
 
     def check(archive: Path) -> None:
         fresh_process.load_in_fresh_process(archive, context.config)
 
-    with pytest.raises(DamagedState, match="fresh process") as told:
+    with pytest.raises(DamagedState, match="fresh process") as failure:
         build_archive(context.run, check)
-    assert told.value.why == "ended by SIGKILL, as the kernel does if memory runs out"
+    assert failure.value.why == "ended by SIGKILL, as the kernel does if memory runs out"
     assert not context.run.archive.exists()
 
 
@@ -174,11 +174,11 @@ def test_a_child_killed_by_the_kernel_is_reported_with_its_signal_and_no_archive
 def test_a_failed_allocation_on_the_host_is_exit_7_with_advice_to_use_less_memory(tmp_path: Path):
     """MemoryError has no message of its own; the advice must not be that for a bug."""
     appender = JsonlAppender(tmp_path / "pairs.jsonl")
-    with failing("append=memory@1"), pytest.raises(MemoryError) as spent:
+    with failing("append=memory@1"), pytest.raises(MemoryError) as raised:
         appender.append({"id": "a"})
-    known = as_stage3_error(spent.value)
-    assert known is not None and known.exit_code == ExitCode.MEMORY
-    assert "--generation-batch-size" in known.what_to_do
+    mapped = as_stage3_error(raised.value)
+    assert mapped is not None and mapped.exit_code == ExitCode.MEMORY
+    assert "--generation-batch-size" in mapped.what_to_do
     appender.append({"id": "a"})
     appender.close()
     assert (tmp_path / "pairs.jsonl").read_text().count("\n") == 1

@@ -1,4 +1,4 @@
-"""What somebody else does to the files of a run: each is told by its name, or passed over; nothing crashes, nothing waits."""
+"""Files of a run that another program has changed: each is reported by name or skipped; nothing crashes or hangs."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.fixture(autouse=True)
-def nothing_waits_for_ever() -> Iterator[None]:
-    """What opens a FIFO waits for its writer: then the test fails, and the others go on."""
+def nothing_waits_forever() -> Iterator[None]:
+    """A test that opens a FIFO would wait for its writer: it fails after 30 s, and the others continue."""
 
-    def late(*_: object) -> None:
-        raise TimeoutError("it waits")
+    def time_out(*_: object) -> None:
+        raise TimeoutError("waiting for a writer?")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, time_out)
     signal.alarm(30)
     yield
     signal.alarm(0)
@@ -58,38 +58,38 @@ def nothing_waits_for_ever() -> Iterator[None]:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A run with a manifest and a journal."""
-    made = Run(tmp_path / "run")
-    made.acquire()
-    made.save()
-    journal = Journal(made / layout.EVENTS_JSONL)
+    new = Run(tmp_path / "run")
+    new.acquire()
+    new.save()
+    journal = Journal(new / layout.EVENTS_JSONL)
     for event in (StageStarted("pairs"), StageFinished("pairs", "done", "160 usable of 160")):
         journal.append(event)
     journal.close()
-    made.release()
-    return made
+    new.release()
+    return new
 
 
 # -- run.json ----------------------------------------------------------------------------------------------------------
 
-WRONG = {
+DAMAGED_MANIFESTS = {
     "nothing": "",
     "a list": "[]",
     "no configuration": '{"schema":1,"stages":{}}',
     "a configuration that is a list": '{"schema":1,"stages":{},"config":[1]}',
     "a stage that is a list": '{"schema":1,"config":{},"stages":{"workspace":[1]}}',
-    "an error that is a text": '{"schema":1,"config":{},"stages":{},"error":"boom"}',
-    "a result that is a text": '{"schema":1,"config":{},"stages":{"packaging":{"status":"done","result":"x"}}}',
-    "a field of a result": '{"schema":1,"config":{},"stages":{"pairs":{"result":{"pairs_sha256":7}}}}',
-    "a start that is a text": '{"schema":1,"config":{},"stages":{"pairs":{"started":"noon"}}}',
+    "an error that is a string": '{"schema":1,"config":{},"stages":{},"error":"boom"}',
+    "a result that is a string": '{"schema":1,"config":{},"stages":{"packaging":{"status":"done","result":"x"}}}',
+    "a field of a wrong type": '{"schema":1,"config":{},"stages":{"pairs":{"result":{"pairs_sha256":7}}}}',
+    "a start that is a string": '{"schema":1,"config":{},"stages":{"pairs":{"started":"noon"}}}',
     "a newer schema": '{"schema":2,"config":{},"stages":{}}',
     "no schema": '{"config":{},"stages":{}}',
-    "no bottom": '{"schema":1,"config":{},"stages":{},"x":' + DEEP + "}",
-    "no end": '{"schema":1,"config":{},"stages":{},"x":"' + "x" * (17 << 20) + '"}',
+    "endless nesting": '{"schema":1,"config":{},"stages":{},"x":' + DEEP + "}",
+    "more than 16 MiB": '{"schema":1,"config":{},"stages":{},"x":"' + "x" * (17 << 20) + '"}',
 }
 
 
 @pytest.mark.fault("A15", "F2-16", "F2-8")
-@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize("text", DAMAGED_MANIFESTS.values(), ids=DAMAGED_MANIFESTS.keys())
 def test_a_run_json_with_wrong_types_is_reported_and_left_unchanged(
     text: str, run: Run, capsys: pytest.CaptureFixture[str]
 ):
@@ -116,24 +116,24 @@ def test_a_result_of_an_older_version_may_lack_a_field(run: Run):
     assert Run(run.folder).manifest == manifest and Run(run.folder).results.training is None
 
 
-# -- pipes, devices, links, folders --------------------------------------------------------------------------------------
+# -- pipes, devices, links, folders ------------------------------------------------------------------------------------
 
 
-def fifo(path: Path) -> None:
+def replace_by_fifo(path: Path) -> None:
     path.unlink(missing_ok=True)
     os.mkfifo(path)
 
 
-def link_out(path: Path) -> None:
+def replace_by_link(path: Path) -> None:
     path.unlink(missing_ok=True)
     path.symlink_to("/etc/passwd")
 
 
 @pytest.mark.fault("F2-10", "B10")
-@pytest.mark.parametrize("odd", [fifo, link_out])
+@pytest.mark.parametrize("replace", [replace_by_fifo, replace_by_link])
 @pytest.mark.parametrize("name", [layout.RUN_JSON, layout.EVENTS_JSONL, layout.LOCK_FILE])
-def test_status_refuses_a_pipe_or_a_link_in_place_of_a_file(name: str, odd: Callable[[Path], None], run: Run):
-    odd(run / name)
+def test_status_refuses_a_pipe_or_a_link_in_place_of_a_file(name: str, replace: Callable[[Path], None], run: Run):
+    replace(run / name)
     assert main(["status", str(run.folder)]) == ExitCode.UNSAFE
 
 
@@ -141,7 +141,7 @@ def test_status_refuses_a_pipe_or_a_link_in_place_of_a_file(name: str, odd: Call
 @pytest.mark.parametrize("name", [*layout.FILES, "superseded/1/note.json", "cache/answers.jsonl", "checkpoints/x"])
 def test_a_run_folder_that_contains_a_pipe_is_refused(name: str, run: Run):
     (run / name).parent.mkdir(parents=True, exist_ok=True)
-    fifo(run / name)
+    replace_by_fifo(run / name)
     with pytest.raises(UnsafeError, match="named pipe") as refused:
         Run(run.folder).acquire()
     assert name in refused.value.what
@@ -198,33 +198,33 @@ def test_a_pipe_that_the_shell_has_opened_is_read(tmp_path: Path):
 @pytest.mark.fault("F2-10")
 def test_pipes_and_devices_are_neither_hashed_nor_read_nor_appended_to(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
-    for odd in (tmp_path / "pipe", Path("/dev/zero")):
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(UnsafeError):
-            sha256_of_file(odd)
+            sha256_of_file(path)
         with pytest.raises(UnsafeError):
-            read_json_or_none(odd, dict[str, Any])
+            read_json_or_none(path, dict[str, Any])
         with pytest.raises(UnsafeError):
-            JsonlAppender(odd)
+            JsonlAppender(path)
 
 
-# -- the file that is open is the file that is there --------------------------------------------------------------------
+# -- files that are replaced while they are open -----------------------------------------------------------------------
 
 
-def replaced(path: Path) -> None:
+def replace(path: Path) -> None:
     shutil.copy(path, path.with_suffix(".swp"))
     path.with_suffix(".swp").replace(path)
 
 
-def removed(path: Path) -> None:
+def remove(path: Path) -> None:
     path.unlink()
 
 
-def moved_away_with_its_folder(path: Path) -> None:
+def move_away_with_folder(path: Path) -> None:
     path.parent.rename(path.parent.with_name("elsewhere"))
 
 
 @pytest.mark.fault("C12", "F2-1")
-@pytest.mark.parametrize("act", [replaced, removed, moved_away_with_its_folder])
+@pytest.mark.parametrize("act", [replace, remove, move_away_with_folder])
 def test_nothing_is_acknowledged_after_the_open_file_is_replaced_or_removed(
     act: Callable[[Path], None], tmp_path: Path
 ):
@@ -257,32 +257,32 @@ def test_a_finished_stage_has_a_record_of_every_prompt_and_of_everything_it_ackn
     prompts = [Prompt(f"p{number}", [{"role": "user", "content": "Mend it?"}]) for number in range(4)]
     path = tmp_path / "pairs.jsonl"
 
-    def holds(*ids: str) -> None:
-        path.write_text("".join(json.dumps({"id": one, "status": "ok"}) + "\n" for one in ids))
+    def write_records(*ids: str) -> None:
+        path.write_text("".join(json.dumps({"id": name, "status": "ok"}) + "\n" for name in ids))
 
-    holds("p0", "p1", "p2", "p3")
+    write_records("p0", "p1", "p2", "p3")
     recorded = RecordIndex.read(path)
     require_acknowledged(path, prompts, recorded, None)
-    holds("p0", "p1", "p3")
+    write_records("p0", "p1", "p3")
     with pytest.raises(DamagedState, match="has 3 of 4 records") as refused:
         require_acknowledged(path, prompts, recorded, None)
     assert "p2" in refused.value.why
     with pytest.raises(DamagedState, match="has 3 of 3"):
-        require_acknowledged(path, prompts, RecordIndex.read(path), None)  # a prompt that nobody asked
+        require_acknowledged(path, prompts, RecordIndex.read(path), None)  # a record of an unknown prompt
 
 
 def run_small(context: Context, monkeypatch: pytest.MonkeyPatch, act: Callable[[Run], None]) -> ExitCode:
-    """Ten small stages; in the middle of stage pairs `act` does something to the folder."""
+    """Run ten small stages; at the start of stage pairs, `act` changes the folder."""
     stages = small_stages(monkeypatch)
     monkeypatch.setattr(session_module, "prepare_process", lambda _: None)
     pairs: SmallStage = stages["pairs"]
-    works = pairs.run
+    run_pairs = pairs.run
 
-    def meddled_with(context: Context) -> Any:
+    def change_and_run(context: Context) -> Any:
         act(context.run)
-        return (yield from works(context))
+        return (yield from run_pairs(context))
 
-    pairs.run = meddled_with  # type: ignore[method-assign]
+    pairs.run = change_and_run  # type: ignore[method-assign]
     context.run.acquire()
     session = Session(context, lambda entry: None)
     try:
@@ -296,43 +296,43 @@ def run_small(context: Context, monkeypatch: pytest.MonkeyPatch, act: Callable[[
 def test_a_link_that_takes_the_place_of_the_pairs_folder_during_a_run_is_refused(context, monkeypatch, tmp_path: Path):
     victim = tmp_path / "victim"
     victim.mkdir()
-    at_work = context()
-    code = run_small(at_work, monkeypatch, lambda run: (run / "pairs").symlink_to(victim))
+    run_context = context()
+    code = run_small(run_context, monkeypatch, lambda run: (run / "pairs").symlink_to(victim))
     assert code == ExitCode.UNSAFE and list(victim.iterdir()) == []
-    assert Run(at_work.run.folder).stage("pairs")["status"] == "refused"
+    assert Run(run_context.run.folder).stage("pairs")["status"] == "refused"
 
 
 @pytest.mark.fault("C12", "F2-1")
-@pytest.mark.parametrize("act", [replaced, removed])
+@pytest.mark.parametrize("act", [replace, remove])
 def test_a_replaced_or_removed_journal_ends_the_run_and_run_json_records_why(act, context, monkeypatch):
-    at_work = context()
-    assert run_small(at_work, monkeypatch, lambda run: act(run / layout.EVENTS_JSONL)) == ExitCode.DAMAGED
-    recorded = Run(at_work.run.folder).stage("pairs")
+    run_context = context()
+    assert run_small(run_context, monkeypatch, lambda run: act(run / layout.EVENTS_JSONL)) == ExitCode.DAMAGED
+    recorded = Run(run_context.run.folder).stage("pairs")
     assert recorded["status"] == "failed" and "events.jsonl was re" in recorded["error"]["what"]
 
 
-# -- the journal ---------------------------------------------------------------------------------------------------------
+# -- the journal -------------------------------------------------------------------------------------------------------
 
 STAMP = '"seq":99999,"time":1.0'
 OF_ANOTHER_VERSION = {
-    "a stage": f'{{{STAMP},"kind":"progress","stage":"distill","done":1,"total":2,"unit":"x"}}',
-    "a stage that starts": f'{{{STAMP},"kind":"stage_started","stage":"distill"}}',
-    "a check": f'{{{STAMP},"kind":"check","stage":"distill","name":"a","status":"ok"}}',
-    "an outcome": f'{{{STAMP},"kind":"stage_finished","stage":"pairs","outcome":"paused"}}',
+    "an unknown stage": f'{{{STAMP},"kind":"progress","stage":"distill","done":1,"total":2,"unit":"x"}}',
+    "the start of an unknown stage": f'{{{STAMP},"kind":"stage_started","stage":"distill"}}',
+    "a check of an unknown stage": f'{{{STAMP},"kind":"check","stage":"distill","name":"a","status":"ok"}}',
+    "an unknown outcome": f'{{{STAMP},"kind":"stage_finished","stage":"pairs","outcome":"paused"}}',
     "a stage that is a list": f'{{{STAMP},"kind":"stage_finished","stage":[1],"outcome":"done"}}',
     "a summary that is a number": f'{{{STAMP},"kind":"stage_finished","stage":"pairs","outcome":"done","summary":5}}',
-    "a telemetry of numbers": f'{{{STAMP},"kind":"telemetry","gpus":[7],"rss_bytes":1,"host_used_bytes":1,'
+    "telemetry of numbers": f'{{{STAMP},"kind":"telemetry","gpus":[7],"rss_bytes":1,"host_used_bytes":1,'
     '"host_total_bytes":1}',
-    "memory that is a text": f'{{{STAMP},"kind":"telemetry","gpus":[],"rss_bytes":"x","host_used_bytes":1,'
+    "memory that is a string": f'{{{STAMP},"kind":"telemetry","gpus":[],"rss_bytes":"x","host_used_bytes":1,'
     '"host_total_bytes":1}',
-    "a number without end": '{"seq":1e308,"time":1.0,"kind":"message","level":"info","text":"x"}',
-    "a number below zero": '{"seq":-1,"time":1.0,"kind":"message","level":"info","text":"x"}',
-    "a time without end": '{"seq":99999,"time":1e300,"kind":"stage_started","stage":"pairs"}',
+    "an enormous number": '{"seq":1e308,"time":1.0,"kind":"message","level":"info","text":"x"}',
+    "a negative number": '{"seq":-1,"time":1.0,"kind":"message","level":"info","text":"x"}',
+    "an enormous time": '{"seq":99999,"time":1e300,"kind":"stage_started","stage":"pairs"}',
     "a verdict that is a number": f'{{{STAMP},"kind":"eval_done","verdict":7,"reasons":[1]}}',
-    "a kind": f'{{{STAMP},"kind":"distilled","n":1}}',
-    "no object": "[1,2]",
+    "an unknown kind": f'{{{STAMP},"kind":"distilled","n":1}}',
+    "not an object": "[1,2]",
     "NULs": "\0\0\0",
-    "no bottom": '{"seq":1,"time":1.0,"kind":"message","level":"info","text":' + DEEP + "}",
+    "endless nesting": '{"seq":1,"time":1.0,"kind":"message","level":"info","text":' + DEEP + "}",
     "a line of 17 MiB": '{"seq":1,"time":1.0,"kind":"message","level":"info","text":"' + "x" * (17 << 20) + '"}',
 }
 
@@ -346,7 +346,7 @@ def test_journal_lines_of_another_version_are_skipped_and_counted(
     with path.open("a") as file:
         file.write(f"{line}\n")
     journal = Journal(path)
-    assert journal.append(Message("info", "it goes on")).seq == 2
+    assert journal.append(Message("info", "it continues")).seq == 2
     journal.close()
     state = fold(read_journal(path))
     assert state.skipped_lines == 1 and state.last_seq == 2 and state.stages["pairs"].status == "done"
@@ -375,7 +375,7 @@ def test_a_reader_that_follows_a_file_gets_past_a_line_that_is_too_long(tmp_path
     assert [line.number for line in found] == [0, 1, 2]
 
 
-# -- what can stand in for a damaged file --------------------------------------------------------------------------------
+# -- plans and other documents -----------------------------------------------------------------------------------------
 
 PLAN = BatchPlan("these prompts", 0, 4, 20)
 
@@ -415,7 +415,7 @@ def test_a_damaged_document_is_an_error_or_ignored_as_its_reader_requires(text: 
 def test_an_oversized_document_is_not_read_to_its_end(tmp_path: Path):
     path = tmp_path / "document.json"
     with path.open("wb") as file:
-        file.truncate(1 << 40)  # a hole of a terabyte
+        file.truncate(1 << 40)  # a sparse file of a terabyte
     started = time.monotonic()
     with pytest.raises(DamagedState, match="Cannot read"):
         read_json(path, dict[str, Any])
@@ -431,7 +431,7 @@ def test_records_without_an_id_count_as_missing(tmp_path: Path):
     assert list(RecordIndex.read(path).ids) == ["p", "q"] and RecordIndex.read(path).ok == 1
 
 
-# -- checkpoints ---------------------------------------------------------------------------------------------------------
+# -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -445,7 +445,7 @@ BROKEN_MANIFESTS = {
     "facts that are numbers": lambda manifest: {**manifest, "files": dict.fromkeys(manifest["files"], 1)},
     "no files": lambda manifest: {**manifest, "files": {}},
     "a list": lambda manifest: [manifest],
-    "files outside": lambda manifest: {**manifest, "files": {"../../x": {"bytes": 1, "sha256": "0"}}},
+    "files outside the checkpoint": lambda manifest: {**manifest, "files": {"../../x": {"bytes": 1, "sha256": "0"}}},
     "a step that is a list": lambda manifest: {**manifest, "step": [54]},
 }
 
@@ -455,8 +455,8 @@ BROKEN_MANIFESTS = {
 def test_a_checkpoint_with_an_invalid_manifest_is_skipped(change: Callable[[Any], Any], checkpoints: Path):
     path = checkpoints / "checkpoint-54" / MANIFEST
     write_json(path, change(json.loads(path.read_text())))
-    found, told = newest_good(checkpoints, "this training")
-    assert found == checkpoints / "checkpoint-40" and len(told) == 1
+    newest, messages = newest_good(checkpoints, "this training")
+    assert newest == checkpoints / "checkpoint-40" and len(messages) == 1
 
 
 @pytest.mark.fault("D14", "F2-17", "F2-8")
@@ -475,8 +475,8 @@ def test_files_and_links_among_the_checkpoints_do_not_stop_training_and_links_ar
     (checkpoints / ".checkpoint-61.part").write_text("")
     (checkpoints / "checkpoint-99").write_text("")
     (checkpoints / "checkpoint-98").symlink_to("../keep")
-    found, told = newest_good(checkpoints, "this training")
-    assert found == checkpoints / "checkpoint-54" and len(told) == 2
+    newest, messages = newest_good(checkpoints, "this training")
+    assert newest == checkpoints / "checkpoint-54" and len(messages) == 2
     (checkpoints / "checkpoint-98").symlink_to("../keep")
     rotate(checkpoints, keep=1)
     assert (tmp_path / "keep/x").read_text() == "precious"
@@ -486,7 +486,7 @@ def test_files_and_links_among_the_checkpoints_do_not_stop_training_and_links_ar
     assert (tmp_path / "keep/x").read_text() == "precious"
 
 
-# -- what a person gives -------------------------------------------------------------------------------------------------
+# -- files that a person passes to the program -------------------------------------------------------------------------
 
 
 @pytest.mark.fault("F2-8")

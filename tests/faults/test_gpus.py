@@ -1,4 +1,4 @@
-"""The GPU's driver: what it does not say is blank, and its hanging or crashing ends nothing of ours."""
+"""The GPU driver: figures that it does not report are blank, and the run survives if it hangs or crashes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ABORTS = "def {0}(*_): os.abort()"
 
 @pytest.fixture
 def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Replaces functions of the driver. Afterwards no process of ours asks any more."""
+    """Replaces functions of the driver. No child that queries it may be left afterwards."""
     monkeypatch.setattr(gpus, "FIRST_TIMEOUT_SECONDS", 2.0)
     monkeypatch.setattr(gpus, "TIMEOUT_SECONDS", 0.4)
-    yield lambda instead: fake_nvml(tmp_path, monkeypatch, instead=instead)
+    yield lambda functions: fake_nvml(tmp_path, monkeypatch, instead=functions)
     children = [child for child in psutil.Process().children() if "engine.machine.nvml" in command_of(child)]
     assert psutil.wait_procs(children, timeout=5)[1] == []
 
@@ -89,28 +89,28 @@ def test_a_stop_request_takes_effect_while_the_driver_hangs(nvml):
 def test_a_driver_that_hangs_or_aborts_is_queried_at_most_three_times(nvml, fault: str, note: str, monkeypatch):
     nvml(fault.format("nvmlDeviceGetPowerUsage"))
     monkeypatch.setattr(gpus, "FIRST_TIMEOUT_SECONDS", 0.8)
-    with GpuReader() as asked:
-        notes = [asked.read().note for _ in range(gpus.MAX_STARTS)]
-        assert all(note in said for said in notes), notes
+    with GpuReader() as reader:
+        notes = [reader.read().note for _ in range(gpus.MAX_STARTS)]
+        assert all(note in each for each in notes), notes
         started = time.monotonic()
-        assert note in asked.read().note and time.monotonic() - started < 0.05
+        assert note in reader.read().note and time.monotonic() - started < 0.05
 
 
 @pytest.mark.fault("F2-18", "E6")
 def test_after_a_crash_the_next_reading_comes_from_a_new_child(nvml, tmp_path: Path):
-    once = tmp_path / "crashed"
+    marker = tmp_path / "crashed"
     nvml(
         f"""
 def nvmlDeviceGetTemperature(handle, sensor):
-    if not os.path.exists({str(once)!r}):
-        open({str(once)!r}, "w").close()
+    if not os.path.exists({str(marker)!r}):
+        open({str(marker)!r}, "w").close()
         os.abort()
     return 41
 """
     )
-    with GpuReader() as asked:
-        assert "signal 6" in asked.read().note
-        assert asked.read().gpus[0].temperature_celsius == 41 and asked.read().note == ""
+    with GpuReader() as reader:
+        assert "signal 6" in reader.read().note
+        assert reader.read().gpus[0].temperature_celsius == 41 and reader.read().note == ""
 
 
 @pytest.mark.fault("F2-18")
@@ -123,9 +123,9 @@ def test_an_nvml_package_that_exits_on_import_is_reported(nvml):
 @pytest.mark.parametrize("error", ["Driver/library version mismatch", "NVML Shared Library Not Found"])
 def test_nvml_that_does_not_start_is_queried_only_once(nvml, error: str):
     nvml(f"def nvmlInit(): raise RuntimeError({error!r})")
-    with GpuReader() as asked:
-        assert asked.read() == asked.read() == gpus.GpuReport(note=f"no NVIDIA GPU telemetry: {error}")
-        assert asked._starts == 1
+    with GpuReader() as reader:
+        assert reader.read() == reader.read() == gpus.GpuReport(note=f"no NVIDIA GPU telemetry: {error}")
+        assert reader._starts == 1
 
 
 @pytest.mark.fault("E2")
@@ -139,20 +139,20 @@ def nvmlDeviceGetCount():
     return 1
 """
     )
-    with GpuReader() as asked:
-        lost = asked.read()
+    with GpuReader() as reader:
+        lost = reader.read()
         assert lost.note.endswith("GPU is lost") and lost.driver == "570.86.10"
-        assert len(asked.read().gpus) == 1 and asked._starts == 1
+        assert len(reader.read().gpus) == 1 and reader._starts == 1
 
 
 @pytest.mark.fault("F2-18")
 def test_telemetry_continues_after_a_failed_reading(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("engine.machine.telemetry.INTERVAL_SECONDS", 0.02)
-    heard, enough = [], Flag()
+    received, enough = [], Flag()
 
     def emit(reading: Telemetry) -> None:
-        heard.append(reading)
-        if len(heard) == 1:
+        received.append(reading)
+        if len(received) == 1:
             raise OSError(28, "No space left on device")
         enough.set()
 
@@ -160,4 +160,4 @@ def test_telemetry_continues_after_a_failed_reading(monkeypatch: pytest.MonkeyPa
     sampler.start()
     assert enough.wait(20)
     sampler.stop()
-    assert heard[1].host_total_bytes > 0
+    assert received[1].host_total_bytes > 0

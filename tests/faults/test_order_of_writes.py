@@ -1,5 +1,5 @@
-"""Synced before it counts: what is acknowledged, or has its name, survives a power cut. No plug is pulled here: the order of calls
-is what promises it, so it is the order that is looked at.
+"""Everything acknowledged, and every file under its final name, survives a power cut. No power is cut here: the order of
+the calls guarantees it, so the tests check that order.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from engine.storage.jsonl import JsonlAppender
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """("sync" or "name", the path's name) of each call, in their order."""
-    made: list[tuple[str, str]] = []
+    """("sync" or "rename", name of the path) for each call, in order."""
+    recorded: list[tuple[str, str]] = []
     fsync, rename = os.fsync, os.rename
 
-    def noted_sync(file: int) -> None:
-        made.append(("sync", Path(f"/proc/self/fd/{file}").readlink().name))
+    def recording_sync(file: int) -> None:
+        recorded.append(("sync", Path(f"/proc/self/fd/{file}").readlink().name))
         fsync(file)
 
-    def noted_name(before: Path, after: Path) -> None:
-        made.append(("name", Path(after).name))
+    def recording_rename(before: Path, after: Path) -> None:
+        recorded.append(("rename", Path(after).name))
         rename(before, after)
 
-    monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(os, "rename", noted_name)
-    monkeypatch.setattr(os, "replace", noted_name)
-    return made
+    monkeypatch.setattr(os, "fsync", recording_sync)
+    monkeypatch.setattr(os, "rename", recording_rename)
+    monkeypatch.setattr(os, "replace", recording_rename)
+    return recorded
 
 
 def test_a_record_is_synced_when_its_append_returns(tmp_path: Path, calls: list[tuple[str, str]]):
@@ -47,7 +47,7 @@ def test_a_small_file_is_synced_before_its_rename_and_its_folder_afterwards(
     tmp_path: Path, calls: list[tuple[str, str]]
 ):
     write_json(tmp_path / "run.json", {})
-    assert calls == [("sync", f".run.json.{os.getpid()}.part"), ("name", "run.json"), ("sync", tmp_path.name)]
+    assert calls == [("sync", f".run.json.{os.getpid()}.part"), ("rename", "run.json"), ("sync", tmp_path.name)]
 
 
 def test_every_file_of_a_checkpoint_is_synced_before_its_rename(tmp_path: Path, calls: list[tuple[str, str]]):
@@ -56,11 +56,11 @@ def test_every_file_of_a_checkpoint_is_synced_before_its_rename(tmp_path: Path, 
             (part / name).write_bytes(b"numbers")
 
     write_checkpoint(tmp_path, 4, fill, "right")
-    place = calls.index(("name", "checkpoint-4"))
-    assert {("sync", "adapter_model.safetensors"), ("sync", "optimizer.pt"), ("name", "manifest.json")} <= set(
-        calls[:place]
+    renamed = calls.index(("rename", "checkpoint-4"))
+    assert {("sync", "adapter_model.safetensors"), ("sync", "optimizer.pt"), ("rename", "manifest.json")} <= set(
+        calls[:renamed]
     )
-    assert calls[place + 1 :] == [("sync", tmp_path.name)]
+    assert calls[renamed + 1 :] == [("sync", tmp_path.name)]
 
 
 def test_everything_in_a_folder_is_synced_before_its_rename(tmp_path: Path, calls: list[tuple[str, str]]):
@@ -69,9 +69,9 @@ def test_everything_in_a_folder_is_synced_before_its_rename(tmp_path: Path, call
     (part / "adapter_model.safetensors").write_bytes(b"numbers")
     (part / "within" / "a").write_bytes(b"a")
     publish_folder(part, tmp_path / "lora_adapters")
-    place = calls.index(("name", "lora_adapters"))
-    assert {name for _, name in calls[:place]} == {"adapter_model.safetensors", "within", "a", part.name}
-    assert calls[place + 1 :] == [("sync", tmp_path.name)]
+    renamed = calls.index(("rename", "lora_adapters"))
+    assert {name for _, name in calls[:renamed]} == {"adapter_model.safetensors", "within", "a", part.name}
+    assert calls[renamed + 1 :] == [("sync", tmp_path.name)]
 
 
 def test_the_archive_is_synced_before_its_rename(trained: Context, tmp_path: Path, calls: list[tuple[str, str]]):
@@ -80,6 +80,6 @@ def test_the_archive_is_synced_before_its_rename(trained: Context, tmp_path: Pat
     run = copied(trained, tmp_path / "run").run
     calls.clear()
     build_archive(run)
-    names = [name for kind, name in calls if kind == "name"]
+    names = [name for kind, name in calls if kind == "rename"]
     assert names == ["run_artifacts.zip", "run_artifacts.zip.sha256"]
-    assert calls[0] == ("sync", ".run_artifacts.zip.part") and calls[1] == ("name", "run_artifacts.zip")
+    assert calls[0] == ("sync", ".run_artifacts.zip.part") and calls[1] == ("rename", "run_artifacts.zip")

@@ -1,4 +1,6 @@
-"""Whatever happens to standard input, output and error: a run goes on, a report says what it can, and nobody sees a traceback."""
+"""Whatever happens to standard input, output and error, a run continues, a report prints what it can, and no traceback
+appears.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,20 @@ ONE_STAGE = f"{RUN} --auto --demo --until workspace --output-dir"
 
 
 def shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """A script of bash in `folder`; what it sends to the file `e` is its standard error."""
+    """Run a bash script in `folder`; it may redirect its standard error to the file `e` there."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     command = ["bash", "-o", "pipefail", "-c", script]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
 
 
-def said(done: subprocess.CompletedProcess[bytes], folder: Path) -> str:
+def errors_of(done: subprocess.CompletedProcess[bytes], folder: Path) -> str:
     file = folder / "e"
     return (done.stderr + (file.read_bytes() if file.exists() else b"")).decode("utf-8", errors="replace")
 
 
 @pytest.fixture(scope="module")
-def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run in it, for commands that only look."""
+def folder_with_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that contains a run, for commands that only read it."""
     folder = tmp_path_factory.mktemp("streams")
     make_run(folder / "run")
     return folder
@@ -53,13 +55,13 @@ def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_run_continues_if_its_output_is_closed_or_full_or_its_reader_leaves(streams: str, tmp_path: Path):
     done = shell(f"{ONE_STAGE} run {streams}", tmp_path)
-    assert done.returncode == 0 and "Traceback" not in said(done, tmp_path)
+    assert done.returncode == 0 and "Traceback" not in errors_of(done, tmp_path)
     assert Run(tmp_path / "run").stage("workspace")["status"] == "done"
 
 
 @pytest.mark.fault("F2-14")
 def test_no_file_gets_the_descriptor_of_a_closed_standard_stream(tmp_path: Path):
-    """A library that prints would write into the lock."""
+    """Otherwise a library that prints would write into the lock file."""
     (tmp_path / "opens.py").write_text(OPENS)
     shell(f"{sys.executable} opens.py <&- >&- 2>&-", tmp_path)
     assert (tmp_path / "numbers").read_text() == "3\n/dev/null /dev/null /dev/null"
@@ -71,8 +73,8 @@ from tui.process.standard_streams import prepare_standard_streams
 prepare_standard_streams()
 first = os.open("numbers", os.O_WRONLY | os.O_CREAT)
 print("to the standard output")
-places = " ".join(os.readlink("/proc/self/fd/%d" % number) for number in range(3))
-os.write(first, ("%d\\n%s" % (first, places)).encode())
+targets = " ".join(os.readlink("/proc/self/fd/%d" % number) for number in range(3))
+os.write(first, ("%d\\n%s" % (first, targets)).encode())
 """
 
 
@@ -87,7 +89,7 @@ os.write(first, ("%d\\n%s" % (first, places)).encode())
 )
 def test_a_run_prints_ascii_if_the_encoding_requires_it(locale: dict[str, str], tmp_path: Path):
     done = shell(f"{ONE_STAGE} run 2>e", tmp_path, **locale)
-    assert done.returncode == 0 and said(done, tmp_path) == ""
+    assert done.returncode == 0 and errors_of(done, tmp_path) == ""
     assert b"1 workspace" in done.stdout and done.stdout.isascii()
 
 
@@ -95,16 +97,16 @@ def test_a_run_prints_ascii_if_the_encoding_requires_it(locale: dict[str, str], 
 @pytest.mark.parametrize(
     "command", ["status run", "status --json run", "plan --demo --output-dir run", "runs .", "--help"]
 )
-def test_reports_are_ascii_if_the_encoding_requires_it(command: str, looked_at: Path):
-    done = shell(f"{RUN} {command}", looked_at, PYTHONIOENCODING="ascii")
+def test_reports_are_ascii_if_the_encoding_requires_it(command: str, folder_with_run: Path):
+    done = shell(f"{RUN} {command}", folder_with_run, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and done.stderr == b"" and done.stdout.isascii()
     assert len(done.stdout) > 100
 
 
 @pytest.mark.fault("F2-13")
-def test_json_output_is_the_same_in_every_encoding(looked_at: Path):
+def test_json_output_is_the_same_in_every_encoding(folder_with_run: Path):
     documents = [
-        json.loads(shell(f"{RUN} status --json run", looked_at, PYTHONIOENCODING=encoding).stdout)
+        json.loads(shell(f"{RUN} status --json run", folder_with_run, PYTHONIOENCODING=encoding).stdout)
         for encoding in ("ascii", "utf-8")
     ]
     assert documents[0] == documents[1]
@@ -112,8 +114,8 @@ def test_json_output_is_the_same_in_every_encoding(looked_at: Path):
 
 @pytest.mark.fault("F2-14")
 @pytest.mark.parametrize("command", ["status run", "status --json run", "--version", "--help", "status --help"])
-def test_a_report_cut_off_by_a_full_disk_is_a_failure_and_says_so(command: str, looked_at: Path):
-    done = shell(f"{RUN} {command} >/dev/full", looked_at)
+def test_a_report_cut_off_by_a_full_disk_is_a_failure_and_says_so(command: str, folder_with_run: Path):
+    done = shell(f"{RUN} {command} >/dev/full", folder_with_run)
     assert done.returncode == 6
     assert done.stderr.decode().splitlines()[0] == "failed: Standard output is incomplete."
     assert b"No space is left" in done.stderr and b"Traceback" not in done.stderr
@@ -122,8 +124,8 @@ def test_a_report_cut_off_by_a_full_disk_is_a_failure_and_says_so(command: str, 
 @pytest.mark.fault("F2-14")
 @pytest.mark.parametrize("how", [">&-", "| head -c1", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["status run", "stop run", "--help"])
-def test_a_report_does_not_fail_if_its_reader_leaves(command: str, how: str, looked_at: Path):
-    done = shell(f"{RUN} {command} {how}", looked_at)
+def test_a_report_does_not_fail_if_its_reader_leaves(command: str, how: str, folder_with_run: Path):
+    done = shell(f"{RUN} {command} {how}", folder_with_run)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
 
 
@@ -164,7 +166,7 @@ def test_help_and_version_need_no_working_directory(tmp_path: Path):
 
 @pytest.mark.fault("F2-20")
 @pytest.mark.parametrize(
-    ("place", "why"),
+    ("folder", "why"),
     [
         ("''", b"is empty"),
         ("/dev/null", b"not a folder"),
@@ -175,9 +177,9 @@ def test_help_and_version_need_no_working_directory(tmp_path: Path):
         ("a" * 300, b"255 bytes"),
     ],
 )
-def test_an_impossible_run_folder_is_an_error_before_anything_is_written(place: str, why: bytes, tmp_path: Path):
+def test_an_impossible_run_folder_is_an_error_before_anything_is_written(folder: str, why: bytes, tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    done = shell(f"{ONE_STAGE} {place}", tmp_path)
+    done = shell(f"{ONE_STAGE} {folder}", tmp_path)
     assert done.returncode == 2 and why in done.stderr and b"Traceback" not in done.stderr, done.stderr
     assert os.listdir(tmp_path) == ["file"] and not Path("/", RUN_JSON).exists()  # noqa: PTH208
 

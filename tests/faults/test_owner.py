@@ -1,4 +1,4 @@
-"""Who works on a run: known by what no clock and no copy changes, asked to stop without losing the request."""
+"""The owner of a run is recognised by facts that no clock or copy can change, and no request to stop is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ run.acquire()
 if "fork" in sys.argv:
     if os.fork() == 0:
         print(os.getpid(), flush=True)
-elif "inherit" in sys.argv:  # what a library in C could do: a child with the lock's file open
+elif "inherit" in sys.argv:  # as a C library might: a child that inherits the open lock file
     import subprocess
     child = subprocess.Popen(["sleep", "60"], pass_fds=[run._lock._file])
     print(child.pid, flush=True)
@@ -52,7 +52,7 @@ time.sleep(60)
 
 @pytest.fixture
 def hold(tmp_path: Path) -> Iterator:
-    """Starts a process that has the run; returns it and what it said first."""
+    """Starts a process that holds the run; returns it and the first line that it prints."""
     started = []
 
     def start(*how: str) -> tuple[subprocess.Popen[str], str]:
@@ -80,12 +80,12 @@ def test_a_copy_of_the_folder_of_an_active_run_is_not_locked(tmp_path: Path, hol
 
 @pytest.mark.fault("F2-19", "A16")
 def test_the_owner_is_still_recognised_when_the_boot_time_moves(tmp_path: Path, hold, monkeypatch: pytest.MonkeyPatch):
-    """A step of the clock moves `btime` in /proc/stat, and with it what psutil calls the time a process was started."""
+    """A clock change moves `btime` in /proc/stat, and with it the start times that psutil reports."""
     import psutil
 
     process, _ = hold()
-    started = psutil.Process.create_time
-    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + 3600)
+    create_time = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 3600)
     monkeypatch.setattr(time, "time", lambda: 1.0)
     held = Run(tmp_path / "run").owner()
     assert held is not None and held.pid == process.pid
@@ -109,9 +109,9 @@ def test_a_zombie_is_not_an_owner(tmp_path: Path):
 
 
 def test_start_ticks_are_read_whatever_the_program_is_called(tmp_path: Path):
-    odd = tmp_path / "a ) S 1 ("
-    shutil.copy(shutil.which("sleep") or "", odd)
-    child = subprocess.Popen([odd, "60"])
+    program = tmp_path / "a ) S 1 ("
+    shutil.copy(shutil.which("sleep") or "", program)
+    child = subprocess.Popen([program, "60"])
     try:
         assert abs((start_ticks_of(child.pid) or 0) - (start_ticks_of(os.getpid()) or 0)) < 100 * 3600 * 24
         assert (start_ticks_of(child.pid) or 0) >= (start_ticks_of(os.getpid()) or 0)
@@ -210,9 +210,9 @@ def test_stop_recognises_an_idle_wizard_and_leaves_no_request(
 
 @pytest.mark.fault("F2-20")
 def test_a_stop_request_after_the_lock_is_taken_is_obeyed(context, monkeypatch: pytest.MonkeyPatch):
-    """However early: nothing removes it between the lock and the first event."""
+    """Nothing removes the request between the lock and the first event."""
 
-    class Waits(SmallStage):
+    class WaitsForStop(SmallStage):
         def run(self, context: Context) -> Iterator[Event]:
             yield Message("info", "at work")
             assert context.stop.wait(30)
@@ -220,15 +220,15 @@ def test_a_stop_request_after_the_lock_is_taken_is_obeyed(context, monkeypatch: 
             return StageEnd("never", Made(1))
 
     stages = small_stages(monkeypatch)
-    stages["workspace"] = Waits("workspace")
-    made: Context = context()
-    made.run.acquire()
-    stop_request.create(made.run.folder)
-    session = Session(made, lambda entry: None)
+    stages["workspace"] = WaitsForStop("workspace")
+    run_context: Context = context()
+    run_context.run.acquire()
+    stop_request.create(run_context.run.folder)
+    session = Session(run_context, lambda entry: None)
     assert session.run() is ExitCode.TERMINATED
     session.close()
-    assert not stop_request.exists(made.run.folder), "the next start is not asked"
-    made.run.release()
+    assert not stop_request.exists(run_context.run.folder), "the next start would stop too"
+    run_context.run.release()
 
 
 def test_a_stop_request_to_an_earlier_process_does_not_stop_the_next(tmp_path: Path):
@@ -264,7 +264,7 @@ def test_a_parent_that_restarts_itself_hands_the_run_to_its_child(tmp_path: Path
         [sys.executable, "-c", take, tmp_path], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert child.returncode == 0, child.stderr
-    assert stop_request.exists(tmp_path), "it is for what goes on"
+    assert stop_request.exists(tmp_path), "the request is for the run, which continues in the child"
 
 
 def test_a_folder_in_place_of_the_stop_request_is_ignored(tmp_path: Path):

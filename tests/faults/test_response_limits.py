@@ -1,4 +1,4 @@
-"""What comes over the network, or unfolds from a file, without end: a limit ends it, and says so."""
+"""Endless data from the network or from a compressed file: a limit turns it into an error."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ from tests.support.fake_server import Answer, choices, fake_server
 from tests.support.hub_in_process import use
 from tests.support.templates import tokenizer_with
 
-MUCH = 160 << 20
-"""Bytes of Python's own that no reader here takes."""
+MEMORY_LIMIT = 160 << 20
+"""The most that a reader here may allocate in Python, in bytes."""
 
 
 @contextmanager
-def little_memory() -> Iterator[None]:
+def limited_memory() -> Iterator[None]:
     tracemalloc.start()
     try:
         yield
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < MUCH, f"{peak >> 20} MiB"
+    assert peak < MEMORY_LIMIT, f"{peak >> 20} MiB"
 
 
-# -- servers -------------------------------------------------------------------------------------------------------------
+# -- servers -----------------------------------------------------------------------------------------------------------
 
 
-def asked(url: str, seconds: float = 20.0) -> str:
+def reply_from(url: str, seconds: float = 20.0) -> str:
     address = server_address(f"{url}/v1", token_variable="NO_SUCH_TOKEN", option="--server-url")
 
-    async def at_once(_: float) -> None:
+    async def no_sleep(_: float) -> None:
         return
 
-    client = ServerClient([address], "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
+    client = ServerClient([address], "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=no_sleep)
     return client.send([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
 
 
-OF_A_SERVER = {
+SERVER_ERRORS = {
     "endless": "larger than 64 MiB",
     "bomb": "larger than 64 MiB",
     "deep": "in OpenAI's format",
@@ -72,11 +72,11 @@ OF_A_SERVER = {
 
 
 @pytest.mark.fault("F2-6", "F2-8")
-@pytest.mark.parametrize("kind", OF_A_SERVER)
+@pytest.mark.parametrize("kind", SERVER_ERRORS)
 def test_an_endless_or_undecodable_response_of_a_server_is_a_network_error(kind: str):
-    with endless_server(kind) as server, little_memory(), pytest.raises(NetworkError) as refused:
-        asked(server.url)
-    assert OF_A_SERVER[kind] in str(refused.value)
+    with endless_server(kind) as server, limited_memory(), pytest.raises(NetworkError) as refused:
+        reply_from(server.url)
+    assert SERVER_ERRORS[kind] in str(refused.value)
     assert server.written < 100 << 20
 
 
@@ -84,12 +84,12 @@ def test_an_endless_or_undecodable_response_of_a_server_is_a_network_error(kind:
 @pytest.mark.parametrize("kind", ["drip", "dripping headers"])
 def test_a_server_that_sends_a_byte_now_and_then_runs_into_the_timeout(kind: str):
     with endless_server(kind) as server, pytest.raises(NetworkError, match="did not respond within 1 s"):
-        asked(server.url, seconds=1)
+        reply_from(server.url, seconds=1)
 
 
 def test_a_compressed_response_of_a_server_is_read():
     with endless_server("packed") as server:
-        assert asked(server.url) == "Yes."
+        assert reply_from(server.url) == "Yes."
 
 
 @pytest.mark.fault("F2-5")
@@ -103,15 +103,15 @@ def test_a_lone_surrogate_in_a_reply_is_recorded_as_a_reason_and_the_other_repli
         address = server_address(server.url, token_variable="NO_SUCH_TOKEN", option="--server-url")
         client = ServerClient([address], "ours", StopToken(), concurrency=2, timeout_seconds=20)
         backend = ServerBackend(client, tokenizer_with("{{ messages }}"))
-        talks = [[{"role": "user", "content": text}] for text in ("half", "whole")]
-        half, whole = backend.reply(talks, SamplingSettings(8), [0, 0])
-    assert isinstance(half, RefusedReply) and half.no_text and "\\ud83d" in half.reason
-    assert whole.text and not isinstance(whole, RefusedReply)
+        conversations = [[{"role": "user", "content": text}] for text in ("half", "whole")]
+        refused, complete = backend.reply(conversations, SamplingSettings(8), [0, 0])
+    assert isinstance(refused, RefusedReply) and refused.no_text and "\\ud83d" in refused.reason
+    assert complete.text and not isinstance(complete, RefusedReply)
 
 
-# -- the Hub -------------------------------------------------------------------------------------------------------------
+# -- the Hub -----------------------------------------------------------------------------------------------------------
 
-OF_THE_HUB = {
+HUB_ERRORS = {
     "endless": "larger than 64 MiB",
     "bomb": "larger than 64 MiB",
     "deep": "HF_ENDPOINT",
@@ -121,31 +121,31 @@ OF_THE_HUB = {
 
 
 @pytest.fixture
-def hub_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    def be(url: str) -> None:
+def use_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    def point_to(url: str) -> None:
         fake = type("Fake", (), {"endpoint": url})()
         use(fake, monkeypatch, tmp_path)
 
-    return be
+    return point_to
 
 
 @pytest.mark.fault("F2-6", "F2-8", "F4")
-@pytest.mark.parametrize("kind", OF_THE_HUB)
-def test_an_endless_or_undecodable_response_of_the_hub_is_a_network_error(kind: str, hub_is):
-    with endless_server(kind) as server, little_memory():
-        hub_is(server.url)
+@pytest.mark.parametrize("kind", HUB_ERRORS)
+def test_an_endless_or_undecodable_response_of_the_hub_is_a_network_error(kind: str, use_hub):
+    with endless_server(kind) as server, limited_memory():
+        use_hub(server.url)
         with pytest.raises(NetworkError) as refused:
             json_of(get("/api/whoami-v2", None))
-    assert OF_THE_HUB[kind] in str(refused.value)
+    assert HUB_ERRORS[kind] in str(refused.value)
     assert server.written < 100 << 20
 
 
 @pytest.mark.fault("F2-7", "F4")
 @pytest.mark.parametrize("kind", ["drip", "dripping headers"])
-def test_a_hub_that_sends_a_byte_now_and_then_is_abandoned(kind: str, hub_is, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_sends_a_byte_now_and_then_is_abandoned(kind: str, use_hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(response_limits, "SLOW_START_SECONDS", 0.5)
     with endless_server(kind) as server:
-        hub_is(server.url)
+        use_hub(server.url)
         with pytest.raises(NetworkError, match="returned an invalid response") as refused:
             get("/api/whoami-v2", None)
     assert "too slow" in refused.value.why
@@ -153,14 +153,14 @@ def test_a_hub_that_sends_a_byte_now_and_then_is_abandoned(kind: str, hub_is, mo
 
 @pytest.mark.fault("F2-6", "F4")
 @pytest.mark.parametrize("kind", ["endless", "bomb", "packed otherwise"])
-def test_the_limits_also_apply_to_requests_of_the_hub_library_itself(kind: str, hub_is):
+def test_the_limits_also_apply_to_requests_of_the_hub_library_itself(kind: str, use_hub):
     from huggingface_hub import HfApi
 
     from engine.hub.client import limit_requests
     from engine.hub.exception_mapping import as_hub_error
 
-    with endless_server(kind) as server, little_memory():
-        hub_is(server.url)
+    with endless_server(kind) as server, limited_memory():
+        use_hub(server.url)
         limit_requests()
         with pytest.raises(Exception) as refused:
             HfApi(endpoint=server.url).model_info("a/b")
@@ -169,31 +169,31 @@ def test_the_limits_also_apply_to_requests_of_the_hub_library_itself(kind: str, 
 
 
 @pytest.mark.fault("F2-7", "F4")
-def test_dripping_headers_also_end_requests_of_the_hub_library_itself(hub_is, monkeypatch: pytest.MonkeyPatch):
+def test_dripping_headers_also_end_requests_of_the_hub_library_itself(use_hub, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import HfApi
 
     from engine.hub.client import limit_requests
 
     monkeypatch.setattr(response_limits, "SLOW_START_SECONDS", 0.5)
     with endless_server("dripping headers") as server:
-        hub_is(server.url)
+        use_hub(server.url)
         limit_requests()
         with pytest.raises(Exception, match="too slow"):
             HfApi(endpoint=server.url).model_info("a/b")
 
 
 @pytest.mark.parametrize("kind", ["packed"])
-def test_a_compressed_response_of_the_hub_is_read(kind: str, hub_is):
+def test_a_compressed_response_of_the_hub_is_read(kind: str, use_hub):
     with endless_server(kind) as server:
-        hub_is(server.url)
+        use_hub(server.url)
         assert json_of(get("/api/whoami-v2", None))["name"] == "me"
 
 
-# -- what unfolds --------------------------------------------------------------------------------------------------------
+# -- data that expands -------------------------------------------------------------------------------------------------
 
 
 def zip_of(files: dict[str, int]) -> bytes:
-    """An archive with so many NULs in each file."""
+    """An archive of files that contain this many NULs."""
     packed = BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, size in files.items():
@@ -212,7 +212,7 @@ def zip_of(files: dict[str, int]) -> bytes:
 )
 def test_a_zip_bomb_is_not_unpacked(files: dict[str, int], why: str, tmp_path: Path):
     (tmp_path / "run_artifacts.zip").write_bytes(zip_of(files))
-    with little_memory(), (tmp_path / "run_artifacts.zip").open("rb") as file, pytest.raises(DamagedState) as refused:
+    with limited_memory(), (tmp_path / "run_artifacts.zip").open("rb") as file, pytest.raises(DamagedState) as refused:
         read_files(file, tmp_path / "run_artifacts.zip")
     assert why in refused.value.why
 
@@ -225,22 +225,22 @@ def test_a_gzip_bomb_of_rows_is_decompressed_only_as_far_as_it_is_read(tmp_path:
     with gzip.open(tmp_path / "bomb.jsonl.gz", "wb", 1) as file:
         for _ in range(60):
             file.write(row * 1000)
-    with little_memory():
+    with limited_memory():
         rows = rows_of(tmp_path / "bomb.jsonl.gz")
         assert [next(rows)[0] for _ in range(4)] == [0, 1, 2, 3]
     read = 4
     with pytest.raises(UnsafeError, match="expand to more than"):
         for number, _ in rows:
             read = number
-    assert read > 30_000, "what is small is read, however it is packed"
+    assert read > 30_000, "small data is read, whatever its compression ratio"
 
 
 @pytest.mark.fault("F2-6")
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_table_that_repeats_one_long_text_in_every_row_is_read_row_by_row(nested: bool, tmp_path: Path):
     text = "How do I water a fern? " * 400_000  # 9 MB
-    named = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array([text]))
-    column = pa.ListArray.from_arrays(pa.array(range(257), pa.int32()), named) if nested else named
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array([text]))
+    column = pa.ListArray.from_arrays(pa.array(range(257), pa.int32()), repeated) if nested else repeated
     pa.parquet.write_table(pa.table({"prompt": column}), tmp_path / "rows.parquet", store_schema=False)
     assert (tmp_path / "rows.parquet").stat().st_size < 20 << 20
     before = pa.total_allocated_bytes()
@@ -253,8 +253,8 @@ def test_a_table_that_repeats_one_long_text_in_every_row_is_read_row_by_row(nest
 @pytest.mark.fault("F2-6")
 def test_a_row_too_large_for_memory_is_refused(tmp_path: Path):
     text = "x" * (4 << 20)
-    named = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
-    table = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), named)})
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
+    table = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), repeated)})
     pa.parquet.write_table(table, tmp_path / "rows.parquet", store_schema=False)
-    with little_memory(), pytest.raises(UnsafeError, match="A row of the table expands"):
+    with limited_memory(), pytest.raises(UnsafeError, match="A row of the table expands"):
         next(rows_of(tmp_path / "rows.parquet"))

@@ -19,8 +19,8 @@ TOO_LONG = {
     "a line of a megabyte": "word " * 200_000,
     "a word of a megabyte": "x" * 1_000_000,
     "200,000 combining marks": "e" + "\u0301" * 200_000,
-    "wide signs": "漢" * 300_000,
-    "signs of several code points": "👩‍👩‍👧" * 50_000,
+    "wide characters": "漢" * 300_000,
+    "characters of several code points": "👩‍👩‍👧" * 50_000,
     "a megabyte of newlines": "\n" * 1_000_000,
 }
 
@@ -31,9 +31,9 @@ def test_an_enormous_text_in_a_pair_is_cut_and_the_screen_says_by_how_much(text:
     record = {**row(1), "base_response": text, "prompt": text, "critic_notes": text}
     lines = pair_lines(record, pair_row(Line(0, 0, 0, record)), 80)
     assert max(line.cell_length for line in lines) <= 80
-    assert sum(len(line.plain) for line in lines) < 20 * 6_000  # a sign that joins others is spelt out in six
-    whole = " ".join(line.plain.strip() for line in lines)
-    assert whole.count(f"{len(text) - 6_000:,} more characters") == 3 or "\n" in text
+    assert sum(len(line.plain) for line in lines) < 20 * 6_000  # a joining character is spelt out in six
+    shown = " ".join(line.plain.strip() for line in lines)
+    assert shown.count(f"{len(text) - 6_000:,} more characters") == 3 or "\n" in text
     assert len(row_text(pair_row(Line(0, 0, 0, record)), 80).plain) < 400
 
 
@@ -47,10 +47,10 @@ def write():
     os.write(2, b"STRAY-ERR \\x1b]52;c;QUFB\\x07\\n")
     open({flag!r} + ".done", "w").close()
 
-# The wizard is the child of the process that it was started as; a thread would stay in its parent.
+# The wizard is a forked child of the started process; a thread would stay in the parent.
 os.register_at_fork(after_in_child=lambda: threading.Thread(target=write, daemon=True).start())
 """
-"""A library in C that writes on the standard streams when it pleases, under Python's own streams."""
+"""A C library that writes to the standard streams at any time, underneath Python's own streams."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`attach` through many runs of the demo, one after the other in one folder: its memory and its open files stay as they are."""
+"""`attach` during many runs of the demo, one after another in one folder: its memory and open files do not grow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def soak(server: ForkServer, folder: Path, runs: int, *arguments: str) -> list[t
         for _ in range(runs):
             ended = server.run([*tiny(folder, **SMALL), *arguments], stages=MAKING)
             assert ended.code == 0, ended.errors
-            done.wait(1.5)  # it looks four times a second
+            done.wait(1.5)  # it polls four times a second
             figures.append(figures_of(terminal.pid))
     finally:
         done.set()
@@ -47,14 +47,15 @@ def soak(server: ForkServer, folder: Path, runs: int, *arguments: str) -> list[t
 
 def figures_of(pid: int) -> tuple[int, int]:
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return sum(one.memory_info().rss for one in processes), sum(one.num_fds() for one in processes)
+    memory = sum(process.memory_info().rss for process in processes)
+    return memory, sum(process.num_fds() for process in processes)
 
 
 def test_attach_leaks_neither_memory_nor_files_over_three_runs(server: ForkServer, tmp_path: Path):
     figures = soak(server, tmp_path / "run", 3, "--from", "training")
-    (memory, files), *_, (memory_at_last, files_at_last) = figures
-    assert files_at_last == files
-    assert memory_at_last - memory < 4 * MEBIBYTE, figures
+    (memory, files), *_, (last_memory, last_files) = figures
+    assert last_files == files
+    assert last_memory - memory < 4 * MEBIBYTE, figures
 
 
 @pytest.mark.slow
@@ -67,28 +68,28 @@ def test_attach_leaks_neither_memory_nor_files_over_thirty_runs(server: ForkServ
 
 
 def test_the_state_after_a_thousand_runs_is_no_larger_than_after_five_hundred(server: ForkServer, tmp_path: Path):
-    """The fold alone, over the journal of one run, told again and again."""
+    """Measures only the fold, over the repeated journal of one run."""
     assert server.run(tiny(tmp_path / "run", **SMALL), stages=("adapter", "pairs")).code == 0
     events = [entry.event for entry in read_entries(tmp_path / "run" / layout.EVENTS_JSONL)]
 
-    def known(runs: int) -> int:
+    def size_after(runs: int) -> int:
         state = RunState()
         for moment in range(runs):
             for event in events:
                 state = state.apply(event, float(moment))
-        return weight(state)
+        return reachable_objects(state)
 
-    assert known(1000) <= known(500)
+    assert size_after(1000) <= size_after(500)
 
 
-def weight(value: object) -> int:
-    """How many objects hang on it."""
+def reachable_objects(value: object) -> int:
+    """The number of objects that it refers to, directly or indirectly."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:
-        one = waiting.pop()
-        if id(one) in seen or isinstance(one, type):
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, type):
             continue
-        seen.add(id(one))
-        waiting += gc.get_referents(one)
+        seen.add(id(item))
+        waiting += gc.get_referents(item)
     return len(seen)

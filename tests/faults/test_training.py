@@ -1,4 +1,4 @@
-"""Faults in training, and in its checkpoints."""
+"""Faults in training and in its checkpoints."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def checkpoints(context: Context) -> list[str]:
     return [path.name for path in by_step(context.run / "checkpoints")]
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------------
+# -- numbers -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("D2")
 def test_weights_that_overflow_after_a_finite_step_never_become_a_checkpoint(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    real = trl_trainer.Stage3Trainer._save_checkpoint
+    save_checkpoint = trl_trainer.Stage3Trainer._save_checkpoint
 
-    def after_an_update_that_overflowed(self: Any, model: Any, trial: Any) -> None:
+    def save_after_an_overflow(self: Any, model: Any, trial: Any) -> None:
         if self.state.global_step == 4:
             next(p for n, p in self.model.named_parameters() if "lora_B" in n and p.requires_grad).data[0, 0] = math.inf
-        real(self, model, trial)
+        save_checkpoint(self, model, trial)
 
-    monkeypatch.setattr(trl_trainer.Stage3Trainer, "_save_checkpoint", after_an_update_that_overflowed)
+    monkeypatch.setattr(trl_trainer.Stage3Trainer, "_save_checkpoint", save_after_an_overflow)
     context = make()
     with pytest.raises(NumbersError, match="not finite after step 4") as stopped:
         run_stage(train(context, ROWS))
@@ -89,7 +89,7 @@ def test_trained_weights_are_float32_whatever_the_base_and_the_file_contain(
     assert trained == {"torch.float32"} and frozen == {f"torch.{dtype}"}
 
 
-# -- the disk -----------------------------------------------------------------------------------------------------------
+# -- the disk ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -108,44 +108,44 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 def test_a_disk_that_fills_in_any_file_of_a_checkpoint_is_exit_6_and_the_one_before_it_stays(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, file: str
 ):
-    real = trl_trainer.Stage3Trainer._fill_checkpoint
+    fill_checkpoint = trl_trainer.Stage3Trainer._fill_checkpoint
 
-    def onto_a_disk_that_fills(self: Any, folder: Path) -> None:
+    def fill_on_a_full_disk(self: Any, folder: Path) -> None:
         if self.state.global_step == 2:
-            return real(self, folder)
-        there = (folder.parent / "checkpoint-2" / file).stat().st_size
-        with files_no_larger_than(there // 2):
-            return real(self, folder)
+            return fill_checkpoint(self, folder)
+        size = (folder.parent / "checkpoint-2" / file).stat().st_size
+        with files_no_larger_than(size // 2):
+            return fill_checkpoint(self, folder)
 
-    monkeypatch.setattr(trl_trainer.Stage3Trainer, "_fill_checkpoint", onto_a_disk_that_fills)
+    monkeypatch.setattr(trl_trainer.Stage3Trainer, "_fill_checkpoint", fill_on_a_full_disk)
     context = make()
-    with pytest.raises(Exception) as full:  # safetensors' own, or torch's: each in its own words
+    with pytest.raises(Exception) as full:  # the exception of safetensors or of torch
         run_stage(train(context, ROWS))
-    known = as_stage3_error(full.value)
-    assert known is not None and known.exit_code == ExitCode.DISK, full.value
+    mapped = as_stage3_error(full.value)
+    assert mapped is not None and mapped.exit_code == ExitCode.DISK, full.value
     assert checkpoints(context) == ["checkpoint-2"]
     monkeypatch.undo()
     events, _ = run_stage(train(context, ROWS))
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [4]
 
 
-# -- a checkpoint after the fact ----------------------------------------------------------------------------------------
+# -- damage to a finished checkpoint -----------------------------------------------------------------------------------
 
 
-def _manifest_alone(folder: Path) -> None:
+def _keep_only_the_manifest(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != MANIFEST:
             path.unlink()
 
 
-def _swapped(folder: Path) -> None:
+def _swap_two_files(folder: Path) -> None:
     one, other = folder / "optimizer.pt", folder / "scheduler.pt"
     data = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(data)
 
 
-def _one_bit(folder: Path) -> None:
+def _flip_one_bit(folder: Path) -> None:
     path = folder / "optimizer.pt"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -158,13 +158,15 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "no weights": lambda folder: (folder / "adapter_model.safetensors").unlink(),
     "no random state": lambda folder: (folder / "rng_state.pth").unlink(),
     "no manifest": lambda folder: (folder / MANIFEST).unlink(),
-    "a manifest alone": _manifest_alone,
+    "only the manifest": _keep_only_the_manifest,
     "an empty file": lambda folder: (folder / "trainer_state.json").write_bytes(b""),
-    "a cut file": lambda folder: (folder / "optimizer.pt").write_bytes((folder / "optimizer.pt").read_bytes()[:-1]),
+    "a truncated file": lambda folder: (folder / "optimizer.pt").write_bytes(
+        (folder / "optimizer.pt").read_bytes()[:-1]
+    ),
     "a longer file": lambda folder: (folder / "trainer_state.json").open("ab").write(b" "),
-    "one bit": _one_bit,
-    "two files swapped": _swapped,
-    "a folder in the place of a file": lambda folder: (
+    "one bit": _flip_one_bit,
+    "two files swapped": _swap_two_files,
+    "a folder in place of a file": lambda folder: (
         (folder / "scheduler.pt").unlink(),
         (folder / "scheduler.pt").mkdir(),
     ),
@@ -197,13 +199,13 @@ def test_no_damage_to_a_checkpoint_escapes_its_manifest(
     assert checkpoint_error(copy, fingerprint) != ""
 
 
-# -- signals ------------------------------------------------------------------------------------------------------------
+# -- signals -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("D21")
 def test_training_in_the_engines_thread_changes_no_signal_handler(make: Callable[..., Context]):
-    watched = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGCHLD]
-    before = {number: signal.getsignal(number) for number in watched}
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGCHLD]
+    before = {number: signal.getsignal(number) for number in signals}
     ended: list[object] = []
 
     def work() -> None:
@@ -216,4 +218,4 @@ def test_training_in_the_engines_thread_changes_no_signal_handler(make: Callable
     engine.start()
     engine.join()
     assert isinstance(ended[0], tuple), ended
-    assert {number: signal.getsignal(number) for number in watched} == before
+    assert {number: signal.getsignal(number) for number in signals} == before

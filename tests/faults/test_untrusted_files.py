@@ -1,4 +1,6 @@
-"""Files of strangers that crash, hang or fill the library that reads them: a child looks first, and the run goes on or says why."""
+"""Untrusted files that crash or hang the library that reads them, or exhaust its memory: a child checks them first, and
+the run continues or reports why it cannot.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from engine.process.crash_check import check_in_child
 from engine.storage.jsonl import BadLine
 from tests.support.tiny_models import build_base
 
-REMEDY = "Look at where it comes from."
+REMEDY = "Check where it comes from."
 
 
 # -- the child ---------------------------------------------------------------------------------------------------------
@@ -77,7 +79,7 @@ def test_a_crash_while_the_library_is_imported_is_not_the_files_fault(
     check_with("os.abort()", "broken")
     assert "was not checked in a child process: ended by SIGABRT" in caplog.text
     with pytest.raises(UnsafeError):
-        check_with("os.abort()")  # it counts as not checked
+        check_with("os.abort()")  # the file still counts as not checked
 
 
 def test_the_child_reads_the_file_from_its_start_and_has_a_memory_limit(check_with: Callable[[str], None]):
@@ -90,11 +92,11 @@ def test_the_child_reads_the_file_from_its_start_and_has_a_memory_limit(check_wi
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
-WORDS = "How do I mend it?"
+PROMPT = "How do I mend it?"
 
 
 def arrow(kind: str) -> bytes:
-    sink, table = io.BytesIO(), pa.table({"prompt": [WORDS] * 64})
+    sink, table = io.BytesIO(), pa.table({"prompt": [PROMPT] * 64})
     with (pa.ipc.new_file if kind == "file" else pa.ipc.new_stream)(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
@@ -102,8 +104,8 @@ def arrow(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
 def test_a_table_with_invalid_offsets_is_damaged_and_not_read_there(kind: str, tmp_path: Path):
-    """pyarrow itself reads wherever they point, and the process dies."""
-    right = struct.pack("<65i", *range(0, 65 * len(WORDS), len(WORDS)))
+    """Without the check, pyarrow reads wherever the offsets point, and the process dies."""
+    right = struct.pack("<65i", *range(0, 65 * len(PROMPT), len(PROMPT)))
     wrong = struct.pack("<65i", 0, *[0x7FFFFFF0] * 64)
     assert arrow(kind).count(right) == 1
     (tmp_path / "rows.arrow").write_bytes(arrow(kind).replace(right, wrong))
@@ -112,34 +114,36 @@ def test_a_table_with_invalid_offsets_is_damaged_and_not_read_there(kind: str, t
 
 
 def test_a_table_is_checked_in_a_child_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    looked: list[Any] = []
-    monkeypatch.setattr("engine.pairs.formats.tables.check_in_child", lambda *given, **more: looked.append(given[3]))
-    pa.parquet.write_table(pa.table({"prompt": [WORDS]}), tmp_path / "rows.parquet")
+    checked: list[Any] = []
+    monkeypatch.setattr(
+        "engine.pairs.formats.tables.check_in_child", lambda *arguments, **options: checked.append(arguments[3])
+    )
+    pa.parquet.write_table(pa.table({"prompt": [PROMPT]}), tmp_path / "rows.parquet")
     (tmp_path / "rows.arrow").write_bytes(arrow("file"))
     for name in ("rows.parquet", "rows.arrow"):
-        assert next(rows_of(tmp_path / name)) == (0, {"prompt": WORDS})
-    assert looked == ["rows.parquet", "rows.arrow"]
+        assert next(rows_of(tmp_path / name)) == (0, {"prompt": PROMPT})
+    assert checked == ["rows.parquet", "rows.arrow"]
 
 
-# -- tokenizers, configurations ------------------------------------------------------------------------------------------
+# -- tokenizers, configurations ----------------------------------------------------------------------------------------
 
 
-def tokenizer_with(folder: Path, **parts: Any) -> str:
+def tokenizer_with(folder: Path, **changes: Any) -> str:
     build_base(folder)
     path = folder / "tokenizer.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return str(folder)
 
 
 def test_a_tokenizer_that_never_finishes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Forty replacements, each of which makes two letters of one."""
+    """Each of its forty replacements doubles every letter e."""
     monkeypatch.setattr(crash_check, "CHECK_SECONDS", 3.0)
     monkeypatch.setattr(crash_check, "CHECK_MEMORY_BYTES", 1 << 30)
     monkeypatch.setattr("engine.process.kill.GRACE_SECONDS", 0.2)
-    twice = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    doubling = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
     with pytest.raises(UnsafeError, match="the library that reads it") as refused:
         probe_tokenizer(
-            tokenizer_with(tmp_path / "base", normalizer={"type": "Sequence", "normalizers": [twice] * 40}),
+            tokenizer_with(tmp_path / "base", normalizer={"type": "Sequence", "normalizers": [doubling] * 40}),
             None,
             None,
             "--base-model-id",
@@ -148,7 +152,7 @@ def test_a_tokenizer_that_never_finishes_is_refused(tmp_path: Path, monkeypatch:
 
 
 def test_a_tokenizer_that_aborts_the_process_is_refused(tmp_path: Path):
-    long = {
+    huge_padding = {
         "strategy": {"Fixed": 10**13},
         "direction": "Right",
         "pad_to_multiple_of": None,
@@ -157,7 +161,10 @@ def test_a_tokenizer_that_aborts_the_process_is_refused(tmp_path: Path):
     }
     with pytest.raises(UnsafeError, match="crashes the library"):
         probe_tokenizer(
-            tokenizer_with(tmp_path / "base", padding={**long, "pad_token": "<pad>"}), None, None, "--base-model-id"
+            tokenizer_with(tmp_path / "base", padding={**huge_padding, "pad_token": "<pad>"}),
+            None,
+            None,
+            "--base-model-id",
         )
 
 
@@ -184,5 +191,10 @@ def test_the_configuration_of_a_base_model_is_checked_before_anything_is_built(t
 
 
 def test_large_but_realistic_sizes_pass():
-    real = {"vocab_size": 262_144, "moe_intermediate_size": 20_000, "num_experts_per_tok": 8, "num_hidden_layers": 126}
-    refuse_oversized(real, "--base-model-id")
+    realistic = {
+        "vocab_size": 262_144,
+        "moe_intermediate_size": 20_000,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 126,
+    }
+    refuse_oversized(realistic, "--base-model-id")

@@ -1,4 +1,6 @@
-"""Properties: what must hold for any value, tried with many. The same values every time, so that a failure is one for everybody."""
+"""Properties: what must hold for any value, tried with many. The values are the same every time, so that everybody can
+reproduce a failure.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ settings.register_profile(
     database=None,
     deadline=None,
     max_examples=30,
-    phases=[Phase.explicit, Phase.generate],  # a failure as it was found: to make it smaller takes minutes
+    phases=[Phase.explicit, Phase.generate],  # failures are not minimised, because that takes minutes
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("suite")

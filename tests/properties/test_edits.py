@@ -1,4 +1,4 @@
-"""Decisions about pairs against a list: written, undone, cut off in the middle by a crash, and read again."""
+"""Decisions about pairs, compared with a plain list: written, undone, cut off by a crash, and read again."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.pairs.data.edits import Decision, read_edits, write_edit
-from tests.properties.values import WHOLE_TEXT
+from tests.properties.values import PRINTABLE_TEXT
 
 PAIRS = st.sampled_from(["a", "b", "c"])
-TEXT = WHOLE_TEXT.map(lambda text: text if text.strip() else f"{text}x")
+TEXT = PRINTABLE_TEXT.map(lambda text: text if text.strip() else f"{text}x")
 
 Edit = tuple[str, str, str | None, str | None]
 """Pair, action, text, field."""
 
 
-def standing(edits: list[Edit]) -> dict[str, Decision]:
-    """What a person expects who remembers every decision."""
+def expected_decisions(edits: list[Edit]) -> dict[str, Decision]:
+    """The decisions that a person who remembers every edit expects."""
     kept: list[Edit] = []
     for edit in edits:
         if edit[1] != "undo":
             kept.append(edit)
             continue
-        last = next((place for place in reversed(range(len(kept))) if kept[place][0] == edit[0]), None)
+        last = next((index for index in reversed(range(len(kept))) if kept[index][0] == edit[0]), None)
         if last is not None:
             kept.pop(last)
     decisions: dict[str, Decision] = {}
@@ -46,12 +46,12 @@ def standing(edits: list[Edit]) -> dict[str, Decision]:
     return decisions
 
 
-class Deciding(RuleBasedStateMachine):
+class EditHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.path = self.folder / "edits.jsonl"
-        self.made: list[Edit] = []
+        self.edits: list[Edit] = []
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -59,7 +59,7 @@ class Deciding(RuleBasedStateMachine):
     def _write(self, *edit: str | None) -> None:
         pair, action, text, field = edit
         write_edit(self.path, str(pair), str(action), text, field=field)
-        self.made.append((str(pair), str(action), text, field))
+        self.edits.append((str(pair), str(action), text, field))
 
     @rule(pair=PAIRS, action=st.sampled_from(["accept", "reject", "flip", "undo"]))
     def decide(self, pair: str, action: str) -> None:
@@ -73,20 +73,20 @@ class Deciding(RuleBasedStateMachine):
     def note(self, pair: str, text: str) -> None:
         self._write(pair, "note", text, None)
 
-    @precondition(lambda self: self.made and self.path.read_bytes().endswith(b"\n"))
+    @precondition(lambda self: self.edits and self.path.read_bytes().endswith(b"\n"))
     @rule(share=st.floats(0, 0.99))
-    def crash_in_the_last_one(self, share: float) -> None:
-        """It never was acknowledged; what stood before it stands."""
-        whole = self.path.read_bytes()
-        start = whole.rstrip(b"\n").rfind(b"\n") + 1
-        self.path.write_bytes(whole[: start + int(share * (len(whole) - 1 - start))])
-        self.made.pop()
+    def crash_during_the_last_edit(self, share: float) -> None:
+        """The last edit was never acknowledged; all edits before it stay."""
+        content = self.path.read_bytes()
+        start = content.rstrip(b"\n").rfind(b"\n") + 1
+        self.path.write_bytes(content[: start + int(share * (len(content) - 1 - start))])
+        self.edits.pop()
 
     @invariant()
-    def what_is_read_is_what_a_list_gives(self) -> None:
+    def decisions_match_the_list(self) -> None:
         edits = read_edits(self.path)
-        assert edits.decisions == standing(self.made) and edits.damaged == ()
+        assert edits.decisions == expected_decisions(self.edits) and edits.damaged == ()
 
 
-Deciding.TestCase.settings = settings(max_examples=15, stateful_step_count=12)
-TestDeciding = pytest.mark.fault("C1")(Deciding.TestCase)
+EditHistory.TestCase.settings = settings(max_examples=15, stateful_step_count=12)
+TestEditHistory = pytest.mark.fault("C1")(EditHistory.TestCase)

@@ -44,10 +44,10 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 def built(cls: Any) -> st.SearchStrategy[Any]:
     hints = get_type_hints(cls)
-    drawn = {one.name: values(hints[one.name]) for one in fields(cls)}
-    if "stage" in drawn:
-        drawn["stage"] = st.sampled_from(STAGES)
-    return st.builds(cls, **drawn)
+    strategies = {field.name: values(hints[field.name]) for field in fields(cls)}
+    if "stage" in strategies:
+        strategies["stage"] = st.sampled_from(STAGES)
+    return st.builds(cls, **strategies)
 
 
 EVENT: st.SearchStrategy[Event] = st.sampled_from(sorted(KINDS)).flatmap(lambda kind: built(KINDS[kind]))
@@ -57,7 +57,7 @@ EVENT: st.SearchStrategy[Event] = st.sampled_from(sorted(KINDS)).flatmap(lambda 
 @settings(max_examples=4)
 @given(st.data())
 def test_any_event_survives_the_journal_and_can_be_folded(kind: str, data: st.DataObject):
-    """Whatever came before it: the line that began its stage or its trial may be damaged."""
+    """Earlier lines may be missing: the one that began its stage or its trial may be damaged."""
     events = data.draw(st.lists(built(KINDS[kind]), min_size=1, max_size=2))
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "events.jsonl")
@@ -82,20 +82,20 @@ def test_fields_of_a_newer_version_are_dropped(event: Event, more: dict[str, Any
 @given(EVENT, st.data())
 def test_fields_that_an_older_version_lacks_take_their_defaults(event: Event, data: st.DataObject):
     optional = {
-        one.name: one
-        for one in fields(event)
-        if one.name != "stage" and (one.default is not MISSING or one.default_factory is not MISSING)
-    }  # an event without its stage is of no version
-    gone = data.draw(st.sets(st.sampled_from(sorted(optional)))) if optional else set()
-    older = {name: value for name, value in event.as_dict().items() if name not in gone}
+        field.name: field
+        for field in fields(event)
+        if field.name != "stage" and (field.default is not MISSING or field.default_factory is not MISSING)
+    }  # every version writes the stage
+    missing = data.draw(st.sets(st.sampled_from(sorted(optional)))) if optional else set()
+    older = {name: value for name, value in event.as_dict().items() if name not in missing}
     read = event_from_dict(older)
     assert type(read) is type(event)
-    for one in fields(event):
-        if one.name in gone:
-            default = one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
-            assert getattr(read, one.name) == default
+    for field in fields(event):
+        if field.name in missing:
+            default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+            assert getattr(read, field.name) == default
         else:
-            assert getattr(read, one.name) == getattr(event, one.name)
+            assert getattr(read, field.name) == getattr(event, field.name)
 
 
 @pytest.mark.fault("A15")

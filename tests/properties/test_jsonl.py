@@ -1,4 +1,4 @@
-"""JSON lines: whatever was written comes back, and whatever happened to the file, what is whole of it."""
+"""JSON lines: whatever was written is read back, and so are the complete lines of a file that was damaged."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def test_after_a_cut_anywhere_complete_lines_stay_and_the_next_record_follows_th
 ):
     written = as_written(records)
     cut = data.draw(st.integers(0, len(written)))
-    whole = records[: written[:cut].count(b"\n")]
+    complete = records[: written[:cut].count(b"\n")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.jsonl"
         path.write_bytes(written[:cut])
-        assert read(path) == whole
+        assert read(path) == complete
         with JsonlAppender(path) as file:
             torn = path.with_name("x.torn-1").read_bytes() if file.torn else b""
             file.append(following, sync=False)
-        assert as_written(whole) + torn == written[:cut]
-        assert read(path) == [*whole, following]
+        assert as_written(complete) + torn == written[:cut]
+        assert read(path) == [*complete, following]
 
 
 @pytest.mark.fault("C2")
@@ -61,7 +61,7 @@ def test_flipped_bytes_are_reported_with_their_line_and_other_lines_are_untouche
 ):
     written = as_written(records)
     flips = data.draw(st.dictionaries(st.integers(0, len(written) - 1), st.integers(1, 255), max_size=4))
-    damaged = bytes(byte ^ flips.get(place, 0) for place, byte in enumerate(written))
+    damaged = bytes(byte ^ flips.get(index, 0) for index, byte in enumerate(written))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.jsonl"
         path.write_bytes(damaged)
@@ -69,7 +69,7 @@ def test_flipped_bytes_are_reported_with_their_line_and_other_lines_are_untouche
     lines = damaged.split(b"\n")[:-1]  # what follows the last newline was never acknowledged
     assert set(found) == {number for number, line in enumerate(lines) if line.strip()}
     assert all(isinstance(record, dict | BadLine) for record in found.values())
-    known = {dumps(record).encode(): record for record in records}
+    originals = {dumps(record).encode(): record for record in records}
     for number, line in enumerate(lines):
-        if line in known:
-            assert found[number] == known[line]
+        if line in originals:
+            assert found[number] == originals[line]

@@ -1,4 +1,4 @@
-"""run.json and a checkpoint's manifest: what was recorded comes back, and damage is told and never raised as a bug."""
+"""run.json and the manifest of a checkpoint: what was recorded is read back, and damage is reported."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from engine.core.stage_table import STAGES
 from engine.dpo.training.checkpoints import MANIFEST, checkpoint_error, write_checkpoint
 from engine.run.folder import Run
 from engine.security.redaction import redacted
-from tests.properties.values import RECORD, WHOLE_TEXT
+from tests.properties.values import PRINTABLE_TEXT, RECORD
 
-RESULTS = st.dictionaries(st.sampled_from(STAGES), st.dictionaries(WHOLE_TEXT, st.integers() | WHOLE_TEXT), max_size=3)
+RESULTS = st.dictionaries(
+    st.sampled_from(STAGES), st.dictionaries(PRINTABLE_TEXT, st.integers() | PRINTABLE_TEXT), max_size=3
+)
 
 
 @given(RESULTS)
@@ -45,8 +47,8 @@ def test_a_damaged_run_json_is_read_or_reported_and_left_unchanged(
         path.write_bytes(damaged)
         try:
             assert isinstance(Run(Path(folder)).manifest["stages"], dict)
-        except DamagedState as told:
-            assert layout.RUN_JSON in told.what
+        except DamagedState as error:
+            assert layout.RUN_JSON in error.what
         assert path.read_bytes() == damaged
 
 
@@ -76,13 +78,13 @@ def test_no_byte_of_a_checkpoint_changes_unnoticed(files: dict[str, bytes], data
         name = data.draw(st.sampled_from([*files, MANIFEST]))
         before = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(_damaged(before, data))
-        fault = checkpoint_error(checkpoint, "the same")  # of a manifest too it may say that nothing is wrong: a blank
+        fault = checkpoint_error(checkpoint, "the same")  # damage to the manifest may be harmless, such as a blank
         assert fault or name == MANIFEST
 
 
 def _damaged(written: bytes, data: st.DataObject) -> bytes:
-    """Cut, or with one byte changed."""
-    place = data.draw(st.integers(0, len(written) - 1))
+    """The bytes, truncated or with one byte changed."""
+    index = data.draw(st.integers(0, len(written) - 1))
     if data.draw(st.booleans()):
-        return written[:place]
-    return written[:place] + bytes([written[place] ^ data.draw(st.integers(1, 255))]) + written[place + 1 :]
+        return written[:index]
+    return written[:index] + bytes([written[index] ^ data.draw(st.integers(1, 255))]) + written[index + 1 :]

@@ -1,10 +1,10 @@
-"""Strategies that several properties draw from."""
+"""Strategies that several property tests share."""
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
 
-ODD = st.sampled_from(
+UNUSUAL = st.sampled_from(
     [
         "\0",
         "\n",
@@ -23,9 +23,9 @@ ODD = st.sampled_from(
         "👩‍👩‍👧",
     ]
 )
-TEXT = st.lists(st.one_of(st.text(max_size=6), ODD), max_size=4).map("".join)
-WHOLE_TEXT = TEXT.map(lambda text: "".join(filter(str.isprintable, text)))
-"""Without what a person cannot type."""
+TEXT = st.lists(st.one_of(st.text(max_size=6), UNUSUAL), max_size=4).map("".join)
+PRINTABLE_TEXT = TEXT.map(lambda text: "".join(filter(str.isprintable, text)))
+"""Text without characters that a person cannot type."""
 NUMBER = st.one_of(st.integers(-(2**63), 2**63), st.floats(allow_nan=False, allow_infinity=False))
 PLAIN = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBER, TEXT),

@@ -1,6 +1,6 @@
-"""Runs that must not go well end as they must: with their exit code, what and why, and nothing good lost.
+"""Runs that must fail do so properly: with the right exit code, what and why, and without losing good results.
 
-Each goes through the pipeline, as `--auto` does, so that what is recorded is what a person gets to see.
+Each goes through the pipeline, as with `--auto`, so that what is recorded is what a person would see.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
     return build
 
 
-def ended(context: Context, monkeypatch: pytest.MonkeyPatch, *stages: str) -> tuple[ExitCode, str]:
-    """The exit code of these stages, and the three sentences in run.json."""
+def outcome(context: Context, monkeypatch: pytest.MonkeyPatch, *stages: str) -> tuple[ExitCode, str]:
+    """Run these stages; returns the exit code and the three sentences of the error in run.json."""
     monkeypatch.setattr(loop, "STAGES", stages)
     _, code = run_stage(loop.run_pipeline(context, until=stages[-1]))
     error = json.loads((context.run / layout.RUN_JSON).read_text())["error"]
@@ -61,7 +61,7 @@ def ended(context: Context, monkeypatch: pytest.MonkeyPatch, *stages: str) -> tu
 
 
 def test_the_same_run_succeeds_if_nothing_is_wrong(make: Make, monkeypatch: pytest.MonkeyPatch):
-    assert ended(make(), monkeypatch, "adapter", "training") == (ExitCode.DONE, "")
+    assert outcome(make(), monkeypatch, "adapter", "training") == (ExitCode.DONE, "")
 
 
 # -- the pairs ---------------------------------------------------------------------------------------------------------
@@ -74,22 +74,22 @@ def with_pairs(context: Context, rows: list[dict[str, Any]]) -> Context:
 
 
 def identical(number: int) -> dict[str, Any]:
-    same = f"Kick thing {number} as hard as you possibly can, twice."
-    return good_pairs.row(number, base_response=same, revised_response=same)
+    text = f"Kick thing {number} as hard as you possibly can, twice."
+    return good_pairs.row(number, base_response=text, revised_response=text)
 
 
 @pytest.mark.fault("C5")
 def test_identical_pairs_are_refused_by_the_gate(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = with_pairs(make(min_pairs=10), [identical(i) for i in range(30)])
-    code, told = ended(context, monkeypatch, "quality", "training")
+    code, error = outcome(context, monkeypatch, "quality", "training")
     assert code == 9
-    assert "usable share is 0.0% (at least 50.0%)" in told and "training pairs is 0 (at least 10)" in told
+    assert "usable share is 0.0% (at least 50.0%)" in error and "training pairs is 0 (at least 10)" in error
 
 
 def test_opening_the_gate_for_identical_pairs_leaves_nothing_to_train_on(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = with_pairs(make(min_pairs=10, accept_quality="let me"), [identical(i) for i in range(30)])
-    code, told = ended(context, monkeypatch, "quality", "training")
-    assert code == 9 and "0 usable pairs are too few to split into training and held-out sets" in told
+    code, error = outcome(context, monkeypatch, "quality", "training")
+    assert code == 9 and "0 usable pairs are too few to split into training and held-out sets" in error
 
 
 def test_identical_replies_in_a_training_file_are_refused_with_their_line(make: Make, monkeypatch: pytest.MonkeyPatch):
@@ -97,39 +97,39 @@ def test_identical_replies_in_a_training_file_are_refused_with_their_line(make: 
     rows = pairs(16)
     rows[4] = {**rows[4], "rejected": rows[4]["chosen"]}
     write_rows(context.run / layout.TRAIN_JSONL, rows)
-    code, told = ended(context, monkeypatch, "adapter", "training")
-    assert code == 9 and "Line 5 of" in told and "Both replies are identical" in told
+    code, error = outcome(context, monkeypatch, "adapter", "training")
+    assert code == 9 and "Line 5 of" in error and "Both replies are identical" in error
 
 
 @pytest.mark.fault("D19")
 def test_a_single_pair_is_refused_by_the_gate_and_even_if_the_gate_is_opened(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ):
-    code, told = ended(with_pairs(make(), [good_pairs.row(0)]), monkeypatch, "quality", "training")
-    assert code == 9 and "training pairs is 1 (at least 100)" in told
-    insisting = with_pairs(make(accept_quality="it is all I have"), [good_pairs.row(0)])
-    code, told = ended(insisting, monkeypatch, "quality", "training")
-    assert code == 9 and "1 usable pairs are too few to split into training and held-out sets" in told
+    code, error = outcome(with_pairs(make(), [good_pairs.row(0)]), monkeypatch, "quality", "training")
+    assert code == 9 and "training pairs is 1 (at least 100)" in error
+    opened = with_pairs(make(accept_quality="it is all I have"), [good_pairs.row(0)])
+    code, error = outcome(opened, monkeypatch, "quality", "training")
+    assert code == 9 and "1 usable pairs are too few to split into training and held-out sets" in error
 
 
 @pytest.mark.fault("D18")
 def test_the_gate_refuses_swapped_labels_if_the_pairs_have_scores(make: Make, monkeypatch: pytest.MonkeyPatch):
     scored = [good_pairs.row(i, base_score=0.25, revised_score=0.75) for i in range(30)]
     context = with_pairs(make(min_pairs=10, min_eval_pairs=4, accept_quality="nobody judges here"), scored)
-    assert ended(context, monkeypatch, "quality")[0] == ExitCode.DONE
+    assert outcome(context, monkeypatch, "quality")[0] == ExitCode.DONE
     for row in scored:
         write_edit(context.run / layout.EDITS_JSONL, row["id"], "flip")
     context = with_pairs(make(min_pairs=10, min_eval_pairs=4), scored)
-    code, told = ended(context, monkeypatch, "quality", "training")
-    assert code == 9 and "improved share is 0.0% (at least 60.0%)" in told
+    code, error = outcome(context, monkeypatch, "quality", "training")
+    assert code == 9 and "improved share is 0.0% (at least 60.0%)" in error
 
 
 def test_pairs_that_are_all_too_long_are_listed_with_the_length_they_need(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = make(max_length=16, max_too_long_share=1.0)
-    code, told = ended(context, monkeypatch, "adapter", "training")
+    code, error = outcome(context, monkeypatch, "adapter", "training")
     assert code == 9
-    assert "16 of 16 pairs (100.0%) exceed --max-length 16: row 0 (" in told and "and 8 more" in told
-    assert "Use --max-length " in told
+    assert "16 of 16 pairs (100.0%) exceed --max-length 16: row 0 (" in error and "and 8 more" in error
+    assert "Use --max-length " in error
     assert by_step(context.run / layout.CHECKPOINTS_DIR) == []
 
 
@@ -143,9 +143,9 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_made(
     wider = Path(shutil.copytree(stage2[0], tmp_path / "wider"))
     settings = json.loads((wider / "config.json").read_text())
     (wider / "config.json").write_text(json.dumps({**settings, "intermediate_size": 56}))
-    code, told = ended(make(base_model_id=str(wider)), monkeypatch, "adapter", "training")
+    code, error = outcome(make(base_model_id=str(wider)), monkeypatch, "adapter", "training")
     assert code == 3
-    assert "does not fit" in told and "--base-model-id" in told and "--adapter-path" in told
+    assert "does not fit" in error and "--base-model-id" in error and "--adapter-path" in error
 
 
 def test_a_fresh_lora_on_the_bare_base_is_not_a_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
@@ -154,11 +154,11 @@ def test_a_fresh_lora_on_the_bare_base_is_not_a_reference(make: Make, monkeypatc
 
     context = make()
     monkeypatch.setattr(trainer, "load_policy", fresh)
-    code, told = ended(context, monkeypatch, "training")
+    code, error = outcome(context, monkeypatch, "training")
     assert code == 8
-    assert "The reference is not the Stage 2 adapter." in told and "Nothing was trained." in told
+    assert "The reference is not the Stage 2 adapter." in error and "Nothing was trained." in error
     recorded = context.run.result("adapter")["tensors_sha256"]
-    assert f"stage adapter recorded {recorded}" in told
+    assert f"stage adapter recorded {recorded}" in error
 
 
 @pytest.mark.fault("D16")
@@ -167,8 +167,8 @@ def test_a_loss_that_compares_with_the_bare_base_is_refused(make: Make, monkeypa
 
     monkeypatch.setattr(dpo, "use_adapter", lambda model, adapter_name: model.disable_adapter())
     context = make()
-    code, told = ended(context, monkeypatch, "training")
-    assert code == 8 and "not ln 2 = 0.693147" in told
+    code, error = outcome(context, monkeypatch, "training")
+    assert code == 8 and "not ln 2 = 0.693147" in error
     assert by_step(context.run / layout.CHECKPOINTS_DIR) == []
 
 
@@ -179,10 +179,10 @@ def test_a_loss_that_compares_with_the_bare_base_is_refused(make: Make, monkeypa
 def test_one_nan_in_one_gradient_stops_the_run_and_it_resumes_from_the_last_good_checkpoint(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ):
-    real, poisoned = trl_trainer.Stage3Trainer.training_step, []
+    training_step, poisoned = trl_trainer.Stage3Trainer.training_step, []
 
-    def poison(self: Any, model: Any, *inputs: Any, **more: Any) -> torch.Tensor:
-        loss: torch.Tensor = real(self, model, *inputs, **more)
+    def poison(self: Any, model: Any, *inputs: Any, **options: Any) -> torch.Tensor:
+        loss: torch.Tensor = training_step(self, model, *inputs, **options)
         if self.state.global_step == 2 and not poisoned:
             gradient = next(p.grad for n, p in model.named_parameters() if "lora_B" in n and p.grad is not None)
             gradient[1, 2] = math.nan
@@ -191,14 +191,14 @@ def test_one_nan_in_one_gradient_stops_the_run_and_it_resumes_from_the_last_good
 
     monkeypatch.setattr(trl_trainer.Stage3Trainer, "training_step", poison)
     context = make()
-    code, told = ended(context, monkeypatch, "training")
-    assert code == 8 and "The gradient norm is nan at step 3." in told and "--dtype" in told
+    code, error = outcome(context, monkeypatch, "training")
+    assert code == 8 and "The gradient norm is nan at step 3." in error and "--dtype" in error
     (kept,) = by_step(context.run / layout.CHECKPOINTS_DIR)
     assert kept.name == "checkpoint-2" and not checkpoint_error(
         kept, json.loads((kept / "manifest.json").read_text())["fingerprint"]
     )
     assert not (context.run / layout.ADAPTER_DIR).exists()
-    assert ended(context, monkeypatch, "training") == (ExitCode.DONE, "")  # the gradient is good this time
+    assert outcome(context, monkeypatch, "training") == (ExitCode.DONE, "")  # the gradient is good this time
     assert json.loads((context.run / layout.METRICS_JSON).read_text())["train"]["steps"] == 4
 
 
@@ -206,30 +206,30 @@ def test_one_nan_in_one_gradient_stops_the_run_and_it_resumes_from_the_last_good
 def test_training_that_changes_nothing_is_an_error_unless_the_learning_rate_is_0(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ):
-    code, told = ended(make(learning_rate=1e-30), monkeypatch, "adapter", "training")
-    assert code == 8 and "did not change the adapter" in told and "--learning-rate (now 1e-30)" in told
+    code, error = outcome(make(learning_rate=1e-30), monkeypatch, "adapter", "training")
+    assert code == 8 and "did not change the adapter" in error and "--learning-rate (now 1e-30)" in error
     context = make(learning_rate=0.0)
-    assert ended(context, monkeypatch, "adapter", "training") == (ExitCode.DONE, "")
+    assert outcome(context, monkeypatch, "adapter", "training") == (ExitCode.DONE, "")
     assert context.run.result("training")["verdict"] == "no different"
 
 
-# -- as a person types it ----------------------------------------------------------------------------------------------
+# -- on the command line -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "code", "words"),
+    ("options", "code", "message"),
     [
         (("--max-length", "16"), 9, "too long share is 24 of 24"),
         (("--num-examples", "1"), 9, "training pairs is 1 (at least 80)"),
     ],
 )
 def test_auto_reports_the_error_on_stderr_in_three_lines(
-    options: tuple[str, ...], code: int, words: str, tmp_path: Path
+    options: tuple[str, ...], code: int, message: str, tmp_path: Path
 ):
     command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--output-dir", str(tmp_path / "run"), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=280)
     assert done.returncode == code, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["failed", "why", "next"]
-    assert words in done.stderr and "Traceback" not in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr

@@ -1,6 +1,8 @@
-"""A token through the whole program, in which every stage fails once and tells the token to whoever listens: it is found nowhere.
+"""A token goes through the whole program, while every stage fails once and leaks the token wherever it can: it must be
+found nowhere.
 
-Run folder, logs, events, screenshots, archive, pickles, caches; bytes on the terminal; arguments and environment of every child.
+The search covers run folder, logs, events, screenshots, archive, pickles and caches; bytes on the terminal; arguments
+and environment of every child.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ from tests.tui.test_walk import LONG
 from tui.widgets.token_field import FILLED
 
 GIVEN, STALE = "hf_Zq7Xw9Kp2Lm5Nt8RvYb3Jd6", "hf_Gs4Hc1Fu0Ea8Wk2Vn5Tq9Mx"
-"""The token that is used, and another one that the environment holds."""
+"""The token in use, and another one in the environment."""
 WINDOW = 8
-"""So many characters of it in a row are a leak."""
+"""This many consecutive characters of a token are a leak."""
 PROGRAM = [sys.executable, "-m", "tests.support.planted_failures"]
 
 
 def _traces(token: str) -> Iterator[bytes]:
-    """The token's parts, as they are, backwards, wide, and in base64 at each of its three offsets."""
+    """Parts of the token: as they are, reversed, in UTF-16, and in base64 at each of its three offsets."""
     secret = token.removeprefix("hf_")
     for text in (secret, secret[::-1]):
         yield from (text[i : i + WINDOW].encode() for i in range(len(text) - WINDOW + 1))
@@ -55,43 +57,43 @@ def _traces(token: str) -> Iterator[bytes]:
 LEAK = re.compile(b"|".join(re.escape(trace) for token in (GIVEN, STALE) for trace in _traces(token)))
 
 
-class Children:
-    """Looks at all that a process starts, five times a second, for as long as it lives."""
+class ChildMonitor:
+    """Inspects a process and its descendants five times a second, for as long as it lives."""
 
     def __init__(self, root: int) -> None:
         self.commands: set[str] = set()
         self.leaks: list[str] = []
-        self._root, self._over = psutil.Process(root), threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._root, self._stopped = psutil.Process(root), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
-    def _look(self) -> None:
-        while not self._over.wait(0.2):
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.2):
             try:
-                found = self._root.children(recursive=True)
+                descendants = self._root.children(recursive=True)
             except psutil.NoSuchProcess:
                 return
-            for process in (self._root, *found):
-                self._look_at(process.pid)
+            for process in (self._root, *descendants):
+                self._inspect(process.pid)
 
-    def _look_at(self, pid: int) -> None:
+    def _inspect(self, pid: int) -> None:
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:  # it has ended
             return
         self.commands.add(command.replace(b"\0", b" ").decode(errors="replace"))
-        is_ours = b"tests.support.planted_failures" in command  # it was given the variable by whoever started it
+        is_ours = b"tests.support.planted_failures" in command  # the test itself put a token into its environment
         if LEAK.search(command) or (LEAK.search(environment) and not is_ours):
             self.leaks.append(f"{pid}: {command!r}")
 
 
 def leaks_in(folder: Path) -> list[str]:
-    """Files in which a trace of a token is; archives, and what torch saves, are opened."""
+    """Files that contain a trace of a token; archives and files of torch are opened."""
     found = []
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
@@ -105,7 +107,7 @@ def leaks_in(folder: Path) -> list[str]:
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    """The demo's models and prompts; its first answers repeat the token that it was given."""
+    """A Hub with the demo's models and prompts; its first responses repeat the token that it received."""
     with fake_hub() as server:
         put_demo_on(server)
         server.account = ["echo", "ok"]
@@ -114,15 +116,15 @@ def hub() -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, hub: FakeHub) -> dict[str, str]:
-    """The environment of a person in `tmp_path`, where all that the program writes lies; with a token of last year."""
+def environment(tmp_path: Path, hub: FakeHub) -> dict[str, str]:
+    """The environment of a user with an outdated token; everything that the program writes is in `tmp_path`."""
     for name in ("home", "tmp", "work", "bin"):
         (tmp_path / name).mkdir()
     spy_on("git", tmp_path)
     foreign = ("HF_", "HUGGING", "STAGE3_", "XDG_", "PYTEST", "TERM")
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in TERMINAL_VARIABLES}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in TERMINAL_VARIABLES}
     return {
-        **ours,
+        **kept,
         "PYTHONPATH": str(ROOT),
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "HOME": str(tmp_path / "home"),
@@ -135,11 +137,11 @@ def place(tmp_path: Path, hub: FakeHub) -> dict[str, str]:
 
 
 def spy_on(program: str, folder: Path) -> None:
-    """Put in its place one that writes down what it was given, for children that end before anybody can look at them."""
+    """Record the arguments and environment of each call of a program, for children that end too soon for the monitor."""
     spy = folder / "bin" / program
-    notes = folder / f"{program}.seen"
+    record = folder / f"{program}.seen"
     spy.write_text(
-        f'#!/bin/sh\ncat /proc/$$/cmdline /proc/$$/environ >> "{notes}"\nexec {shutil.which(program)} "$@"\n'
+        f'#!/bin/sh\ncat /proc/$$/cmdline /proc/$$/environ >> "{record}"\nexec {shutil.which(program)} "$@"\n'
     )
     spy.chmod(0o755)
 
@@ -150,50 +152,54 @@ def arguments(tmp_path: Path) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def assert_every_stage_failed_once_and_then_all_was_done(run: Path) -> None:
+def assert_every_stage_failed_once_and_all_are_done(run: Path) -> None:
     ends = [entry.event for entry in read_entries(run / layout.EVENTS_JSONL)]
     failed = [end.stage for end in ends if isinstance(end, StageFinished) and end.outcome == "failed"]
     assert [stage for stage in STAGES if stage not in failed] == []
-    assert failed.count("credentials") == 2 and failed.count("adapter") == 2, "the Hub's answers repeated the token"
+    assert failed.count("credentials") == 2 and failed.count("adapter") == 2, "the Hub's responses repeated the token"
     log = (run / layout.RUN_LOG).read_text()
-    assert log.count(f"{PLANTED} with ***") >= len(STAGES), "the failures stand in the log, without the token"
+    assert log.count(f"{PLANTED} with ***") >= len(STAGES), "the log has the failures, without the token"
     assert {Run(run).stage(stage)["status"] for stage in STAGES} == {"done"}
 
 
-def assert_children_were_looked_at(children: Children, folder: Path) -> None:
+def assert_children_were_inspected(children: ChildMonitor, folder: Path) -> None:
     assert children.leaks == []
     assert b"clone" in (folder / "git.seen").read_bytes(), (
-        "git's arguments and environment are among the files that are read"
+        "the search for leaks includes git's arguments and environment"
     )
     for child in ("engine.machine.probe", "engine.packaging"):
         assert any(child in command for command in children.commands), (child, children.commands)
 
 
-def test_auto_never_reveals_the_token_even_if_every_stage_fails(tmp_path: Path, place: dict[str, str]):
+def test_auto_never_reveals_the_token_even_if_every_stage_fails(tmp_path: Path, environment: dict[str, str]):
     (tmp_path / "home/token").write_text(GIVEN)
     (tmp_path / "home/token").chmod(0o600)
     command = [*PROGRAM, "--auto", "--token-file", str(tmp_path / "home/token"), *arguments(tmp_path)]
-    done = subprocess.Popen(command, cwd=tmp_path / "work", env=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    children = Children(done.pid)
+    done = subprocess.Popen(
+        command, cwd=tmp_path / "work", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    children = ChildMonitor(done.pid)
     output, _ = done.communicate(timeout=LONG)
     children.end()
     (tmp_path / "home/token").unlink()
     assert done.returncode == 0, output.decode()[-2000:]
-    assert_every_stage_failed_once_and_then_all_was_done(tmp_path / "work/run")
+    assert_every_stage_failed_once_and_all_are_done(tmp_path / "work/run")
     assert PLANTED in output.decode() and not LEAK.search(output)
-    assert_children_were_looked_at(children, tmp_path)
+    assert_children_were_inspected(children, tmp_path)
     assert leaks_in(tmp_path) == []
 
 
-@pytest.mark.slow  # the short one: a pasted token shows nowhere (tests/tui/test_terminal.py)
+@pytest.mark.slow  # tests/tui/test_terminal.py has a short test that pastes a token
 def test_the_wizard_never_reveals_the_token_even_if_every_stage_fails(
-    tmp_path: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    for name in set(os.environ) - set(place):
+    for name in set(os.environ) - set(environment):
         monkeypatch.delenv(name)
     run = tmp_path / "work/run"
-    terminal = PseudoTerminal([*PROGRAM, *arguments(tmp_path)], columns=100, rows=40, cwd=tmp_path / "work", **place)
-    children = Children(terminal.pid)
+    terminal = PseudoTerminal(
+        [*PROGRAM, *arguments(tmp_path)], columns=100, rows=40, cwd=tmp_path / "work", **environment
+    )
+    children = ChildMonitor(terminal.pid)
     try:
         terminal.wait_for("Workspace")
         terminal.press("3")
@@ -207,25 +213,25 @@ def test_the_wizard_never_reveals_the_token_even_if_every_stage_fails(
         terminal.press("\t")
         terminal.wait_for("Enter use it")
         terminal.press("\r")
-        run_on_until_all_is_done(terminal, run)
+        retry_until_all_is_done(terminal, run)
         save_screenshot(terminal, run)
         terminal.press("q")
         terminal.end()
     finally:
         children.end()
         terminal.kill()
-    assert_every_stage_failed_once_and_then_all_was_done(run)
+    assert_every_stage_failed_once_and_all_are_done(run)
     assert not LEAK.search(terminal.seen)
-    assert_children_were_looked_at(children, tmp_path)
+    assert_children_were_inspected(children, tmp_path)
     assert len(list((run / "logs").glob("screen-*.svg"))) >= len(STAGES)
     assert leaks_in(tmp_path) == []
 
 
-def run_on_until_all_is_done(terminal: PseudoTerminal, run: Path) -> None:
-    """Press a after each failure, and keep a picture of it."""
+def retry_until_all_is_done(terminal: PseudoTerminal, run: Path) -> None:
+    """Press `a` after each failure, and take a screenshot of it."""
     for ends in range(1, 3 * len(STAGES)):
-        terminal.until(lambda ends=ends: ends_told(run) == ends, f"end {ends}", LONG)
-        if finished(run)[-1].exit_code == 0 and Run(run).stage(STAGES[-1]).get("status") == "done":
+        terminal.until(lambda ends=ends: count_ends(run) == ends, f"end {ends}", LONG)
+        if run_ends(run)[-1].exit_code == 0 and Run(run).stage(STAGES[-1]).get("status") == "done":
             return
         save_screenshot(terminal, run)
         start_again(terminal, run)
@@ -233,7 +239,7 @@ def run_on_until_all_is_done(terminal: PseudoTerminal, run: Path) -> None:
 
 
 def start_again(terminal: PseudoTerminal, run: Path) -> None:
-    """Where something was made already, the plan is shown first."""
+    """If something is done already, the plan is shown first."""
     before = (run / layout.EVENTS_JSONL).stat().st_size if (run / layout.EVENTS_JSONL).exists() else 0
     terminal.press("a")
     terminal.until(
@@ -244,19 +250,19 @@ def start_again(terminal: PseudoTerminal, run: Path) -> None:
         terminal.press("\r")
 
 
-def ends_told(run: Path) -> int:
-    """How many starts have ended, without reading all that the journal says: it is asked at every change of the screen."""
+def count_ends(run: Path) -> int:
+    """How many starts have ended, without parsing the journal, because this is called at every change of the screen."""
     events = run / layout.EVENTS_JSONL
     return events.read_bytes().count(b'"kind":"run_finished"') if events.exists() else 0
 
 
-def finished(run: Path) -> list[RunFinished]:
+def run_ends(run: Path) -> list[RunFinished]:
     events = run / layout.EVENTS_JSONL
     return [e.event for e in read_entries(events) if isinstance(e.event, RunFinished)] if events.exists() else []
 
 
 def save_screenshot(terminal: PseudoTerminal, run: Path) -> None:
-    """By the palette of commands. They are named by the second."""
+    """Take a screenshot with the command palette."""
     before = set((run / "logs").glob("screen-*.svg"))
     open_palette(terminal)
     terminal.press("screenshot")
@@ -268,7 +274,7 @@ def save_screenshot(terminal: PseudoTerminal, run: Path) -> None:
 
 
 def open_palette(terminal: PseudoTerminal) -> None:
-    """On a busy machine Esc and the key after it may come as one: then again."""
+    """On a busy machine, Esc and the next key may arrive as one: then try again."""
     for _ in range(5):
         terminal.escape()
         terminal.press("\x0b")

@@ -31,7 +31,7 @@ def finished(demo_run: Demo) -> Path:
 
 @pytest.mark.fault("D23")
 def test_no_library_writes_to_the_terminal(demo_run: Demo):
-    """Their warnings stand in the log."""
+    """Their warnings are in the log."""
     assert demo_run.errors == b""
     assert all("kind" in json.loads(line) for line in demo_run.output.splitlines())
 
@@ -74,8 +74,8 @@ def test_the_training_set_loads_with_plain_datasets(finished: Path):
     rows = load_dataset("json", data_files=str(finished / layout.TRAIN_JSONL), split="train")
     assert set(rows.column_names) == {"prompt", "chosen", "rejected"}
     assert rows[0]["chosen"][0]["role"] == "assistant" != rows[0]["prompt"][-1]["role"]
-    held = load_dataset("json", data_files=str(finished / layout.EVAL_JSONL), split="train")
-    assert {str(row["prompt"]) for row in rows}.isdisjoint({str(row["prompt"]) for row in held})
+    held_out = load_dataset("json", data_files=str(finished / layout.EVAL_JSONL), split="train")
+    assert {str(row["prompt"]) for row in rows}.isdisjoint({str(row["prompt"]) for row in held_out})
 
 
 def test_the_archive_can_be_unpacked_and_loaded_with_plain_peft(finished: Path, tmp_path: Path):
@@ -89,7 +89,7 @@ def test_the_archive_can_be_unpacked_and_loaded_with_plain_peft(finished: Path, 
 
 
 def largest_effect(base: Path, adapter: Path) -> float:
-    """By how much the adapter moves a logit, with PEFT alone."""
+    """The largest change that the adapter makes to a logit, with PEFT alone."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -99,10 +99,10 @@ def largest_effect(base: Path, adapter: Path) -> float:
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
-        on = model(**ids).logits
+        with_adapter = model(**ids).logits
         with model.disable_adapter():
-            off = model(**ids).logits
-    return float((on - off).abs().max())
+            without = model(**ids).logits
+    return float((with_adapter - without).abs().max())
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_a_terminal_that_stops_reading_for_five_seconds_does_not_slow_training(f
         times = step_times(folder)
         read = sum(read_from < when <= stalled_from for when in times) / (stalled_from - read_from)
         stalled = sum(stalled_from < when <= stalled_to for when in times) / (stalled_to - stalled_from)
-        # With a screen that the engine waits for it is none at all; the half leaves room for a busy machine.
+        # If the engine waited for the screen, there would be none at all; half leaves room for a busy machine.
         assert read > 0 and stalled > read / 2, (
             f"{read:.1f} steps a second while it read, {stalled:.1f} while it did not"
         )
@@ -139,7 +139,7 @@ def test_a_terminal_that_stops_reading_for_five_seconds_does_not_slow_training(f
 
 
 def step_times(folder: Path) -> list[float]:
-    """When each step of the last start was told."""
+    """The times of the steps of the last start, as reported."""
     entries = list(read_entries(folder / layout.EVENTS_JSONL))
     last_start = max(index for index, entry in enumerate(entries) if isinstance(entry.event, RunStarted))
     return [entry.time for entry in entries[last_start:] if isinstance(entry.event, TrainStep)]

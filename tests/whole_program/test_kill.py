@@ -1,6 +1,6 @@
 """SIGKILL at random moments while pairs of real prompts are generated: nothing acknowledged is lost or duplicated.
 
-The default suite kills whole runs of the demo (tests/faults/test_disturbed_runs.py).
+The default suite kills full runs of the demo (tests/faults/test_disturbed_runs.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from tests.conftest import needs_shared_data
 ROOT = Path(__file__).parents[2]
 
 
-def kill_and_go_on(folder: Path, prompts: int, kills: int, seed: int) -> list[dict]:
-    """Start the run, kill it `kills` times at random moments, let it end; returns the records. Checks every promise."""
+def kill_and_resume(folder: Path, prompts: int, kills: int, seed: int) -> list[dict]:
+    """Start the run, kill it `kills` times at random moments, and let it finish. Returns its records, which it checks
+    after every kill.
+    """
     data = needs_shared_data("hh-rlhf-harmless-base-test.jsonl.gz")
     command = [
         sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder),
@@ -32,7 +34,7 @@ def kill_and_go_on(folder: Path, prompts: int, kills: int, seed: int) -> list[di
         "--accept-quality", "prompts that the demo cannot answer",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    moments = random.Random(seed)
+    rng = random.Random(seed)
     acknowledged: set[str] = set()
     for _ in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder.parent)
@@ -41,27 +43,27 @@ def kill_and_go_on(folder: Path, prompts: int, kills: int, seed: int) -> list[di
             event = json.loads(line)
             if event["kind"] == "progress" and event["stage"] == "pairs":
                 break
-        time.sleep(moments.uniform(0.0, 1.5))
+        time.sleep(rng.uniform(0.0, 1.5))
         process.send_signal(signal.SIGKILL)
         rest = process.stdout.read().split("\n")
         process.wait()
-        acknowledged |= {row["id"] for row in map(_event, rest) if row.get("kind") in ("pair_made", "pair_failed")}
-        assert acknowledged <= {record["id"] for record in _whole_records(folder)}
+        acknowledged |= {row["id"] for row in map(_parsed, rest) if row.get("kind") in ("pair_made", "pair_failed")}
+        assert acknowledged <= {record["id"] for record in _complete_records(folder)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=folder.parent)
-    records = _whole_records(folder)
+    records = _complete_records(folder)
     assert len(records) == len({record["id"] for record in records}) == prompts
     assert acknowledged <= {record["id"] for record in records}
     return records
 
 
-def _event(line: str) -> dict:
+def _parsed(line: str) -> dict:
     try:
         return json.loads(line)
-    except ValueError:  # the last line, torn by the kill
+    except ValueError:  # the last line, truncated by the kill
         return {}
 
 
-def _whole_records(folder: Path) -> list[dict]:
+def _complete_records(folder: Path) -> list[dict]:
     raw = (folder / layout.PAIRS_JSONL).read_bytes()
     return [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].split(b"\n") if line]
 
@@ -69,5 +71,5 @@ def _whole_records(folder: Path) -> list[dict]:
 @pytest.mark.fault("A1")
 @pytest.mark.slow
 def test_nothing_is_lost_if_a_run_of_500_prompts_is_killed_ten_times(tmp_path: Path):
-    records = kill_and_go_on(tmp_path / "run", prompts=500, kills=10, seed=7)
+    records = kill_and_resume(tmp_path / "run", prompts=500, kills=10, seed=7)
     assert any(len(record["messages"]) > 1 for record in records)

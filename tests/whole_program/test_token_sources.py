@@ -1,4 +1,4 @@
-"""How a token reaches a run, and where it must never be: on a command line, in a child, in the run folder."""
+"""How a token reaches a run, and where it must never appear: on a command line, in a child, in the run folder."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_a_browser_login_can_be_started_from_the_command_line(fake: FakeHub, tmp
         assert not path.is_file() or b"hf_oauth_" not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize("given", [["--token", CANARY], [f"--token={CANARY}"], [f"--hf-token={CANARY}"]])
-def test_no_option_takes_a_token_and_the_error_does_not_repeat_it(given: list[str], tmp_path: Path) -> None:
-    done = stage3("--auto", *given, cwd=tmp_path)
+@pytest.mark.parametrize("options", [["--token", CANARY], [f"--token={CANARY}"], [f"--hf-token={CANARY}"]])
+def test_no_option_takes_a_token_and_the_error_does_not_repeat_it(options: list[str], tmp_path: Path) -> None:
+    done = stage3("--auto", *options, cwd=tmp_path)
     assert done.returncode == 2 and CANARY not in done.stdout + done.stderr
 
 
@@ -76,7 +76,7 @@ echo "spy 9.9.9"
 
 
 def test_no_child_of_a_run_receives_the_token(fake: FakeHub, tmp_path: Path) -> None:
-    """Whatever stands in for git, uv and their like writes down its command line and its environment."""
+    """Stand-ins for git, uv and similar programs record their command line and environment."""
     tools, seen = tmp_path / "tools", tmp_path / "seen"
     tools.mkdir()
     for name in ("git", "uv", "tmux", "nvidia-smi"):

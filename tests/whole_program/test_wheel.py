@@ -20,7 +20,7 @@ PACKAGES = {"engine", "tui", "themes"}
 
 
 def uv() -> str:
-    """As the Makefile finds it."""
+    """The uv that the Makefile would find."""
     found = shutil.which("uv") or shutil.which(ROOT / ".tools/bin/uv")
     if found is None:
         pytest.skip("uv is neither on PATH nor in .tools")
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty one; what the wheel requires lies where this process has it, and the checkout is not on any path."""
+    """A new environment with the wheel: its requirements are those of this process, and the checkout is on no path."""
     folder = tmp_path_factory.mktemp("elsewhere") / "venv"
     subprocess.run([uv(), "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
     python = str(folder / "bin/python")
@@ -49,9 +49,9 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(environment: Path, program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    ours = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    kept = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     command = [str(environment / "bin" / program), *arguments]
-    return subprocess.run(command, cwd=cwd, env=ours, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=600)
 
 
 def test_the_packages_come_from_the_wheel_and_not_from_the_checkout(environment: Path, tmp_path: Path):
@@ -72,7 +72,7 @@ def test_the_wheel_contains_every_file_of_the_packages(environment: Path):
 
 
 def test_the_demo_starts_from_the_wheel(environment: Path, tmp_path: Path):
-    """As far as it goes without torch; the whole of it is slow."""
+    """Runs only the stages that need no torch; the full demo is a slow test."""
     until = ("--auto", "--demo", "--until", "credentials", "--output-dir", "run")
     done = run(environment, "stage3-tui", *until, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -81,7 +81,7 @@ def test_the_demo_starts_from_the_wheel(environment: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_full_install_runs_the_full_demo(wheel: Path, tmp_path: Path):
-    """All requirements from the registry, in the versions of constraints.txt, as `uv tool install` would."""
+    """Installs all requirements from the registry, in the versions of constraints.txt, as `uv tool install` would."""
     folder = tmp_path / "venv"
     subprocess.run([uv(), "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
     constraints = ("--constraint", str(ROOT / "constraints.txt"))
