@@ -497,11 +497,12 @@ class Stage3Config(
         pairs = size * accumulation
         if pairs % number:
             below, above = nearest_divisors(pairs, number)
-            nearest = f"{below} and {above}" if above else f"{below}"
+            nearest = (
+                f"nearest possible numbers are {below} and {above}" if above else f"largest possible number is {below}"
+            )
             raise ValueError(
                 f"{pairs} pairs of one optimizer step (--per-device-train-batch-size {size} × "
-                f"--gradient-accumulation-steps {accumulation}) cannot be divided evenly among {number} processes; the nearest "
-                f"numbers that divide {pairs} are {nearest}"
+                f"--gradient-accumulation-steps {accumulation}) cannot be divided evenly among {number} processes; the {nearest}"
             )
         return number
 

@@ -62,8 +62,7 @@ tags: [lora, dpo, constitutional-ai]
 
 # Stage 3 "constitutional" LoRA adapter
 
-Trained by [stage3-tui](https://pypi.org/project/stage3-tui/): DPO of a Stage 2 LoRA adapter against itself, on pairs of
-its own answers."""
+Trained by stage3-tui: DPO of a Stage 2 LoRA adapter against itself, on pairs of its own answers."""
 
 
 def _verdict(evaluation: Mapping[str, Any]) -> str:

@@ -546,7 +546,8 @@ def _run_trainer(
 
 
 def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revision: str | None) -> None:
-    """Save the Stage 3 adapter, its tokenizer and chat template to `folder`, atomically and without local paths.
+    """Save the Stage 3 adapter, its tokenizer and chat template to `folder`, without local paths. An interruption leaves the old
+    folder, none or the complete new one.
 
     base_name   the value of `base_model_name_or_path`: a Hub id, or the name of a local folder
     """

@@ -59,6 +59,7 @@ class Export:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            self._rows.close()
             self._file.close()
         except OSError as close_error:
             if kind is None:

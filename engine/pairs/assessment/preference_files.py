@@ -17,6 +17,9 @@ class RowWriter(Protocol):
     def finish(self) -> None:
         """Write the rows that are still in memory."""
 
+    def close(self) -> None:
+        """Release the writer, before its file is closed. What was not finished may be lost."""
+
 
 def writer_for(path: Path, file: BinaryIO) -> RowWriter:
     """The writer for the suffix of the final file name."""
@@ -32,6 +35,9 @@ class _JsonLines:
 
     def finish(self) -> None:
         self._file.flush()
+
+    def close(self) -> None:
+        """Nothing to release."""
 
 
 class _Parquet:
@@ -51,7 +57,10 @@ class _Parquet:
 
     def finish(self) -> None:
         self._write()
-        self._writer.close()
+        self.close()
+
+    def close(self) -> None:
+        self._writer.close()  # else it writes its footer when it is collected, to a closed file
 
     def _write(self) -> None:
         import pyarrow
