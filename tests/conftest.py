@@ -38,12 +38,16 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 LONGEST_FIRST = (
-    *("demo_run", "disturbed_runs", "walk", "terminal", "canary", "distributed", "memory", "wizard"),
-    *("pairs_in_processes", "advice", "training", "outputs", "evaluation_in_processes", "moods", "screens"),
-    *("push", "downloads_by_libraries", "server", "resuming", "soak", "snapshots", "pair_browser"),
-    *("evaluation", "trained_variants", "plan", "imports", "formats", "judges", "dependencies"),
-    *("published_templates", "options_editor", "preflight", "token_sources", "cli", "head", "damaged_adapters"),
-    *("model_card", "validation", "packaging", "chat_templates", "pool", "reexec", "wheel"),
+    *("disturbed_runs", "terminal", "walk", "demo_run", "wizard", "training"),
+    *("canary", "memory", "outputs", "snapshots", "advice", "moods"),
+    *("pair_browser", "screens", "push", "downloads_by_libraries", "soak", "server"),
+    *("evaluation_in_processes", "options_editor", "placement", "resuming", "distributed", "judges"),
+    *("formats", "pairs_on_servers", "plan", "reexec", "response_limits", "trained_variants"),
+    *("pairs_in_processes", "clone", "several_servers", "validation", "head", "evaluation"),
+    *("dependencies", "chat_templates", "critic", "published_templates", "gpus", "cli"),
+    *("model_card", "token_sources", "imports", "damaged_adapters", "preflight", "untrusted_files"),
+    *("pool", "packaging", "vllm", "training_batches", "start_page"),
+    *("spot", "log_screen", "workspace"),
 )
 """Test files that take five seconds or more, longest first: a long one at the end would leave a CPU idle."""
 
