@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 SCRIPT = """#!{shell}
-{{ printf '%s\\0' "${{0##*/}}" "$@"; echo; }} >> "{calls}"
+{{ printf '%s\\0' "${{0##*/}}" "$@"; echo; }} > "{calls}.$$"
+cat "{calls}.$$" >> "{calls}"  # in one write: two programs may start at once
 {then}
 """
 WAITS_FOR_SIGTERM = "trap 'kill $!; exit 143' TERM; echo $$ > '{folder}/pid'; sleep 60 & wait $!"
