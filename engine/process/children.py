@@ -37,11 +37,12 @@ ENDING_CHARACTERS = 240
 
 log = logging.getLogger(__name__)
 
-# git and uv need proxies and certificates.
+# git and uv need proxies and certificates. Processes that share a task must choose the same kernels and the same network.
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|XDG_.*_(HOME|DIR|DIRS)|(HTTPS?|ALL|NO)_PROXY"
     r"|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|GIT_SSL_CA(INFO|PATH)|LD_LIBRARY_PATH|CUDA_.*|NVIDIA_.*|ROCR?_.*"
-    r"|NCCL_.*|GLOO_.*|OMP_.*|MKL_.*|OPENBLAS_NUM_THREADS|VIRTUAL_ENV|CONDA_PREFIX|PYTHONPATH|PYTHONUSERBASE|PYTORCH_.*",
+    r"|(ATEN|PYTORCH|TORCH|CUBLAS|CUDNN|HIP|HSA|MKL|ONEDNN|DNNL|OPENBLAS|OMP|GOMP|KMP|NCCL|GLOO|UCX|FI)_.*"
+    r"|VIRTUAL_ENV|CONDA_PREFIX|PYTHONPATH|PYTHONUSERBASE",
     re.IGNORECASE,
 )
 _INSTALLER = re.compile(r"UV_.*|PIP_.*")

@@ -175,6 +175,22 @@ def test_git_gets_the_configured_certificates(monkeypatch: pytest.MonkeyPatch) -
     assert clean_environment()["GIT_SSL_CAINFO"] == "/etc/corporate.pem"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ATEN_CPU_CAPABILITY",
+        "MKL_CBWR",
+        "OPENBLAS_CORETYPE",
+        "CUBLAS_WORKSPACE_CONFIG",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    ],
+)
+def test_a_child_computes_as_this_process_does(name: str, monkeypatch: pytest.MonkeyPatch):
+    """With other kernels, processes that share a task would round differently."""
+    monkeypatch.setenv(name, "chosen")
+    assert clean_environment()[name] == "chosen"
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o000, 0o644), (0o022, 0o644), (0o077, 0o600)])
 def test_files_that_a_child_creates_are_not_writable_by_others(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
