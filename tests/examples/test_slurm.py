@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -108,7 +109,8 @@ def signal_step(pid: int) -> None:
     """SIGTERM as Slurm sends it: to every process of the step, the program's children too."""
     program = psutil.Process(pid)
     for process in [*program.children(recursive=True), program]:
-        process.send_signal(signal.SIGTERM)
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            process.send_signal(signal.SIGTERM)
 
 
 def pid_at_work(run: Path) -> int:

@@ -16,6 +16,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -145,9 +146,11 @@ class PseudoTerminal:
 
     def kill(self) -> None:
         """Kill all remaining processes."""
-        if psutil.pid_exists(self.pid):
-            for process in (*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)):
-                process.send_signal(signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            program = psutil.Process(self.pid)
+            for process in (*program.children(recursive=True), program):
+                with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                    process.send_signal(signal.SIGKILL)
 
 
 def demo(folder: Path, *arguments: str) -> list[str]:
