@@ -124,7 +124,7 @@ def run(context: Context) -> StageRun:
 
 def _too_few_pairs(usable: int) -> DataError:
     return DataError(
-        f"{usable} usable pairs are too few to split into training and held-out sets.",
+        f"Too few usable pairs ({usable}) to split into training and held-out sets.",
         "Each set needs at least one: without held-out pairs, the effect of training cannot be measured.",
         "Make more pairs: raise --num-examples.",
     )

@@ -89,7 +89,7 @@ def test_identical_pairs_are_refused_by_the_gate(make: Make, monkeypatch: pytest
 def test_opening_the_gate_for_identical_pairs_leaves_nothing_to_train_on(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = with_pairs(make(min_pairs=10, accept_quality="let me"), [identical(i) for i in range(30)])
     code, error = outcome(context, monkeypatch, "quality", "training")
-    assert code == 9 and "0 usable pairs are too few to split into training and held-out sets" in error
+    assert code == 9 and "Too few usable pairs (0) to split into training and held-out sets" in error
 
 
 def test_identical_replies_in_a_training_file_are_refused_with_their_line(make: Make, monkeypatch: pytest.MonkeyPatch):
@@ -107,7 +107,7 @@ def test_a_single_pair_is_refused_even_if_the_gate_is_opened(make: Make, monkeyp
     assert code == 9 and "training pairs is 1 (at least 100)" in error
     opened = with_pairs(make(accept_quality="it is all I have"), [good_pairs.row(0)])
     code, error = outcome(opened, monkeypatch, "quality", "training")
-    assert code == 9 and "1 usable pairs are too few to split into training and held-out sets" in error
+    assert code == 9 and "Too few usable pairs (1) to split into training and held-out sets" in error
 
 
 @pytest.mark.fault("D18")

@@ -251,7 +251,7 @@ def _nothing_trained(evidence: Evidence) -> str:
 
 def _too_few_prompts(evidence: Evidence) -> str:
     prompts, minimum = evidence.data.prompts, evidence.limits.min_eval_prompts
-    return f"{prompts} held-out prompts are too few; at least {minimum} are needed." if prompts < minimum else ""
+    return f"Too few held-out prompts ({prompts}); at least {minimum} are needed." if prompts < minimum else ""
 
 
 def _same_answers(evidence: Evidence) -> str:

@@ -81,7 +81,9 @@ def measure_pairs(
     """(length of the conversation, number of the pair) by key; the texts stay on disk."""
     if not missing:
         return known
-    yield Message("info", f"Measuring how much {len(missing)} revisions depend on their prompts, with the base model.")
+    yield Message(
+        "info", f"Measuring with the base model how much revisions depend on their prompts ({len(missing)} to measure)."
+    )
     by_length = array("Q", (missing[key][1] for key in sorted(missing, key=lambda key: (missing[key][0], key))))
     starts = range(0, len(by_length), PAIRS_PER_BATCH)
     batches = Mapped(starts, lambda start: [pairs[number] for number in by_length[start : start + PAIRS_PER_BATCH]])
