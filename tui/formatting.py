@@ -112,10 +112,6 @@ def memory(size: float | None) -> str:
     return f"{size:.0f} B"
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 def bars(curve: Sequence[float], width: int, low: float, high: float) -> str:
     """The curve as a sparkline of at most `width` characters; each shows the mean of its steps."""
     count = min(width, len(curve))

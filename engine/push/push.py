@@ -11,6 +11,7 @@ from engine import __version__, hub
 from engine.core import layout
 from engine.core.errors import AccessError, NetworkError, Stage3Error, Stopped, UnsafeError
 from engine.core.events import Check, Event, Message
+from engine.core.wording import plural
 from engine.hub.references import is_local
 from engine.packaging.archive import Archive, verified_archive
 from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
@@ -110,7 +111,7 @@ def send(
     if remote is not None and all(remote.has(name, data) for name, data in files.items()):
         yield Check("pushed", "ok", f"{repository.repo_id} already has all files; nothing sent")
         return _pushed(repository, repository.page, remote, files, was_there=True)
-    yield Message("info", f"Sending {len(files)} files to {repository.repo_id} in one commit.")
+    yield Message("info", f"Sending {plural(len(files), 'file')} to {repository.repo_id} in one commit.")
     stop.raise_if_requested()
     remote = remote or create_repository(repository, public=public)
     page = repository.commit(files, parent=remote.commit, message=message, description=description)

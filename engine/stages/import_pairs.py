@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.events import Event, Message, Progress, StageStale
+from engine.core.wording import plural
 from engine.pairs.data.edits import edit_lines, edits_path_of
 from engine.pairs.data.record import OK, Pair, PairRecord
 from engine.pairs.formats.folders import hash_of_files
@@ -47,7 +48,8 @@ def import_pairs(context: Context, source: Path) -> StageRun:
     yield from _import_decisions(context, source)
     imported = {"name": source.name, "sha256": origin, "rows": bad.rows, "bad_rows": bad.count}
     return StageEnd(
-        f"{total:,} pairs imported from {source.name}" + (f", {bad.count:,} rows left out" if bad.count else ""),
+        f"{plural(total, 'pair')} imported from {source.name}"
+        + (f", {bad.count:,} rows left out" if bad.count else ""),
         PairsResult(pairs_sha256=sha256_of_file(target), records=total, ok=usable, imported=imported),
     )
 

@@ -13,6 +13,7 @@ from engine.core import layout
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
 from engine.core.statistics import fraction, mean
+from engine.core.wording import plural
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
 from engine.dpo.planning.process_count import local_processes
@@ -247,7 +248,7 @@ def _time_a_batch(
     batch_size = backend.batch_size(longest)
     size = min(batch_size, len(prompts))
     prefill, decode = time_batch(backend, prompts[:size])
-    yield Check("a batch", "ok", f"{size} prompts: {prefill:.2f} s to read, {size / decode:.0f} tokens/s")
+    yield Check("a batch", "ok", f"{plural(size, 'prompt')}: {prefill:.2f} s to read, {size / decode:.0f} tokens/s")
     return BatchTimes(batch_size, prefill, decode)
 
 

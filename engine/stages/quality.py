@@ -15,6 +15,7 @@ from typing import Any
 from engine.core import layout
 from engine.core.errors import DataError, Stage3Error
 from engine.core.events import Check, Event, Message
+from engine.core.wording import plural
 from engine.models.templates.option import template_key
 from engine.pairs.assessment.gate import FIGURES_WITHOUT_JUDGE, Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import assessed_pairs, hold_out, preference_row
@@ -106,9 +107,9 @@ def run(context: Context) -> StageRun:
         raise _too_few_pairs(len(usable))
     _write_rows(run_ / layout.TRAIN_JSONL, train)
     _write_rows(run_ / layout.EVAL_JSONL, held_out)
-    yield Check("held out", "ok", f"{len(held_out)} pairs, split by prompt before training")
+    yield Check("held out", "ok", f"{plural(len(held_out), 'pair')}, split by prompt before training")
     return StageEnd(
-        f"{len(train)} pairs to train on, {len(held_out)} held out, {tally.made - len(usable)} left out",
+        f"{plural(len(train), 'pair')} to train on, {len(held_out)} held out, {tally.made - len(usable)} left out",
         QualityResult(
             train_sha256=sha256_of_file(run_ / layout.TRAIN_JSONL),
             eval_sha256=sha256_of_file(run_ / layout.EVAL_JSONL),

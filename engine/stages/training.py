@@ -11,6 +11,7 @@ from engine.core import layout
 from engine.core.errors import NumbersError
 from engine.core.events import Check, EvalDone, Message, PairFailed, PairMade, TrainStep
 from engine.core.layout import ADAPTER_WEIGHTS
+from engine.core.wording import plural
 from engine.dpo.planning.forecast import against_measured, seconds_at_work
 from engine.dpo.planning.plan import effective_batch, oom_history
 from engine.hub.references import is_local, local_path
@@ -92,7 +93,7 @@ def run(context: Context) -> StageRun:
     write_atomically(context.run / layout.ADAPTER_DIR / "README.md", card.encode("utf-8", errors="backslashreplace"))
     write_json(context.run / layout.METRICS_JSON, metrics)
     return StageEnd(
-        f"{trained.steps} steps, final loss {trained.losses[-1]:.4f}; Stage 3 against Stage 2: {report['verdict']}",
+        f"{plural(trained.steps, 'step')}, final loss {trained.losses[-1]:.4f}; Stage 3 against Stage 2: {report['verdict']}",
         TrainingResult(
             tensors_sha256=trained.tensors_sha256,
             adapter_sha256=sha256_of_file(context.run / layout.ADAPTER_DIR / ADAPTER_WEIGHTS),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,9 @@ from engine.pairs.data.edits import (
     ACTIONS,
     Decision,
     Edits,
+    History,
     apply_decision,
     count_edits_after,
-    fold_edits,
     read_edits,
     read_settled_edits,
     write_edit,
@@ -34,6 +36,14 @@ ROOT = Path(__file__).parents[2]
 
 def edit(pair_id: str, action: str, **more: str) -> dict[str, str]:
     return {"id": pair_id, "action": action, **more}
+
+
+def decisions_of(edits: Iterable[dict[str, Any]]) -> dict[str, Decision]:
+    """What follows from edits in the order they were made."""
+    history = History()
+    for each in edits:
+        history.add(each)
+    return history.decisions()
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -129,20 +139,20 @@ def test_an_unfinished_last_line_is_not_damage_and_a_complete_one_without_newlin
 
 def test_each_undo_takes_back_one_edit_of_its_pair_and_none_left_is_no_error():
     made = [edit("a", "reject"), edit("a", "flip"), edit("b", "accept")]
-    assert fold_edits([*made, edit("a", "undo")])["a"] == Decision(accepted=False)
-    assert "a" not in fold_edits([*made, edit("a", "undo"), edit("a", "undo")])
-    assert "a" not in fold_edits([*made, *[edit("a", "undo")] * 5])
-    assert fold_edits([edit("a", "undo"), edit("a", "reject")])["a"] == Decision(accepted=False)
+    assert decisions_of([*made, edit("a", "undo")])["a"] == Decision(accepted=False)
+    assert "a" not in decisions_of([*made, edit("a", "undo"), edit("a", "undo")])
+    assert "a" not in decisions_of([*made, *[edit("a", "undo")] * 5])
+    assert decisions_of([edit("a", "undo"), edit("a", "reject")])["a"] == Decision(accepted=False)
 
 
 def test_reject_then_accept_accepts_and_undo_of_the_accept_rejects_again():
     made = [edit("a", "reject"), edit("a", "accept")]
-    assert fold_edits(made)["a"].accepted is True
-    assert fold_edits([*made, edit("a", "undo")])["a"].accepted is False
+    assert decisions_of(made)["a"].accepted is True
+    assert decisions_of([*made, edit("a", "undo")])["a"].accepted is False
 
 
 def test_flipping_twice_is_not_flipping():
-    assert fold_edits([edit("a", "flip"), edit("a", "flip")])["a"].flipped is False
+    assert decisions_of([edit("a", "flip"), edit("a", "flip")])["a"].flipped is False
 
 
 def test_edits_of_different_pairs_do_not_touch_each_other():
@@ -150,14 +160,14 @@ def test_edits_of_different_pairs_do_not_touch_each_other():
     for _ in range(200):
         edits = [_random_edit(random, "ab") for _ in range(12)]
         apart = [each for name in "ab" for each in edits if each["id"] == name]
-        assert fold_edits(edits) == fold_edits(apart)
+        assert decisions_of(edits) == decisions_of(apart)
 
 
 def test_any_sequence_of_edits_gives_what_its_effective_edits_give():
     random = Random(2)
     for _ in range(500):
         edits = [_random_edit(random, "abc") for _ in range(random.randrange(20))]
-        assert fold_edits(edits) == {name: told for name in "abc" if (told := _model(edits, name)) is not None}
+        assert decisions_of(edits) == {name: told for name in "abc" if (told := _model(edits, name)) is not None}
 
 
 def _random_edit(random: Random, names: str) -> dict[str, str]:
@@ -204,7 +214,7 @@ def test_a_new_text_has_no_score_and_is_not_cut_off():
 
 
 def test_edit_then_flip_prefers_the_draft_to_the_new_text():
-    decision = fold_edits([edit("id1", "edit", text="Wait."), edit("id1", "flip")])["id1"]
+    decision = decisions_of([edit("id1", "edit", text="Wait."), edit("id1", "flip")])["id1"]
     edited = apply_decision(pair(1), decision)
     assert (edited.preferred, edited.dispreferred) == (pair(1).base_response, "Wait.")
 

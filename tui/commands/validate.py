@@ -21,6 +21,7 @@ from engine.core import clock
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, ExitCode
 from engine.core.options import Option, options
+from engine.core.wording import plural
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.gate import Figure
 from engine.pairs.assessment.validation import Validation, validate
@@ -31,7 +32,6 @@ from engine.storage.jsonl import BadLine
 from tui.commands.arguments import add_options, add_token_options, config_of, new_parser, parse, token_of
 from tui.commands.event_lines import COLOUR, GLYPH
 from tui.commands.table import PROGRAM
-from tui.formatting import plural
 from tui.process.print_error import print_error
 
 if TYPE_CHECKING:

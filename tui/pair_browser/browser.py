@@ -15,10 +15,11 @@ from textual.timer import Timer
 from textual.widgets import Input
 
 from engine.core.errors import Stage3Error
+from engine.core.wording import plural
 from engine.pairs.assessment.gate import Figure, figures
 from engine.pairs.data.edits import Action
 from tui.app_protocol import wizard_of
-from tui.formatting import one_line, plural
+from tui.formatting import one_line
 from tui.keys import bindings
 from tui.pair_browser.gate_strip import gate_lines
 from tui.pair_browser.pair_list import PairList, header_text

@@ -7,9 +7,10 @@ from typing import Any
 
 from textual.content import Content
 
+from engine.core.wording import plural
 from engine.pairs.data.edits import Decision
 from engine.pairs.data.record import text_labels
-from tui.formatting import one_line, plural, safe_text
+from tui.formatting import one_line, safe_text
 from tui.pair_browser.rows import PairRow, text_of
 from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.marks import PAIR_MARKS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from engine.core import layout
 from engine.core.stage_table import STAGES
+from engine.core.wording import plural
 from engine.pairs.data.edits import count_edits_after
 from engine.run.state import RunState
-from tui.formatting import plural
 from tui.runs.run_source import RunSource
 
 ALREADY_READ = "Stage quality has already read the decisions: new ones count for the next run."

@@ -15,9 +15,10 @@ from textual.message import Message
 from textual.widgets import Input
 
 from engine.core import layout
+from engine.core.wording import plural
 from engine.run.state import RunState
 from tui.app_protocol import wizard_of
-from tui.formatting import one_line, plural, safe_text
+from tui.formatting import one_line, safe_text
 from tui.keys import bindings
 from tui.runs.run_source import RunSource
 from tui.screens.dialogs import Dialog

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.core.layout import ARCHIVE_SUFFIX
+from engine.core.wording import plural
 from engine.run.state import RunState
-from tui.formatting import duration, plural
+from tui.formatting import duration
 
 if TYPE_CHECKING:
     from engine.core.config import Stage3Config

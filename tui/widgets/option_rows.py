@@ -10,7 +10,8 @@ from textual.geometry import Region, Size
 from textual.message import Message
 
 from engine.core.options import Option
-from tui.formatting import one_line, plural
+from engine.core.wording import plural
+from tui.formatting import one_line
 from tui.keys import bindings
 from tui.widgets.layout import EMPTY, fit, shortened
 from tui.widgets.option_help import choices_of, differs, shown_value

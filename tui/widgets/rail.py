@@ -11,8 +11,9 @@ from textual.widget import Widget
 
 from engine.core.events import Progress
 from engine.core.stage_table import STAGE_TABLE, STAGES
+from engine.core.wording import plural
 from engine.run.state import RunState, StageState
-from tui.formatting import approx_duration, duration, memory, plural, rate
+from tui.formatting import approx_duration, duration, memory, rate
 from tui.widgets.gauge import bar
 from tui.widgets.layout import EMPTY, fit, spread, stack
 from tui.widgets.marks import STAGE_MARKS, UNKNOWN

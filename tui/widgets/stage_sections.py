@@ -8,8 +8,9 @@ from textual.content import Content
 
 from engine.core.events import Check, Progress, StageFinished
 from engine.core.stage_table import STAGE, STAGES
+from engine.core.wording import plural
 from engine.run.state import StageState
-from tui.formatting import approx_duration, duration, one_line, plural, rate, safe_text
+from tui.formatting import approx_duration, duration, one_line, rate, safe_text
 from tui.keys import KEYS
 from tui.widgets.gauge import bar
 from tui.widgets.layout import EMPTY, Column, fit, leading_clauses, paragraph, spread, table

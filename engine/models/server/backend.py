@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode, NetworkError, Stage3Error
 from engine.core.events import EventSink, discard_event
+from engine.core.wording import plural
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, prompt_length
 from engine.models.server import errors
@@ -152,7 +153,8 @@ class ServerBackend:
     def warnings(self) -> list[str]:
         """Unusual things about the replies so far, as sentences."""
         return [
-            f"{count} replies ended with {visible_line(ending, 40) or 'no finish_reason'!r}: counted as cut off."
+            f"{plural(count, 'reply', 'replies')} ended with {visible_line(ending, 40) or 'no finish_reason'!r}: counted as "
+            "cut off."
             for ending, count in self._unknown_finish_reasons.most_common()
         ]
 

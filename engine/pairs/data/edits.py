@@ -9,7 +9,7 @@ does nothing. Edits of different pairs are independent.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -201,14 +201,6 @@ def _is_time(value: Any) -> bool:
 
 
 # -- decisions --------------------------------------------------------------------------------------------------------
-
-
-def fold_edits(edits: Iterable[Mapping[str, Any]]) -> dict[str, Decision]:
-    """Fold edits, in the order they were made, into decisions by pair id."""
-    history = History()
-    for edit in edits:
-        history.add(edit)
-    return history.decisions()
 
 
 class History:

@@ -10,12 +10,13 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from engine.core.wording import plural
 from engine.models.backend import Backend
 from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import counted, server_failure, server_message
+from engine.pairs.generation.critique_revision import server_failure, server_message
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, Judge
@@ -58,7 +59,7 @@ def make_records(
     """The records of one batch, in the order of `prompts`. Yields each step as it begins. Raises what the judge raises."""
     rounds = []
     for number in range(settings.num_drafts):
-        yield f"{counted(prompts, 'draft')} ({number + 1} of {settings.num_drafts})"
+        yield f"{plural(len(prompts), 'draft')} ({number + 1} of {settings.num_drafts})"
         seeds = [seed_of(settings.seed, prompt.id, "draft", number) for prompt in prompts]
         rounds.append(backend.reply([prompt.messages for prompt in prompts], settings.sampling, seeds))
     candidates = [
@@ -66,7 +67,7 @@ def make_records(
         for prompt, drafts in zip(prompts, zip(*rounds, strict=True), strict=True)
     ]
     comparisons = [comparison for candidate in candidates for comparison in candidate.comparisons]
-    yield counted(comparisons, "comparison")
+    yield plural(len(comparisons), "comparison")
     gains = {
         comparison.id: scores.second - scores.first
         for batch in score_in_batches(judge, comparisons, stop)

@@ -10,12 +10,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from engine.core.wording import plural
 from engine.models.backend import Backend
 from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import counted, server_failure, server_message
+from engine.pairs.generation.critique_revision import server_failure, server_message
 from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
@@ -68,9 +69,9 @@ def _try(
         seeds = [seed_of(settings.seed, pair.prompt.id, step, attempt) for pair in pairs]
         return backend.reply(conversations, settings.sampling, seeds)
 
-    yield counted(pairs, "chosen answer")
+    yield plural(len(pairs), "chosen answer")
     chosen = answers([principle.chosen_system for principle in principles], "chosen")
-    yield counted(pairs, "rejected answer")
+    yield plural(len(pairs), "rejected answer")
     rejected = answers([principle.rejected_system for principle in principles], "rejected")
     for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
         pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, principle, better, worse)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
+from engine.core.wording import plural
 from engine.models.backend import Backend, critic_of
 from engine.models.generation.sampling import RefusedReply, Reply
 from engine.pairs import detectors
@@ -83,7 +84,7 @@ def make_records(
     prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings
 ) -> Generator[str, None, list[PairRecord]]:
     """The records of one batch, in the order of `prompts`. Yields each step as it begins."""
-    yield counted(prompts, "draft")
+    yield plural(len(prompts), "draft")
     drafts = backend.reply(
         [prompt.messages for prompt in prompts],
         settings.sampling,
@@ -115,10 +116,6 @@ def too_long_record(prompt: Prompt, tokens: int, limit: int) -> PairRecord:
     )
 
 
-def counted(items: Sequence[object], noun: str) -> str:
-    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
-
-
 def server_failure(reply: Reply) -> str:
     """Why the server sent no reply; empty if it did."""
     if isinstance(reply, RefusedReply):
@@ -137,7 +134,7 @@ def _try(
     pairs: list[PairInProgress], attempt: int, backend: Backend, settings: GenerationSettings
 ) -> Generator[str, None, None]:
     """Make one critique and one revision for each pair."""
-    yield counted(pairs, "critique")
+    yield plural(len(pairs), "critique")
     principles, critic = [_draw_principle(pair, attempt, settings) for pair in pairs], critic_of(backend)
     critiques = critic.reply(
         [
@@ -147,7 +144,7 @@ def _try(
         settings.sampling,
         [seed_of(settings.seed, pair.prompt.id, "critique", attempt) for pair in pairs],
     )
-    yield counted(pairs, "revision")
+    yield plural(len(pairs), "revision")
     revisions = critic.reply(
         [
             revision_prompt(pair.prompt.messages, pair.text, critique.text, principle, settings.examples)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.core.events import Event
+from engine.core.wording import plural
 from engine.pairs.judges.base import Comparison, Judge
 from engine.pairs.judges.scores import (
     ScoredBatch,
@@ -64,7 +65,7 @@ def task_handler(judge: Judge) -> Work:
 
     def work(task: Task) -> Generator[str, None, TaskResult]:
         comparisons = [Comparison(**each) for each in task["comparisons"]]
-        yield f"{len(comparisons)} comparisons"
+        yield plural(len(comparisons), "comparison")
         return TaskResult([score_row(judge.name, *scored) for scored in scored_batch(judge, comparisons)])
 
     return work

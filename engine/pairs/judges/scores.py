@@ -19,6 +19,7 @@ from typing import Any
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Message, Progress
+from engine.core.wording import plural
 from engine.machine.memory import free_memory, halve_on_oom
 from engine.pairs.data.record import Pair
 from engine.pairs.judges.base import SERVER_FAILED, Comparison, Judge, Outcome, ScorePair
@@ -86,7 +87,8 @@ def score_pairs(
     pending = take(comparisons, array("Q", (number for _, _, number in sorted(missing))))
     if pending:
         yield Message(
-            "info", f"Scoring {len(pending)} pairs with the judge {name}; {len(comparisons) - len(pending)} are done."
+            "info",
+            f"Scoring {plural(len(pending), 'pair')} with the judge {name}; {len(comparisons) - len(pending)} are done.",
         )
         with load() as score_batches:
             yield from _score_pending(path, pending, known, len(comparisons), name, score_batches)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.core.events import Event
+from engine.core.wording import plural
 from engine.pairs.data.record import Pair
 from engine.pairs.relevance.cache import MeasuredReply, key_of_reply, measured_reply
 from engine.pairs.relevance.measure import RelevanceMeter
@@ -57,7 +58,7 @@ def task_handler(meter: RelevanceMeter, model: str) -> Work:
 
     def work(task: Task) -> Generator[str, None, TaskResult]:
         pairs = [Pair(**each, prompt="", base_response="") for each in task["pairs"]]
-        yield f"{len(pairs)} revisions"
+        yield plural(len(pairs), "revision")
         return TaskResult([asdict(reply) for reply in measured_batch(meter, model, pairs)])
 
     return work
